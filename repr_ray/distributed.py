@@ -1,0 +1,62 @@
+"""Rank 0 decides, everyone receives, and a checksum proves it. Does nothing where there is one process."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks of one trial no longer hold the same model."""
+
+
+def rank() -> int:
+    """This process's rank, 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train this model, 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite every rank's tensors with those of rank 0, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def all_reduce(*tensors: Tensor) -> None:
+    """Sum each tensor over the ranks, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def checksum(model: nn.Module) -> str:
+    """Hexadecimal digest of every parameter's bits and their order; equal only for equal models."""
+    total = 0
+    for index, parameter in enumerate(model.parameters(), start=1):
+        bits = parameter.detach().contiguous().view(torch.uint8).flatten().to(torch.int64)
+        place = torch.arange(1, bits.numel() + 1, device=bits.device) * 0x9E3779B1 + index
+        total += int(((bits + 1) * (place ^ (place >> 15)) * 0x85EBCA77).sum()) * (2 * index + 1)
+    return f"{total & (2**64 - 1):016x}"
+
+
+def assert_same_model(model: nn.Module, when: str) -> str:
+    """The checksum of this rank's model, once all ranks are known to hold the same one.
+
+    Raises RanksDiffer on every rank otherwise, naming the ranks that differ from rank 0.
+    """
+    own = checksum(model)
+    if world_size() > 1:
+        every: list[str] = [""] * world_size()
+        dist.all_gather_object(every, own)
+        if odd := [r for r, digest in enumerate(every) if digest != every[0]]:
+            raise RanksDiffer(
+                f"{when}: the parameters on rank {', '.join(map(str, odd))} differ from those on rank 0"
+            )
+    return own

@@ -1,0 +1,1 @@
+"""The science: torch only. Reading order: schedule, filters, scores, selection, reinit, schemes."""

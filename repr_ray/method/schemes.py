@@ -1,0 +1,295 @@
+"""Training schemes: what happens to the network between epochs. Standard training walks the same path as RePr.
+
+To add a scheme: a settings class in settings.py, a subclass of `Scheme` here, a line in `SCHEMES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters, unwrap
+from repr_ray.method.reinit import Redrawn, default_init, redraw
+from repr_ray.method.schedule import Phase, Schedule
+from repr_ray.method.scores import WEIGHT_SCORES, overlap
+from repr_ray.method.selection import excluded_layers, select
+from repr_ray.method.settings import RePrSettings, StandardSettings
+
+
+@dataclass(frozen=True)
+class LayerEvent:
+    """What one drop or re-initialisation did to one layer of J filters.
+
+    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters.
+    """
+
+    cycle: int
+    event: str
+    epoch: int
+    layer: str
+    dropped: tuple[int, ...]
+    overlap_before: float
+    overlap_after: float
+    scores: tuple[float, ...] | None = None
+    largest_cos: float | None = None
+    relaxed: int = 0
+    last_resort: int = 0
+
+
+class Scheme:
+    """Standard training: nothing is dropped. The interface of every scheme.
+
+    `start_epoch` comes before the first batch of every epoch, `after_step` after every optimizer step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: StandardSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+    ) -> None:
+        """Attach to a model and its optimizer; `epochs` is the length of the whole training."""
+
+    @property
+    def phase(self) -> Phase:
+        """`full` or `sub`: whether the whole network trains in this epoch."""
+        return "full"
+
+    @property
+    def cycle(self) -> int:
+        """The cycle of this epoch, counting from 0."""
+        return 0
+
+    @property
+    def filters_dropped(self) -> int:
+        """How many filters are dropped in this epoch."""
+        return 0
+
+    def start_epoch(self, epoch: int) -> list[LayerEvent]:
+        """Do what is due before this epoch, on all ranks alike; returns an event per layer."""
+        return []
+
+    def after_step(self) -> None:
+        """Restore what an optimizer step must not change."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to resume between two epochs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from `state_dict()`."""
+
+
+class RePr(Scheme):
+    """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275, on any network torch.fx can trace.
+
+        repr_ = RePr(model, optimizer, epochs=100, s1=20, s2=10, prune_ratio=0.3)
+        for epoch in range(100):
+            repr_.start_epoch(epoch)
+            for images, labels in loader:
+                ...  # forward, backward
+                optimizer.step()
+                repr_.after_step()
+
+    The model keeps its parameters, their names and its class: dropped filters are zeros in its own tensors.
+    Settings are the fields of `RePrSettings`. Raises ValueError for settings that do not fit, and for networks
+    without a convolution to drop from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: RePrSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        **fields: Any,
+    ) -> None:
+        self.settings = RePrSettings(**(settings.model_dump() if settings else {}) | fields)
+        self.schedule = Schedule.fit(epochs, self.settings.s1, self.settings.s2, self.settings.cycles)
+        self.model = unwrap(model)
+        self.optimizer = optimizer
+        self.filter_map = map_filters(self.model)
+        excluded_layers(self.settings.selection, [layer.name for layer in self.filter_map.layers])
+        self.masks = Masks(self.model, self.filter_map)
+        self.seed = seed
+        self.epoch = -1
+        self._before: dict[str, Tensor] = {}
+
+    @property
+    def phase(self) -> Phase:
+        return self.schedule.phase(max(self.epoch, 0))
+
+    @property
+    def cycle(self) -> int:
+        return self.schedule.cycle(max(self.epoch, 0))
+
+    @property
+    def filters_dropped(self) -> int:
+        return self.masks.count
+
+    @torch.no_grad()
+    def start_epoch(self, epoch: int) -> list[LayerEvent]:
+        """Drop filters or bring them back when `epoch` (from 0) asks for it.
+
+        Raises ValueError when an epoch is left out, RuntimeError when dropped filters have moved because
+        `after_step` was not called.
+        """
+        if epoch != self.epoch + 1:
+            raise ValueError(
+                f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"
+                " (and load_state_dict first when resuming)"
+            )
+        self.epoch = epoch
+        if self.schedule.drops_at(epoch):
+            return self._drop()
+        if self.schedule.reinitialises_at(epoch):
+            return self._reinitialise()
+        return []
+
+    def after_step(self) -> None:
+        """Keep dropped filters at exactly zero, whatever momentum, weight decay or Adam did to them."""
+        if self.masks.count:
+            self.masks.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "dropped": dict(self.masks.dropped), "before": dict(self._before)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.masks.set(state["dropped"])
+        self._before = {name: value.to(self._tensors()[name].device) for name, value in state["before"].items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+
+    def _generator(self) -> torch.Generator:
+        """The same draws for the same seed and epoch, resumed or not."""
+        return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+
+    def _drop(self) -> list[LayerEvent]:
+        tensors, layers = self._tensors(), self.masks.layers
+        parts = [part for layer in layers for part in layer.parts if part.role != "input"]
+        self._before = {part.tensor: tensors[part.tensor].clone() for part in parts}
+        scores: dict[str, Tensor] = {}
+        dropped = {name: torch.zeros_like(mask) for name, mask in self.masks.dropped.items()}
+        if distributed.rank() == 0:
+            ranking, generator = self.settings.ranking, self._generator()
+            score = WEIGHT_SCORES[ranking.score]
+            scores = {layer.name: score(tensors[layer.kernel], generator) for layer in layers}
+            chosen = select(scores, self.settings.prune_ratio, ranking.order, self.settings.selection)
+            dropped = {name: mask.to(dropped[name].device) for name, mask in chosen.items()}
+        distributed.broadcast(dropped.values())
+        self.masks.set(dropped)
+        self.masks.apply()
+        return [
+            LayerEvent(
+                cycle=self.cycle,
+                event="drop",
+                epoch=self.epoch,
+                layer=layer.name,
+                dropped=tuple(dropped[layer.name].int().tolist()),
+                overlap_before=overlap(self._before[layer.kernel]),
+                overlap_after=overlap(tensors[layer.kernel]),
+                scores=tuple(scores[layer.name].tolist()),
+            )
+            for layer in (layers if distributed.rank() == 0 else ())
+        ]
+
+    def _reinitialise(self) -> list[LayerEvent]:
+        tensors, layers, generator = self._tensors(), self.masks.layers, self._generator()
+        self._assert_still_dropped(tensors)
+        events = [self._redraw(layer, tensors, generator) for layer in (layers if distributed.rank() == 0 else ())]
+        parts = [(layer, part) for layer in layers for part in layer.parts]
+        distributed.broadcast(tensors[name] for name in {part.tensor: None for _, part in parts})
+        if self.settings.reinit.optimizer_state == "reset":
+            for layer, part in parts:
+                if part.role != "input" or self.settings.reinit.next_layer != "keep":
+                    self._reset_optimizer_state(tensors[part.tensor], part, self.masks.dropped[layer.name])
+        self.masks.set({})
+        self._before = {}
+        return events
+
+    def _redraw(self, layer: ConvLayer, tensors: Mapping[str, Tensor], generator: torch.Generator) -> LayerEvent:
+        dropped, kernel = self.masks.dropped[layer.name], tensors[layer.kernel]
+        overlap_before = overlap(kernel)
+        drawn = Redrawn.nothing()
+        if dropped.any():
+            old = self._before[layer.kernel][dropped].flatten(1)
+            drawn = redraw(old, kernel[~dropped].flatten(1), self.settings.reinit, generator)
+            kernel[dropped] = drawn.kernels.view(-1, *kernel.shape[1:]).to(kernel)
+            for part in layer.parts[1:]:
+                tensor = tensors[part.tensor]
+                fresh = self._fresh(part, tensor, kernel[0].numel(), generator)
+                if fresh is not None:
+                    tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
+        return LayerEvent(
+            cycle=self.schedule.cycle(self.epoch - 1),
+            event="reinit",
+            epoch=self.epoch,
+            layer=layer.name,
+            dropped=tuple(dropped.int().tolist()),
+            overlap_before=overlap_before,
+            overlap_after=overlap(kernel),
+            largest_cos=drawn.largest_cos,
+            relaxed=drawn.relaxed,
+            last_resort=drawn.last_resort,
+        )
+
+    def _fresh(self, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator) -> Tensor | None:
+        """What `part` of the filters brought back starts from, in the tensor's shape; None leaves it as it is."""
+        reinit = self.settings.reinit
+        if part.role == "input":
+            choice, fan_in = reinit.next_layer, tensor[0].numel()
+            if choice == "keep":
+                return None
+        elif part.role == "bias":
+            choice = reinit.bias
+        else:
+            choice = reinit.norm_state
+        if choice == "keep":
+            return self._before[part.tensor]
+        if choice == "default":
+            return default_init(tensor.numel(), fan_in, generator).view(tensor.shape).to(tensor)
+        return torch.full_like(tensor, part.role in ("gamma", "variance"))
+
+    def _reset_optimizer_state(self, tensor: Tensor, part: Part, dropped: Tensor) -> None:
+        """Zero the momenta of what was re-drawn: they belong to filters that are gone."""
+        for state in self.optimizer.state.get(tensor, {}).values():
+            if isinstance(state, Tensor) and state.shape == tensor.shape:
+                state.masked_fill_(part.mask(tensor.shape, dropped), 0.0)
+
+    def _assert_still_dropped(self, tensors: Mapping[str, Tensor]) -> None:
+        for layer in self.masks.layers:
+            for part in layer.silenced:
+                mask = part.mask(tensors[part.tensor].shape, self.masks.dropped[layer.name])
+                if tensors[part.tensor].masked_select(mask).any():
+                    raise RuntimeError(
+                        f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
+                    )
+
+
+SCHEMES: Mapping[str, Callable[..., Scheme]] = {"standard": Scheme, "repr": RePr}
+
+
+def describe(events: list[LayerEvent]) -> str:
+    """One line for a person: filters dropped or brought back per layer, with a warning where one is due."""
+    verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
+    per_layer = "  ".join(f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events)
+    total = sum(sum(e.dropped) for e in events)
+    everything = sum(len(e.dropped) for e in events)
+    text = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters: {per_layer}"
+    relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
+    if relaxed or last:
+        text += f"; {relaxed} by the relaxed rule, {last} by default initialisation"
+    if total == 0:
+        text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
+    return text
