@@ -1,4 +1,4 @@
-"""RePr and its baselines: `from repr_ray import RePr` in a loop of your own, `python -m repr_ray.launch` for a study."""
+"""RePr: `from repr_ray import RePr` in a loop of your own, `python -m repr_ray.launch` for a study."""
 
 from typing import TYPE_CHECKING, Any
 

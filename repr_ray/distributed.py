@@ -7,6 +7,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 class RanksDiffer(RuntimeError):
     """The ranks of one trial no longer hold the same model."""
 
@@ -40,7 +43,7 @@ def checksum(model: nn.Module) -> str:
     """Hexadecimal digest of every parameter's bits and their order; equal only for equal models."""
     total = 0
     for index, parameter in enumerate(model.parameters(), start=1):
-        bits = parameter.detach().contiguous().view(torch.uint8).flatten().to(torch.int64)
+        bits = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()]).flatten().to(torch.int64)
         place = torch.arange(1, bits.numel() + 1, device=bits.device) * 0x9E3779B1 + index
         total += int(((bits + 1) * (place ^ (place >> 15)) * 0x85EBCA77).sum()) * (2 * index + 1)
     return f"{total & (2**64 - 1):016x}"

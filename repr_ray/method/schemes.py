@@ -247,16 +247,11 @@ class RePr(Scheme):
     def _fresh(self, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator) -> Tensor | None:
         """What `part` of the filters brought back starts from, in the tensor's shape; None leaves it as it is."""
         reinit = self.settings.reinit
-        if part.role == "input":
-            choice, fan_in = reinit.next_layer, tensor[0].numel()
-            if choice == "keep":
-                return None
-        elif part.role == "bias":
-            choice = reinit.bias
-        else:
-            choice = reinit.norm_state
+        choice: str = {"input": reinit.next_layer, "bias": reinit.bias}.get(part.role, reinit.norm_state)
         if choice == "keep":
-            return self._before[part.tensor]
+            return self._before.get(part.tensor) if part.role != "input" else None
+        if part.role == "input":
+            fan_in = tensor[0].numel()
         if choice == "default":
             return default_init(tensor.numel(), fan_in, generator).view(tensor.shape).to(tensor)
         return torch.full_like(tensor, part.role in ("gamma", "variance"))

@@ -1,0 +1,248 @@
+"""What an experiment is: frozen, validated settings from YAML and `key=value` overrides. Imports no torch."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from repr_ray.method.schedule import Schedule
+from repr_ray.method.settings import RePrSettings, Settings, StandardSettings
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConfigError(ValueError):
+    """Input that cannot be used: one line per error, each naming the field and the way out."""
+
+
+class Data(Settings):
+    """A data set, how it is split, and what is done to its training images.
+
+    `source` is `torchvision` (downloaded when missing) or a folder or URL: Parquet in the Hugging Face layout
+    (`train-*.parquet`, `test-*.parquet`) or torchvision's own files. Validation images are the last ones of the
+    training set, training images the first of what remains.
+    """
+
+    name: Literal["digits", "cifar10", "cifar100"]
+    source: str = "torchvision"
+    train_images: Count | None = None
+    validation_images: Annotated[int, Field(ge=0)] = 0
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    normalise: Literal["channel", "none"] = "channel"
+
+
+class ConvNet(Settings):
+    """`depth` x (convolution with bias, optional batch norm, ReLU, optional pooling), then one linear layer."""
+
+    kind: Literal["convnet"] = "convnet"
+    depth: Count = 3
+    width: Count = 32
+    kernel: Literal[1, 3, 5, 7] = 3
+    batch_norm: bool = False
+    pool: Literal["none", "max2", "max3"] = "none"
+
+    @property
+    def label(self) -> str:
+        """The name in tables, after the paper: convnet-3x32, with what differs from conv + bias + ReLU."""
+        kernel = f"-k{self.kernel}" if self.kernel != 3 else ""
+        pool = "-maxpool" if self.pool != "none" else ""
+        return f"convnet-{self.depth}x{self.width}{kernel}{'-bn' if self.batch_norm else ''}{pool}"
+
+
+Model = Annotated[ConvNet, Field()]
+
+
+class Sgd(Settings):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    momentum: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    nesterov: bool = False
+
+
+class Adam(Settings):
+    """Adam (arXiv 1412.6980), or AdamW with decoupled weight decay (arXiv 1711.05101)."""
+
+    kind: Literal["adam", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Constant(Settings):
+    """The learning rate stays as it is."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Steps(Settings):
+    """The learning rate is multiplied by `factor` at each of `epochs`, or every `every_steps` optimizer steps."""
+
+    kind: Literal["steps"]
+    epochs: tuple[Count, ...] = ()
+    every_steps: Count | None = None
+    factor: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Cosine(Settings):
+    """Half a cosine down to zero over the whole training, after a linear warm-up."""
+
+    kind: Literal["cosine"]
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class Train(Settings):
+    """Optimisation. The batch size is that of a step over all workers together."""
+
+    epochs: Count
+    batch_size: Count = 128
+    optimizer: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[Constant | Steps | Cosine, Field(discriminator="kind")] = Constant()
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    evaluate_every: Count = 1
+    sync_batch_norm: bool = False
+    deterministic: bool = False
+
+
+Scheme = Annotated[StandardSettings | RePrSettings, Field(discriminator="kind")]
+
+
+class Resources(Settings):
+    """Where and how a trial runs: nothing in here changes its result beyond floating-point order.
+
+    A trial has `workers` ranks, each with `cpus_per_worker` threads and `gpus_per_worker` GPUs (`auto`: one where
+    there are any, else none). `concurrent` caps the trials that run at once.
+    """
+
+    workers: Count = 1
+    cpus_per_worker: Count = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    concurrent: Count | None = None
+    checkpoint_every: Count = 1
+
+
+class Experiment(Settings):
+    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    data: Data
+    model: Model = ConvNet()
+    train: Train
+    schemes: Annotated[dict[str, Scheme], Field(min_length=1)]
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    baseline: str = "standard"
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each seed once")
+        for name, scheme in self.schemes.items():
+            if isinstance(scheme, RePrSettings):
+                try:
+                    Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles)
+                except ValueError as error:
+                    raise ValueError(f"schemes.{name}: {error}") from None
+        gpus = self.resources.gpus_per_worker
+        if self.resources.workers > 1 and gpus != "auto" and gpus != int(gpus):
+            raise ValueError(
+                f"resources.gpus_per_worker={gpus}: several workers need whole GPUs each"
+                " (NCCL takes one rank per GPU); use workers=1 or a whole number"
+            )
+        if self.resources.workers > self.train.batch_size:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} is shared by resources.workers="
+                f"{self.resources.workers}: give each worker at least one image"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from YAML, apply `key=value` overrides, validate.
+
+    Raises ConfigError with one line per error.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"--config {path}: expected a mapping of settings, found {type(raw).__name__}")
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"{override}: expected key=value, for example train.epochs=50")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{override}: the value is not YAML; quote it") from None
+        raw = replace(raw, key, value)
+    return validate(raw, str(path))
+
+
+def replace(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of nested settings with the dotted `key` set; blocks on the way are made where missing."""
+    first, _, rest = key.partition(".")
+    if rest and first == "grid":  # its own keys are dotted
+        value = {**raw.get("grid", {}), rest: value}
+    elif rest:
+        block = raw.get(first)
+        value = replace(block if isinstance(block, dict) else {}, rest, value)
+    return {**raw, first: value}
+
+
+def validate(raw: dict[str, Any], where: str) -> Experiment:
+    """Raises ConfigError with one line per error: where, what, the value, and a near match where there is one."""
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        lines = dict.fromkeys(f"{where}: {_one_line(e, raw)}" for e in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _one_line(error: Any, raw: Any) -> str:
+    path: list[str] = []
+    classes: list[type[Settings]] = [Experiment]
+    for part in error["loc"]:
+        inside = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
+        is_tag = not inside and not (isinstance(raw, dict | list) and _has(raw, part)) and part != error["loc"][-1]
+        if is_tag:  # the branch of a union, which the user did not write
+            classes = [c for c in classes if part in get_args(c.model_fields["kind"].annotation)] or classes
+            continue
+        path.append(str(part))
+        raw = raw[part] if _has(raw, part) else None
+        if inside:
+            classes = [c for annotation in inside for c in _settings_in(annotation)]
+    field, message = ".".join(path), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        names = [name for c in classes for name in c.model_fields]
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        known = ", ".join(dict.fromkeys(names))
+        return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
+    if error["type"] == "missing":
+        return f"{field}: missing"
+    if not field:
+        return message
+    return f"{field}={raw!r}: {message[0].lower()}{message[1:]}"
+
+
+def _has(raw: Any, part: Any) -> bool:
+    return (isinstance(raw, dict) and part in raw) or (
+        isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw)
+    )
+
+
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    """All settings classes an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _settings_in(argument)]

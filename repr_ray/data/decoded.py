@@ -1,0 +1,114 @@
+"""One decoded copy of a data set per machine, memory-mapped by every trial on it."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from repr_ray.config import ConfigError, Data
+from repr_ray.data.sources import DATASETS, Progress, Split
+
+FORMAT = 1
+"""Raised when the layout of the decoded files changes."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The splits of one experiment as views of memory-mapped files, and per-channel statistics in [0, 1].
+
+    `validation` is the tail of the training set, `train` the head of the rest. Mean and standard deviation are
+    those of the whole training set, so that they do not change with the split.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    classes: int
+
+
+def cache_folder() -> Path:
+    """Where decoded data sets and downloads are kept: `$REPR_RAY_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("REPR_RAY_CACHE", f"{base}/repr_ray")).expanduser()
+
+
+def load(data: Data, progress: Progress = lambda items, total, title: items) -> Decoded:
+    """Map the data set into memory, decoding it first where this machine has not done so yet.
+
+    Raises ConfigError naming the file or field for sources that cannot be read and splits that do not fit.
+    """
+    dataset = DATASETS[data.name]
+    folder = cache_folder() / f"{data.name}-{_source_key(data)}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                train, test = dataset.read(dataset, data.source, cache_folder() / "torchvision", progress)
+                _write(folder, train, test)
+    train, test = (Split(_map(folder, f"{s}_images"), _map(folder, f"{s}_labels")) for s in ("train", "test"))
+    statistics = json.loads((folder / "statistics.json").read_text())
+    kept = len(train.labels) - data.validation_images
+    used = kept if data.train_images is None else data.train_images
+    if not 0 < used <= kept:
+        raise ConfigError(
+            f"data: {data.name} has {len(train.labels):,} training images; train_images={data.train_images}"
+            f" and validation_images={data.validation_images} do not fit"
+        )
+    return Decoded(
+        train=Split(train.images[:used], train.labels[:used]),
+        validation=Split(train.images[kept:], train.labels[kept:]),
+        test=test,
+        mean=np.asarray(statistics["mean"]),
+        std=np.asarray(statistics["std"]),
+        classes=dataset.classes,
+    )
+
+
+def _source_key(data: Data) -> str:
+    """Changes when the files behind a source do."""
+    key: list[Any] = [FORMAT, data.source]
+    if data.name != "digits" and data.source != "torchvision" and "://" not in data.source:
+        source = Path(data.source)
+        if not source.is_dir():
+            raise ConfigError(f"data.source={data.source}: there is no such folder")
+        files = sorted(source.glob("*.parquet"))
+        key = [FORMAT, str(source.resolve()), [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+
+
+def _write(folder: Path, train: Split, test: Split) -> None:
+    """All files or none: written beside the final name and renamed."""
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        for name, split in (("train", train), ("test", test)):
+            np.save(partial / f"{name}_images.npy", np.ascontiguousarray(split.images))
+            np.save(partial / f"{name}_labels.npy", split.labels)
+        values = np.arange(256) / 255
+        pixels = train.images.reshape(-1, train.images.shape[-1])
+        counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T]) / len(pixels)
+        mean = counts @ values
+        std = np.sqrt(counts @ values**2 - mean**2)
+        (partial / "statistics.json").write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _map(folder: Path, name: str) -> NDArray[Any]:
+    try:
+        # "c": pages are shared between processes and never written back
+        return np.load(folder / f"{name}.npy", mmap_mode="c")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}/{name}.npy: damaged decoded data ({error}); delete that folder") from None

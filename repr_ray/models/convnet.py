@@ -1,0 +1,39 @@
+"""The paper's vanilla networks: a stack of equal convolutions and one linear layer."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def convnet(
+    *,
+    depth: int,
+    width: int,
+    kernel: int,
+    batch_norm: bool,
+    pool: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+) -> nn.Module:
+    """`depth` x (conv, bias, [batch norm], ReLU, [pool]), flatten, linear (arXiv 1811.07275, section 5).
+
+    `pool` is `max2` (2x2) or `max3` (3x3, stride 2, padded at the far edges as TensorFlow's 'same' does).
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(1, depth + 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels if i == 1 else width, width, kernel, padding=kernel // 2)
+        if batch_norm:
+            layers[f"norm{i}"] = nn.BatchNorm2d(width)
+        layers[f"relu{i}"] = nn.ReLU(inplace=True)
+        if pool == "max2":
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+            image_size //= 2
+        elif pool == "max3":
+            layers[f"pool{i}"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+            image_size = (image_size - 2) // 2 + 1
+        if image_size < 1:
+            raise ValueError(f"model.depth={depth}: pooling leaves no pixel after layer {i}; use fewer layers or pool: none")
+    layers["flatten"] = nn.Flatten()
+    layers["linear"] = nn.Linear(width * image_size * image_size, classes)
+    return nn.Sequential(layers)

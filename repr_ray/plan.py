@@ -1,0 +1,113 @@
+"""From an experiment to its trials, all of them known and named before anything runs."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from repr_ray.config import ConfigError, Data, Experiment, Model, Resources, Scheme, Train, replace, validate
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run. `scheme` and `variant` are the labels in tables, the rest is resolved settings.
+
+    `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others.
+    """
+
+    experiment: str
+    scheme: str
+    variant: str
+    seed: int
+    data: Data
+    model: Model
+    train: Train
+    settings: Scheme
+    resources: Resources
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits of everything that changes the result; paths and hardware are not in it."""
+        result = self.record()["settings"] | {"seed": self.seed}
+        del result["data"]["source"]
+        return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """Readable, and unique to the result: convnet-3x32-cifar10-repr-s3-1a2b3c4d."""
+        scheme = "".join(c if c.isalnum() or c in "._-=" else "-" for c in self.scheme)
+        return f"{self.model.label}-{self.data.name}-{scheme}-s{self.seed}-{self.fingerprint}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for config.yaml, without the name and the fingerprint."""
+        return {
+            "experiment": self.experiment,
+            "dataset": self.data.name,
+            "model": self.model.label,
+            "scheme": self.scheme,
+            "variant": self.variant,
+            "seed": self.seed,
+            "epochs": self.train.epochs,
+            "settings": {
+                "data": self.data.model_dump(mode="json"),
+                "model": self.model.model_dump(mode="json"),
+                "train": self.train.model_dump(mode="json"),
+                "scheme": self.settings.model_dump(mode="json"),
+            },
+            "resources": self.resources.model_dump(mode="json"),
+        }
+
+
+def plan(experiment: Experiment) -> list[Trial]:
+    """Every trial of an experiment: seeds vary slowest, so that an unfinished study already compares schemes.
+
+    Raises ConfigError for a grid field that does not exist or a value that does not fit.
+    """
+    for key in experiment.grid:
+        block, _, rest = key.partition(".")
+        if block not in ("data", "model", "train", "schemes") or not rest:
+            raise ConfigError(f"grid.{key}: only fields of data, model, train and schemes can vary")
+        if block == "schemes" and rest.split(".")[0] not in experiment.schemes:
+            raise ConfigError(f"grid.{key}: no such scheme; there are {', '.join(experiment.schemes)}")
+    cells = []
+    shared = {key: values for key, values in experiment.grid.items() if not key.startswith("schemes.")}
+    for point in _points(shared):
+        for scheme in experiment.schemes:
+            prefix = f"schemes.{scheme}."
+            own = {key: values for key, values in experiment.grid.items() if key.startswith(prefix)}
+            for own_point in _points(own):
+                label = " ".join([scheme, *_labels(own_point, prefix)])
+                cells.append((scheme, label, " ".join(_labels(point, "")), _resolve(experiment, point | own_point)))
+    return [
+        Trial(
+            experiment=experiment.name,
+            scheme=label,
+            variant=variant,
+            seed=seed,
+            data=resolved.data,
+            model=resolved.model,
+            train=resolved.train,
+            settings=resolved.schemes[scheme],
+            resources=resolved.resources,
+        )
+        for seed in experiment.seeds
+        for scheme, label, variant, resolved in cells
+    ]
+
+
+def _points(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _resolve(experiment: Experiment, point: dict[str, Any]) -> Experiment:
+    if not point:
+        return experiment
+    raw = experiment.model_dump()
+    for key, value in point.items():
+        raw = replace(raw, key, value)
+    return validate(raw, "grid")
+
+
+def _labels(point: dict[str, Any], prefix: str) -> list[str]:
+    return [f"{key.removeprefix(prefix)}={value}" for key, value in point.items()]
