@@ -1,11 +1,11 @@
 """Rank 0 decides, everyone receives, and a checksum proves it. Does nothing where there is one process."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -49,17 +49,20 @@ def checksum(model: nn.Module) -> str:
     return f"{total & (2**64 - 1):016x}"
 
 
-def assert_same_model(model: nn.Module, when: str) -> str:
-    """The checksum of this rank's model, once all ranks are known to hold the same one.
+def assert_same_model(model: nn.Module, when: str) -> None:
+    """Raise RanksDiffer on every rank, naming those that differ from rank 0, unless all hold the same bits."""
+    if world_size() == 1:
+        return
+    every: list[str] = [""] * world_size()
+    dist.all_gather_object(every, checksum(model))
+    if odd := [str(r) for r, digest in enumerate(every) if digest != every[0]]:
+        raise RanksDiffer(f"{when}: the parameters on rank {', '.join(odd)} differ from those on rank 0")
 
-    Raises RanksDiffer on every rank otherwise, naming the ranks that differ from rank 0.
-    """
-    own = checksum(model)
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
     if world_size() > 1:
-        every: list[str] = [""] * world_size()
-        dist.all_gather_object(every, own)
-        if odd := [r for r, digest in enumerate(every) if digest != every[0]]:
-            raise RanksDiffer(
-                f"{when}: the parameters on rank {', '.join(map(str, odd))} differ from those on rank 0"
-            )
-    return own
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+    return value

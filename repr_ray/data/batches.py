@@ -58,7 +58,8 @@ class Batches:
         order = torch.randperm(n, generator=generator)
         crops = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator) if pad else None
         flips = torch.rand(n, generator=generator) < 0.5 if self.flip else None
-        order, crops, flips = (None if t is None else t.to(self.images.device) for t in (order, crops, flips))
+        order = order.to(self.images.device)
+        crops, flips = (None if t is None else t.to(self.images.device) for t in (crops, flips))
         for own, size in self._slices(batch_size):
             index = order[own]
             images = self.images[index]

@@ -281,7 +281,7 @@ class Masks:
             )
             for name in names
         }
-        self.count = 0
+        self.any = False
 
     def set(self, dropped: Mapping[str, Tensor]) -> None:
         """Replace the dropped set; `dropped[layer]` is bool (J). Layers not named keep all their filters."""
@@ -291,7 +291,7 @@ class Masks:
             for part in layer.silenced:
                 mask = self._masked[part.tensor][1]
                 mask.narrow(0, part.offset, layer.filters).copy_(own.view(-1, *[1] * (mask.dim() - 1)))
-        self.count = sum(int(mask.sum()) for mask in self.dropped.values())
+        self.any = any(bool(mask.any()) for mask in self.dropped.values())
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -100,4 +100,5 @@ def _most_overlapping(old: Tensor, survivors: Tensor) -> Tensor:
 
 def _project_out(vectors: Tensor, avoid: Tensor) -> Tensor:
     """Remove from each of k x d vectors its component in the span of its k x d x r basis."""
-    return vectors - torch.einsum("kdr,ker,ke->kd", avoid, avoid, vectors)
+    inside = torch.einsum("kdr,kd->kr", avoid, vectors)
+    return vectors - torch.einsum("kdr,kr->kd", avoid, inside)

@@ -68,9 +68,14 @@ class Scheme:
         return 0
 
     @property
+    def dropped(self) -> Mapping[str, Tensor]:
+        """The dropped filters of each layer, bool (J); layers that can lose none are left out."""
+        return {}
+
+    @property
     def filters_dropped(self) -> int:
         """How many filters are dropped in this epoch."""
-        return 0
+        return sum(int(mask.sum()) for mask in self.dropped.values())
 
     def start_epoch(self, epoch: int) -> list[LayerEvent]:
         """Do what is due before this epoch, on all ranks alike; returns an event per layer."""
@@ -133,8 +138,8 @@ class RePr(Scheme):
         return self.schedule.cycle(max(self.epoch, 0))
 
     @property
-    def filters_dropped(self) -> int:
-        return self.masks.count
+    def dropped(self) -> Mapping[str, Tensor]:
+        return self.masks.dropped
 
     @torch.no_grad()
     def start_epoch(self, epoch: int) -> list[LayerEvent]:
@@ -157,7 +162,7 @@ class RePr(Scheme):
 
     def after_step(self) -> None:
         """Keep dropped filters at exactly zero, whatever momentum, weight decay or Adam did to them."""
-        if self.masks.count:
+        if self.masks.any:
             self.masks.apply()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Training one trial. Reading order: loop, setup, optimizers, checkpoint, folder, trial."""

@@ -1,0 +1,45 @@
+"""Checkpoints of a trial: whole or not there, the newest two kept, a damaged one passed over."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: a reader, or a process killed half-way, sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save(folder: Path, epochs_done: int, state: dict[str, Any]) -> None:
+    """Write `checkpoint-0007.pt` and remove all but the newest two."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(folder / f"checkpoint-{epochs_done:04}.pt", buffer.getvalue())
+    for path in newest_first(folder)[KEPT:]:
+        path.unlink(missing_ok=True)
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read (tensors on the CPU), or None; `warn` hears of damaged ones."""
+    for path in newest_first(folder):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a truncated file raises whatever its reader stumbles over
+            warn(f"WARNING: {path.name} is damaged ({type(error).__name__}); going back to the one before it")
+    return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """All checkpoints in a trial's folder."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)

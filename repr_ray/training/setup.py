@@ -1,0 +1,106 @@
+"""Everything one trial trains with, made from its settings: equal seeds give equal starts, whatever the scheme."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.config import Train
+from repr_ray.data.batches import Batches
+from repr_ray.data.decoded import Decoded, load
+from repr_ray.data.sources import DATASETS
+from repr_ray.method.schemes import SCHEMES, Scheme
+from repr_ray.models import build
+from repr_ray.plan import Trial
+from repr_ray.training.optimizers import build_optimizer
+
+
+@dataclass
+class Setup:
+    """What the loop works on. `model` is the network itself, `forward` the same one as it is trained (DDP)."""
+
+    trial: Trial
+    device: torch.device
+    precision: str
+    model: nn.Module
+    forward: nn.Module
+    optimizer: Optimizer
+    scheme: Scheme
+    train: Batches
+    validation: Batches
+    test: Batches
+    chance: float
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in this trial's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> Setup:
+    """Build a trial in this process; every rank calls it. `precision` overrides `auto` when resuming."""
+    torch.set_num_threads(trial.resources.cpus_per_worker)
+    torch.use_deterministic_algorithms(trial.train.deterministic)
+    torch.manual_seed(derive_seed(trial.seed, "initial weights"))
+    model = build_model(trial).to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(trial.train, model.parameters())
+    scheme = SCHEMES[trial.settings.kind](
+        model, optimizer, trial.settings, epochs=trial.train.epochs, seed=derive_seed(trial.seed, "scheme")
+    )
+    decoded = load(trial.data)
+    return Setup(
+        trial=trial,
+        device=device,
+        precision=precision or resolve_precision(trial.train, device),
+        model=model,
+        forward=_data_parallel(model, trial.train) if distributed.world_size() > 1 else model,
+        optimizer=optimizer,
+        scheme=scheme,
+        train=_batches(decoded, "train", trial, device),
+        validation=_batches(decoded, "validation", trial, device),
+        test=_batches(decoded, "test", trial, device),
+        chance=float(torch.bincount(torch.from_numpy(decoded.train.labels)).max()) / len(decoded.train.labels),
+    )
+
+
+def build_model(trial: Trial) -> nn.Module:
+    """The trial's network, on the CPU."""
+    dataset = DATASETS[trial.data.name]
+    return build(trial.model, dataset.classes, dataset.channels, dataset.image_size)
+
+
+def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
+    """An independent 31-bit seed for each purpose and epoch, so that resuming needs no generator state."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def resolve_precision(train: Train, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it faster, else fp32."""
+    if train.precision != "auto":
+        return train.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def _data_parallel(model: nn.Module, train: Train) -> nn.Module:
+    if train.sync_batch_norm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def _batches(decoded: Decoded, split: str, trial: Trial, device: torch.device) -> Batches:
+    return Batches(
+        getattr(decoded, split),
+        decoded.mean,
+        decoded.std,
+        trial.data,
+        device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )

@@ -1,0 +1,193 @@
+"""One trial from start or checkpoint to its result, on one rank; whatever happens, its folder says so."""
+
+import platform
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+from repr_ray import distributed
+from repr_ray.method.schemes import describe
+from repr_ray.plan import Trial
+from repr_ray.training import checkpoint
+from repr_ray.training.folder import Row, TrialFolder
+from repr_ray.training.loop import Diverged, run_epoch
+from repr_ray.training.setup import Setup, set_up
+
+Update = Callable[[dict[str, Any]], None]
+"""Hears `{"trial", "epoch", ...}` after every epoch and `{"trial", "note"}` in between; must not block."""
+
+
+def run_trial(
+    trial: Trial, results: Path, device: torch.device, on_update: Update, provenance: dict[str, Any]
+) -> None:
+    """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
+
+    `provenance` (command, commit) goes into result.json. Raises what training raises, after writing error.json.
+    """
+    folder = TrialFolder(results, trial)
+    try:
+        _train(trial, folder, device, on_update, provenance)
+    except Exception as error:
+        folder.fail(
+            {
+                "status": failure_status(error),
+                "message": f"{type(error).__name__}: {first_line(error)}",
+                "epoch": None,
+                "traceback": traceback.format_exc(),
+            }
+        )
+        raise
+
+
+def failure_status(error: BaseException) -> str:
+    """What a table calls this error: diverged, out of memory, ranks differ, or failed."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, distributed.RanksDiffer):
+        return "ranks differ"
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return "out of memory" if memory else "failed"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def _train(
+    trial: Trial, folder: TrialFolder, device: torch.device, on_update: Update, provenance: dict[str, Any]
+) -> None:
+    lead = distributed.rank() == 0
+    tell = (lambda **fields: on_update({"trial": trial.name, **fields})) if lead else (lambda **fields: None)
+    started = datetime.now(UTC)
+
+    def note(text: str) -> None:
+        folder.log(text)
+        tell(note=text)
+
+    if lead:
+        folder.announce()
+        folder.clear_failure()
+    state = distributed.from_rank_0(checkpoint.load_newest(folder.path, note) if lead else None)
+    setup = set_up(trial, device, state["precision"] if state else None)
+    epochs: list[Row] = []
+    cycles: list[Row] = []
+    before = 0.0
+    if state:
+        setup.model.load_state_dict(state["model"])
+        setup.optimizer.load_state_dict(state["optimizer"])
+        setup.scheme.load_state_dict(state["scheme"])
+        epochs, cycles, before = state["epochs"], state["cycles"], state["seconds"]
+        started = datetime.fromisoformat(state["started"])
+    clock = perf_counter() - before
+    if lead:
+        note(f"resumes at epoch {len(epochs)}" if state else "starts")
+        folder.write_rows("epochs", epochs)
+        folder.write_rows("cycles", cycles)
+        board = SummaryWriter(str(folder.path), purge_step=len(epochs))
+
+    for epoch in range(len(epochs), trial.train.epochs):
+        row, events = run_epoch(setup, epoch)
+        epochs.append(row)
+        cycles += [asdict(event) for event in events]
+        if not lead:
+            continue
+        if events:
+            note(f"epoch {epoch}: {describe(events)}")
+            folder.write_rows("cycles", cycles)
+        if (epoch + 1) % trial.resources.checkpoint_every == 0 or epoch + 1 == trial.train.epochs:
+            state = {
+                "model": setup.model.state_dict(),
+                "optimizer": setup.optimizer.state_dict(),
+                "scheme": setup.scheme.state_dict(),
+                "precision": setup.precision,
+                "epochs": epochs,
+                "cycles": cycles,
+                "seconds": perf_counter() - clock,
+                "started": started.isoformat(),
+            }
+            checkpoint.save(folder.path, epoch + 1, state)
+        folder.write_rows("epochs", epochs)
+        _to_tensorboard(board, row)
+        tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
+
+    distributed.assert_same_model(setup.model, "at the end")
+    if lead:
+        board.close()
+        collapsed = collapsed_epoch([row["train_accuracy"] for row in epochs], setup.chance, len(setup.train))
+        if collapsed is not None:
+            note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
+        folder.finish(_result(setup, started, perf_counter() - clock, epochs, collapsed) | provenance)
+        note("done")
+
+
+def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int | None:
+    """The epoch from which training accuracy never again rose above chance, or None.
+
+    `chance` is the share of the most frequent class; three binomial standard errors are allowed on top. Fewer than
+    three epochs at the end are not called a collapse.
+    """
+    limit = chance + 3 * (chance * (1 - chance) / images) ** 0.5
+    first = len(accuracies)
+    while first > 0 and accuracies[first - 1] <= limit:
+        first -= 1
+    return first if len(accuracies) - first >= 3 else None
+
+
+def _result(
+    setup: Setup, started: datetime, seconds: float, epochs: list[Row], collapsed: int | None
+) -> dict[str, Any]:
+    resources = setup.trial.resources
+    return {
+        "status": "done",
+        "started": started.isoformat(),
+        "finished": datetime.now(UTC).isoformat(),
+        "wall_seconds": seconds,
+        "images_per_second": len(epochs) * len(setup.train) / sum(row["seconds"] for row in epochs),
+        "collapsed_epoch": collapsed,
+        "precision": setup.precision,
+        "workers": distributed.world_size(),
+        "threads": resources.cpus_per_worker,
+        "checksum": distributed.checksum(setup.model),
+        "parameters": sum(p.numel() for p in setup.model.parameters()),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "hardware": hardware(setup.device),
+    }
+
+
+_PACKAGES = ("repr_ray", "torch", "torchvision", "ray", "numpy")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What a timing needs beside it: processor, its cores, and the GPU if one was used."""
+    capabilities = torch.cpu.get_capabilities()
+    return {
+        "cpu": capabilities.get("cpu_name", platform.processor()),
+        "cores": capabilities.get("num_logical_cores"),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def _to_tensorboard(board: SummaryWriter, row: Row) -> None:
+    for key, value in row.items():
+        if isinstance(value, float):
+            board.add_scalar(key, value, row["epoch"])
+    board.add_scalar("filters_dropped", row["filters_dropped"], row["epoch"])
+    for layer, state in row["layers"].items():
+        board.add_scalar(f"overlap/{layer}", state["overlap"], row["epoch"])
+    board.flush()
