@@ -1,0 +1,111 @@
+"""Tables, statistics and pictures from stored results: `python -m repr_ray.report RESULTS [RESULTS ...]`."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from repr_ray.results.compare import Comparison
+
+FORMATS = ("md", "csv", "tex", "html")
+
+
+def report(
+    folders: Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    claims: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    output: str | Path | None = None,
+    console: "Console | None" = None,
+) -> "Comparison":
+    """Gather results folders, compare the schemes, write tables and pictures, print them to `console`.
+
+    `output` is where files go: the results folder itself, or `joined` beside the first of several. `baseline`
+    is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
+    comes with the package. Parquet tables are always written. Raises ValueError, one line a folder, where no
+    folder holds a trial.
+    """
+    from repr_ray.results import store, tables
+    from repr_ray.results.compare import compare
+
+    paths = list(dict.fromkeys(Path(folder) for folder in folders))
+    target = Path(output) if output else paths[0] if len(paths) == 1 else paths[0].parent / "joined"
+    with tempfile.TemporaryDirectory() as work:
+        gathered = store.gather(paths, Path(work))
+        comparison = compare(gathered, baseline)
+        failed = [failure for path in paths for failure in store.failures(path)]
+        main, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
+        sheets = [("Schemes", main), ("Failed trials", failures)]
+        written = gathered.publish(target)
+        comparison.notes.extend(gathered.notes)
+
+        def write(name: str, make: Callable[[Path], None]) -> None:
+            try:
+                make(target / name)
+                written.append(target / name)
+            except FileExistsError as error:
+                comparison.notes.append(str(error))
+
+        write("comparison.parquet", lambda path: tables.write_parquet(path, comparison.table))
+        if "csv" in formats:
+            write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
+        if "tex" in formats:
+            write("comparison.tex", lambda path: tables.write_latex(path, sheets[:-1]))
+        if "md" in formats:
+            write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets))
+    if console:
+        tables.print_text(console, comparison.answer, "bold")
+        console.print()
+        tables.print_sheet(console, main)
+        tables.print_text(console, tables.LEGEND, "dim")
+        for note in comparison.notes:
+            tables.print_text(console, f"note: {note}")
+        console.print()
+        tables.print_text(console, f"written to {target}: {', '.join(path.name for path in written)}")
+        if failed:
+            console.print()
+            tables.print_sheet(console, failures)
+    return comparison
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m repr_ray.report", description=__doc__)
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME")
+    parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
+    parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
+    parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
+    parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
+    options = parser.parse_args(arguments)
+    formats = [name for name in options.format.split(",") if name]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        parser.error(f"--format {','.join(unknown)}: known are {','.join(FORMATS)}")
+
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # a job log: as wide as the tables are made for
+        console.width = max(console.width, 100)
+    try:
+        report(
+            options.results,
+            baseline=options.baseline,
+            claims=options.claims,
+            formats=formats,
+            output=options.output,
+            console=console,
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

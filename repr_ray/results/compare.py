@@ -1,0 +1,342 @@
+"""The comparison of every scheme with the baseline, paired by seed.
+
+Differences are of last-epoch test accuracy between trials of the same data, model, training settings and
+seed. The interval is Student's t over the differences (scipy.stats.ttest_1samp), p the exact two-sided
+sign-flip test (scipy.stats.permutation_test), corrected over the schemes of a block by Holm
+(statsmodels multipletests). A scheme is called better or worse only where the interval leaves out 0 and the
+corrected p is at most 0.05.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from repr_ray.results.store import UNFINISHED, Tables
+
+BLOCK = ["dataset", "model", "variant"]
+GROUP = [*BLOCK, "scheme"]
+LEVEL = 0.05
+_EXACT = 20  # pairs up to which every one of the 2^n sign flips is tried
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer, and what it rests on.
+
+    `table` has a row a data set, model, variant and scheme, the baseline first; accuracies and differences
+    are fractions from 0 to 1 (0.01 is one percentage point), times seconds. `pairs` has a row a scheme and
+    seed with its `difference` to the baseline. `trials` is the stored table with `variant` and `scheme` made
+    unambiguous.
+    """
+
+    baseline: str
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    trials: pd.DataFrame
+    notes: list[str]
+    unfinished: int
+
+    @property
+    def answers(self) -> list[str]:
+        """A sentence for every scheme that is not the baseline."""
+        rows = self.table[~self.table["is_baseline"]]
+        return [_sentence(row, self.baseline, self.table) for row in records(rows)]
+
+    @property
+    def answer(self) -> str:
+        """The answer in a sentence; for more than three comparisons it counts them."""
+        if len(self.answers) <= 3:
+            return " ".join(self.answers) or f"There is nothing yet to compare with {self.baseline}."
+        verdicts = self.table["verdict"].value_counts()
+        better, worse = verdicts.get("better", 0), verdicts.get("worse", 0)
+        rest = len(self.answers) - better - worse
+        return (
+            f"Of {len(self.answers)} comparisons with {self.baseline}, {better} came out better and {worse} worse;"
+            f" for {rest} it cannot be told yet."
+        )
+
+
+def compare(tables: Tables, baseline: str | None = None) -> Comparison:
+    """Compare the schemes of the gathered trials with `baseline` (else the experiments' own, or `standard`)."""
+    baseline = baseline or tables.baseline or "standard"
+    notes: list[str] = []
+    trials = _one_a_seed(_unambiguous(tables.trials), notes)
+    rows: list[dict[str, Any]] = []
+    pairs: list[pd.DataFrame] = []
+    for _, block in trials.groupby(BLOCK, sort=False):
+        key = {name: str(block[name].iloc[0]) for name in BLOCK}
+        where = " ".join(filter(None, key.values()))
+        groups = {str(scheme): group for scheme, group in block.groupby("scheme", sort=False)}
+        base = groups.pop(baseline, None)
+        if base is None:
+            notes.append(f"{where}: no trial of the baseline {baseline!r}, the schemes are {', '.join(groups)}")
+        block_rows = [] if base is None else [_describe(base) | {"is_baseline": True}]
+        for scheme, group in groups.items():
+            row = _describe(group) | {"is_baseline": False}
+            if base is not None:
+                paired = _pair(group, base)
+                pairs.append(paired.assign(**key, scheme=scheme))
+                row |= {"pairs": len(paired), "missing_seeds": _missing(group, base, paired["seed"])}
+                row |= _interval("difference", paired["difference"].to_numpy())
+                if set(group["epochs"]) != set(base["epochs"]):
+                    notes.append(f"{where}: {scheme} and {baseline} do not train the same number of epochs")
+            block_rows.append(row)
+        _test(block_rows, pairs[len(pairs) - len(groups) :] if base is not None else [])
+        rows += block_rows
+        if len(mixed := sorted(set(block["precision"].dropna()))) > 1:
+            notes.append(f"{where}: trials of different precision are compared ({', '.join(mixed)})")
+        if lost := int((block["status"] == "diverged").sum()):
+            notes.append(f"{where}: {lost} diverged trials have no last-epoch accuracy; the means are of the others")
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
+    table["missing_seeds"] = table["missing_seeds"].fillna("")
+    table["verdict"] = table["verdict"].fillna("")
+    columns = [*GROUP, "seed", "difference"]
+    joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
+    unfinished = int(trials["status"].isin(UNFINISHED).sum())
+    return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished)
+
+
+_MEASURES = ("test_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy")
+_PARTS = ("mean", "sd", "low", "high")
+_STATUS = ["done", "running", "waiting", "failed", "collapsed"]
+COLUMNS = [
+    *GROUP,
+    "is_baseline",
+    "epochs",
+    "n",
+    *(f"{name}_{part}" for name in _MEASURES for part in _PARTS),
+    "pairs",
+    "missing_seeds",
+    *(f"difference_{part}" for part in _PARTS),
+    "p",
+    "p_exact",
+    "p_smallest",
+    "p_holm",
+    "p_holm_smallest",
+    "verdict",
+    "generalisation_gap",
+    "wall_seconds",
+    "images_per_second",
+    "precision",
+    *_STATUS,
+    "status",
+]
+"""Columns of the comparison table. `low` and `high` are ends of 95% intervals of the mean; `p_smallest` and
+`p_holm_smallest` are what p cannot go below with that many pairs; `selected_on_test` is the best epoch by the
+test set itself."""
+_KINDS = (
+    dict.fromkeys(["n", *_STATUS], "int64")
+    | {"pairs": "Int64", "p_exact": "boolean", "is_baseline": "bool"}
+    | {name: "float64" for name in COLUMNS if name.startswith(("p_s", "p_h")) or name == "p"}
+    | {name: "float64" for name in COLUMNS if name.endswith(("_mean", "_sd", "_low", "_high"))}
+    | dict.fromkeys(["generalisation_gap", "wall_seconds", "images_per_second"], "float64")
+)
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """The 95% t-interval of the mean of `values`; NaN for fewer than two, the point itself where all are equal."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(1 - LEVEL)
+    return float(low), float(high)
+
+
+def sign_flip(differences: Array) -> Array:
+    """Two-sided sign-flip p of paired differences, shape (tests, pairs) -> (tests,).
+
+    Exact to 20 pairs; beyond that from a million random flips of a fixed seed.
+    """
+    from scipy import stats
+
+    result = stats.permutation_test(
+        (differences,),
+        lambda sample, axis: sample.mean(axis),
+        permutation_type="samples",
+        n_resamples=2**_EXACT,
+        batch=4096,
+        axis=-1,
+        rng=0,
+    )
+    return np.atleast_1d(result.pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction. NaN, of a test still to come, stays so but counts: the family is fixed beforehand."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not len(p):
+        return []
+    values = np.array(p, dtype=float)
+    corrected = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
+    return [float(value) for value in np.where(np.isnan(values), np.nan, corrected)]
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dictionaries."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unambiguous(trials: pd.DataFrame) -> pd.DataFrame:
+    """Put what differs into the variant or the scheme where one name stands for different settings."""
+    trials = trials.copy()
+    settings = {text: json.loads(text) for text in trials["settings"].fillna("{}").unique()}
+    blocks = trials["settings"].fillna("{}").map(settings)
+    shared = blocks.map(_without_scheme)
+    scheme = blocks.map(lambda block: block.get("scheme") or {})
+    for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, scheme)):
+        texts = parts.map(lambda part: json.dumps(part, sort_keys=True))
+        labels = trials[column].copy()
+        for rows in trials.groupby(within, sort=False).groups.values():
+            if texts[rows].nunique() > 1:
+                flat = {text: flatten(json.loads(text)) for text in texts[rows].unique()}
+                names = sorted({name for part in flat.values() for name in part})
+                differ = [n for n in names if len({repr(part.get(n)) for part in flat.values()}) > 1]
+                said = {t: " ".join(f"{n}={part.get(n)}" for n in differ) for t, part in flat.items()}
+                labels[rows] = (trials.loc[rows, column] + " " + texts[rows].map(said)).str.strip()
+        trials[column] = labels
+    return trials
+
+
+def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:
+    """What schemes share. Where the data came from is no setting of the experiment."""
+    data = {key: value for key, value in (settings.get("data") or {}).items() if key != "source"}
+    return {key: data if key == "data" else value for key, value in settings.items() if key != "scheme"}
+
+
+def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Of trials with the same settings and seed keep one, a finished one first."""
+    first = trials.assign(open=trials["status"] != "done").sort_values("open", kind="stable")
+    kept = trials.loc[first.drop_duplicates([*GROUP, "seed"]).index.sort_values()]
+    again = trials["trial"][~trials.index.isin(kept.index)]
+    notes.extend(f"{name} has the settings and the seed of another trial: left out" for name in again)
+    return kept
+
+
+def _finished(group: pd.DataFrame) -> pd.DataFrame:
+    """Trials with a last-epoch test accuracy. Collapsed ones are among them: to leave them out would flatter."""
+    return group[(group["status"] == "done") & group["test_accuracy"].notna()]
+
+
+def _describe(group: pd.DataFrame) -> dict[str, Any]:
+    done = _finished(group)
+    row: dict[str, Any] = {key: group[key].iloc[0] for key in GROUP}
+    row |= {"epochs": "/".join(str(int(e)) for e in sorted(group["epochs"].dropna().unique())), "n": len(done)}
+    row |= _interval("test_accuracy", done["test_accuracy"].to_numpy())
+    row |= _interval("best_val_test_accuracy", done["best_val_test_accuracy"].dropna().to_numpy())
+    row |= _interval("selected_on_test_accuracy", done["best_test_accuracy"].dropna().to_numpy())
+    row["generalisation_gap"] = (done["train_accuracy"] - done["test_accuracy"]).mean()
+    row |= {key: done[key].mean() for key in ("wall_seconds", "images_per_second")}
+    row["precision"] = ", ".join(sorted(set(done["precision"].dropna())))
+    counts = group["status"].value_counts()
+    row |= {key: int(counts.get(key, 0)) for key in ("done", *UNFINISHED)}
+    row["failed"] = len(group) - sum(row[key] for key in ("done", *UNFINISHED))
+    collapsed = done.dropna(subset="collapsed_epoch")
+    row["collapsed"] = len(collapsed)
+    said = [f"{count} {status}" for status, count in counts.items()]
+    said += [f"seed {r['seed']} collapsed in epoch {int(r['collapsed_epoch'])}" for r in records(collapsed)]
+    running = group[group["status"] == "running"]
+    if len(running):
+        done_epochs, planned = running["epochs_done"].sum(), running["epochs"].sum()
+        said = [f"{text} ({done_epochs / planned:.0%})" if "running" in text else text for text in said]
+    row["status"] = ", ".join(said)
+    return row
+
+
+def _interval(name: str, values: Array) -> dict[str, float]:
+    low, high = interval(values)
+    mean = float(values.mean()) if len(values) else float("nan")
+    sd = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    return {f"{name}_mean": mean, f"{name}_sd": sd, f"{name}_low": low, f"{name}_high": high}
+
+
+def _pair(group: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Differences to the baseline of the seeds that both have finished."""
+    columns = ["seed", "test_accuracy"]
+    both = _finished(group)[columns].merge(_finished(base)[columns], on="seed", suffixes=("", "_base"))
+    # Accuracies are counts over a test set: rounding makes equal differences equal.
+    difference = (both["test_accuracy"] - both["test_accuracy_base"]).round(12)
+    return pd.DataFrame({"seed": both["seed"], "difference": difference}).sort_values("seed")
+
+
+def _missing(group: pd.DataFrame, base: pd.DataFrame, paired: Iterable[int]) -> str:
+    """The seeds that make no pair, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for seed in sorted((set(group["seed"]) | set(base["seed"])) - set(paired)):
+        reasons = []
+        for part, who in ((group, ""), (base, f"{base['scheme'].iloc[0]} ")):
+            status = part.loc[part["seed"] == seed, "status"].tolist()
+            if not status or status[0] != "done":
+                reasons.append(f"{who}{status[0] if status else 'not planned'}")
+        by_reason.setdefault(", ".join(reasons) or "no test accuracy", []).append(str(seed))
+    return "; ".join(f"{', '.join(seeds)} ({reason})" for reason, seeds in by_reason.items())
+
+
+def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
+    """Add p values and verdicts to the rows of a block; `pairs` are those of the rows after the baseline."""
+    tested = rows[len(rows) - len(pairs) :]
+    by_n: dict[int, list[int]] = {}
+    for place, paired in enumerate(pairs):
+        by_n.setdefault(len(paired), []).append(place)
+    for n, places in by_n.items():
+        stacked = np.array([pairs[place]["difference"] for place in places])
+        p = sign_flip(stacked) if n > 1 else np.full(len(places), 1.0 if n else np.nan)
+        for place, value in zip(places, p, strict=True):
+            tested[place] |= {"p": float(value), "p_exact": n <= _EXACT, "p_smallest": min(1.0, 2 / 2**n)}
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row |= {"p_holm": corrected, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
+        low, high = row["difference_low"], row["difference_high"]
+        sure = corrected <= LEVEL and (low > 0 or high < 0)
+        row["verdict"] = "cannot tell" if not sure else "better" if low > 0 else "worse"
+
+
+def points(fraction: float, signed: bool = False) -> str:
+    """A fraction in percentage points with one decimal and a true minus sign."""
+    return f"{100 * fraction:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _sentence(row: dict[str, Any], baseline: str, table: pd.DataFrame) -> str:
+    blocks = table[BLOCK].drop_duplicates()
+    varying = [key for key in BLOCK if blocks[key].nunique() > 1 and row[key]]
+    where = f" on {', '.join(row[key] for key in varying)}" if varying else ""
+    scheme = row["scheme"]
+    if not row["n"]:
+        return f"No trial of {scheme}{where} has finished yet ({row['status']})."
+    if pd.isna(row["pairs"]):
+        return f"There is no {baseline} to compare {scheme} with{where}."
+    if row["pairs"] < 2:
+        pairs = "a single paired seed" if row["pairs"] else "no paired seed"
+        return f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {pairs}."
+    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
+    evidence = f"95% interval {low} to {high}, n={row['pairs']}, p={row['p']:.2g}"
+    if row["p_holm"] > row["p"]:
+        evidence += f", {row['p_holm']:.2g} after Holm's correction"
+    if row["p_holm_smallest"] > LEVEL:
+        evidence += f"; n is too small to reach {LEVEL}"
+    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
+    if row["verdict"] == "cannot tell":
+        difference = points(row["difference_mean"], True)
+        return (
+            f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}:"
+            f" {difference} points ({evidence}).{fallen}"
+        )
+    size = points(abs(row["difference_mean"]))
+    return f"{scheme} is {size} points {row['verdict']} than {baseline}{where} ({evidence}).{fallen}"

@@ -1,0 +1,40 @@
+"""Writing result files: whole or not at all, and never over a file that somebody else made."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MARK = "repr_ray"  # every file of ours holds this word near its start or its end
+_WINDOW = 1 << 14
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file was written by this package: its first or last 16 KiB hold the mark."""
+    with path.open("rb") as file:
+        head = file.read(_WINDOW)
+        file.seek(max(0, path.stat().st_size - _WINDOW))
+        return MARK.encode() in head + file.read()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises FileExistsError where `path` is a file that does not carry our mark.
+    """
+    if path.exists() and not is_ours(path):
+        raise FileExistsError(f"{path} was not written by {MARK}: left as it is")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 in place of `path`; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

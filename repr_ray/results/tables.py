@@ -1,0 +1,315 @@
+"""One sheet of cells, shown in the terminal, as Markdown and as LaTeX; CSV and Parquet hold the bare numbers."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import repr_ray
+from repr_ray.results.compare import BLOCK, LEVEL, Comparison, points, records
+from repr_ray.results.files import MARK, replacing, write_text
+from repr_ray.results.store import SCHEMAS, Failure
+
+Row = dict[str, Any]
+NONE = "\N{EN DASH}"
+LEGEND = (
+    "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline,"
+    " paired by seed, with the 95% t-interval. p: exact two-sided sign-flip test; Holm p: corrected over the"
+    f" schemes of a block; *: n too small to reach {LEVEL}. Best val.: test accuracy in the epoch of best"
+    " validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
+    " the test set, not a fair estimate."
+)
+
+
+class Cell(NamedTuple):
+    """A text, and what it is sorted by."""
+
+    text: str
+    value: float | str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sheet. Where space is short, the largest `spare` goes first; 0 stays always."""
+
+    name: str
+    spare: int = 0
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table for people; `heading` of a row starts a new block where it changes."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+    headings: list[str]
+
+
+def comparison_sheet(comparison: Comparison) -> Sheet:
+    """The comparison, accuracies in percent."""
+    cells: list[list[Cell]] = []
+    headings: list[str] = []
+    for _, block in comparison.table.groupby(BLOCK, sort=False):
+        rows = records(block)
+        precision = ", ".join(dict.fromkeys(row["precision"] for row in rows if row["precision"]))
+        epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
+        names = [*(rows[0][key] for key in BLOCK), f"{epochs} epochs", precision]
+        headings += [" · ".join(filter(None, names))] * len(rows)
+        cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
+    return Sheet([column for column, _ in _COLUMNS], cells, headings)
+
+
+def failures_sheet(failures: Iterable[Failure]) -> Sheet:
+    """The failed trials with the first line of each error."""
+    columns = [Column(name, number=False) for name in ("Failed trial", "Status", "Epoch", "Error")]
+    rows = [[f.trial, f.status, NONE if f.epoch is None else str(f.epoch), f.message] for f in failures]
+    return Sheet(columns, [[Cell(text, text) for text in row] for row in rows], [""] * len(rows))
+
+
+def percent(mean: float, sd: float) -> str:
+    """`72.1 ± 0.4`, both from fractions."""
+    if pd.isna(mean):
+        return NONE
+    return points(mean) + (f" ± {points(sd)}" if not pd.isna(sd) else "")
+
+
+def bounded(mean: float, low: float, high: float, signed: bool = True) -> str:
+    """`+1.2 [+0.4, +2.0]` in points, from fractions."""
+    if pd.isna(mean):
+        return NONE
+    said = points(mean, signed)
+    return said if pd.isna(low) else f"{said} [{points(low, signed)}, {points(high, signed)}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, three digits at most."""
+    if pd.isna(seconds):
+        return NONE
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _accuracy(name: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(percent(row[f"{name}_mean"], row[f"{name}_sd"]), row[f"{name}_mean"])
+
+
+def _difference(row: Row) -> Cell:
+    mean, low, high = (row[f"difference_{part}"] for part in ("mean", "low", "high"))
+    return Cell("baseline" if row["is_baseline"] else bounded(mean, low, high), mean)
+
+
+def _p(name: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        if pd.isna(row[name]):
+            return Cell(NONE, row[name])
+        mark = "*" if row[f"{name}_smallest"] > LEVEL else ""
+        return Cell(f"{'' if row['p_exact'] else '≈'}{row[name]:.2g}{mark}", row[name])
+
+    return cell
+
+
+def _number(name: str, say: Callable[[float], str]) -> Callable[[Row], Cell]:
+    return lambda row: Cell(NONE if pd.isna(row[name]) else say(row[name]), row[name])
+
+
+def _text(name: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(row[name], row[name])
+
+
+_COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
+    (Column("Scheme", number=False), _text("scheme")),
+    (Column("n"), _number("n", "{:.0f}".format)),
+    (Column("Test, %"), _accuracy("test_accuracy")),
+    (Column("Difference [95%]"), _difference),
+    (Column("p", 1), _p("p")),
+    (Column("Holm p"), _p("p_holm")),
+    (Column("Best val., %", 5), _accuracy("best_val_test_accuracy")),
+    (Column("Gap", 4), _number("generalisation_gap", points)),
+    (Column("Wall time", 3), _number("wall_seconds", duration)),
+    (Column("Images/s", 7), _number("images_per_second", "{:,.0f}".format)),
+    (Column("Best on test (selection on test set), %", 9), _accuracy("selected_on_test_accuracy")),
+    (Column("Status", number=False), _text("status")),
+    (Column("Seeds without a pair", 6, number=False), _text("missing_seeds")),
+]
+
+
+# The terminal
+
+
+_WRAPS = 26  # the width at which a column of words is wrapped
+
+
+def print_sheet(console: Console, sheet: Sheet) -> None:
+    """Print a sheet in the console's width; columns there is no room for follow in a second table."""
+    widths = [
+        min(max(*map(len, column.name.split()), *(len(row[place].text) for row in sheet.rows)), _WRAPS)
+        for place, column in enumerate(sheet.columns)
+    ]
+    left = [
+        place
+        for place in range(len(widths))
+        if any(row[place].text not in ("", NONE) for row in sheet.rows) or not sheet.columns[place].spare
+    ]
+    while left:
+        part = list(left)
+        while sum(widths[place] + 2 for place in part) > console.width:
+            spare = max(part[1:], key=lambda place: sheet.columns[place].spare, default=0)
+            if not sheet.columns[spare].spare or len(part) == 2:
+                break
+            part.remove(spare)
+        _print_columns(console, sheet, part, widths)
+        left = [place for place in left if place not in part]
+        left = left and [0, *left]
+
+
+def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[int]) -> None:
+    for heading, rows in _blocks(sheet):
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for place in places:
+            column = sheet.columns[place]
+            table.add_column(
+                _say(console, column.name),
+                justify="right" if column.number else "left",
+                width=widths[place] if column.number else None,
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(_say(console, row[place].text) for place in places))
+        if heading:
+            console.print(_say(console, heading, "bold"))
+        console.print(table)
+        console.print()
+
+
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Print words as they are: no markup, no highlighting."""
+    console.print(_say(console, text, style))
+
+
+_ASCII = str.maketrans({"±": "+/-", "\N{MINUS SIGN}": "-", NONE: "-", "·": "/", "≈": "~"})
+
+
+def _say(console: Console, text: str, style: str = "") -> Text:
+    """Text that the console can encode, with control characters taken out."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)
+    return Text(text, style=style)
+
+
+def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
+    blocks: dict[str, list[list[Cell]]] = {}
+    for heading, row in zip(sheet.headings, sheet.rows, strict=True):
+        blocks.setdefault(heading, []).append(row)
+    return list(blocks.items())
+
+
+# Markdown
+
+
+def markdown(text: str) -> str:
+    """Escape what GitHub's Markdown would take for markup."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", " ".join(text.split()))
+
+
+def markdown_sheet(sheet: Sheet) -> str:
+    """A GitHub table a block."""
+    lines: list[str] = []
+    for heading, rows in _blocks(sheet):
+        lines += ["", f"**{markdown(heading)}**"] if heading else []
+        lines += [
+            "",
+            "| " + " | ".join(markdown(column.name) for column in sheet.columns) + " |",
+            "|" + "|".join("---:" if column.number else ":---" for column in sheet.columns) + "|",
+            *("| " + " | ".join(markdown(cell.text) for cell in row) + " |" for row in rows),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+# LaTeX
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "\N{MINUS SIGN}": "$-$",
+    NONE: "--",
+    "·": r"$\cdot$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex(text: str) -> str:
+    """Escape LaTeX's special characters."""
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def latex_sheet(sheet: Sheet) -> str:
+    """A booktabs table of the columns that fit a page; a longtable where the rows do not."""
+    kept = [place for place, column in enumerate(sheet.columns) if column.spare <= 5]
+    environment = "longtable" if len(sheet.rows) > 40 else "tabular"
+    layout = "l" + "".join("r" if sheet.columns[place].number else "p{9em}" for place in kept[1:])
+    lines = [rf"\begin{{{environment}}}{{{layout}}}", r"\toprule"]
+    lines.append(" & ".join(latex(sheet.columns[place].name) for place in kept) + r" \\")
+    for heading, rows in _blocks(sheet):
+        lines.append(r"\midrule")
+        if heading:
+            lines.append(rf"\multicolumn{{{len(kept)}}}{{l}}{{\emph{{{latex(heading)}}}}} \\")
+        # Braces keep a leading [ from being read as an option of the line break before it.
+        lines += ["{}" + " & ".join(latex(row[place].text) for place in kept) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", rf"\end{{{environment}}}"]) + "\n"
+
+
+# Files
+
+
+def write_markdown(path: Path, comparison: Comparison, sheets: Sequence[tuple[str, Sheet]]) -> None:
+    """The answer, the sheets under their titles, and the notes."""
+    parts = [f"<!-- {MARK} {repr_ray.__version__} -->\n# Comparison with {markdown(comparison.baseline)}\n"]
+    parts += [f"**{markdown(comparison.answer)}**\n"]
+    parts += [f"## {title}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
+    parts += [f"{markdown(LEGEND)}\n"]
+    if comparison.notes:
+        parts.append("## Notes\n\n" + "".join(f"- {markdown(note)}\n" for note in comparison.notes))
+    write_text(path, "\n".join(parts))
+
+
+def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]]) -> None:
+    """The sheets, to be included with `\\input` after `\\usepackage{booktabs,longtable}`."""
+    head = f"% {MARK} {repr_ray.__version__}: \\usepackage{{booktabs,longtable}}, then \\input this file\n"
+    write_text(path, head + "\n\\bigskip\n\n".join(latex_sheet(sheet) for _, sheet in sheets if sheet.rows))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """The bare numbers, with the version of this package in the last column."""
+    versioned = table.assign(**{f"{MARK}_version": repr_ray.__version__})
+    write_text(path, versioned.to_csv(index=False, lineterminator="\n"))
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """The bare numbers with the version of the tables as metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = (arrow.schema.metadata or {}) | (SCHEMAS["trials"].metadata or {})
+    with replacing(path) as temporary:
+        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
