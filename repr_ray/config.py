@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from repr_ray.method.schedule import Schedule
 from repr_ray.method.settings import RePrSettings, Settings, StandardSettings
@@ -33,6 +33,12 @@ class Data(Settings):
     crop_padding: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     normalise: Literal["channel", "none"] = "channel"
+
+    @field_validator("source")
+    @classmethod
+    def _absolute(cls, source: str) -> str:
+        """Workers have other working directories."""
+        return source if source == "torchvision" or "://" in source else str(Path(source).expanduser().resolve())
 
 
 class ConvNet(Settings):

@@ -4,11 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from repr_ray.config import ConfigError
+from repr_ray.config import ConfigError, Resources
 from repr_ray.plan import Trial
 
 
-def run(trials: Sequence[Trial], results: Path, on_update: Callable[[dict[str, Any]], None], provenance: Any) -> None:
+def run(
+    trials: Sequence[Trial],
+    results: Path,
+    on_update: Callable[[dict[str, Any]], None],
+    provenance: dict[str, Any],
+) -> None:
     """Run every trial; a failure is recorded in the trial's folder and the next one starts.
 
     Raises ConfigError for what one process cannot do.
@@ -17,26 +22,24 @@ def run(trials: Sequence[Trial], results: Path, on_update: Callable[[dict[str, A
 
     from repr_ray.training.trial import run_trial
 
+    resources = trials[0].resources
+    gpus = gpus_per_worker(resources, torch.cuda.device_count())
+    if resources.workers > 1:
+        raise ConfigError(
+            f"resources.workers={resources.workers}: --runner local is one process; use --runner ray, or workers=1"
+        )
+    if gpus > torch.cuda.device_count():
+        raise ConfigError(
+            f"resources.gpus_per_worker={gpus:g}: this machine has {torch.cuda.device_count()}; use fewer, or auto"
+        )
     for trial in trials:
-        if trial.resources.workers > 1:
-            raise ConfigError(
-                f"resources.workers={trial.resources.workers}: --runner local is one process;"
-                " use --runner ray, or resources.workers=1"
-            )
-        if gpus_of(trial, torch.cuda.device_count()) > torch.cuda.device_count():
-            raise ConfigError(
-                f"resources.gpus_per_worker={trial.resources.gpus_per_worker}: this machine has"
-                f" {torch.cuda.device_count()} GPUs; use fewer, or auto"
-            )
-    for trial in trials:
-        device = torch.device("cuda" if gpus_of(trial, torch.cuda.device_count()) else "cpu")
         try:
-            run_trial(trial, results, device, on_update, provenance)
-        except Exception as error:
-            on_update({"trial": trial.name, "failed": f"{type(error).__name__}: {error}"})
+            run_trial(trial, results, torch.device("cuda" if gpus else "cpu"), on_update, provenance)
+        except Exception:  # the trial's folder says why
+            continue
 
 
-def gpus_of(trial: Trial, available: int) -> float:
-    """GPUs a worker of this trial takes where `available` are there."""
-    wanted = trial.resources.gpus_per_worker
-    return float(available > 0) if wanted == "auto" else wanted
+def gpus_per_worker(resources: Resources, available: float) -> float:
+    """GPUs each worker takes where `available` are there: `auto` is one, or none."""
+    wanted = resources.gpus_per_worker
+    return float(available >= 1) if wanted == "auto" else wanted

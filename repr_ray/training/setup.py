@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from repr_ray import distributed
-from repr_ray.config import Train
+from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
 from repr_ray.data.sources import DATASETS
@@ -70,6 +70,20 @@ def build_model(trial: Trial) -> nn.Module:
     """The trial's network, on the CPU."""
     dataset = DATASETS[trial.data.name]
     return build(trial.model, dataset.classes, dataset.channels, dataset.image_size)
+
+
+def check(trial: Trial) -> None:
+    """Build the trial's network and scheme without memory or data.
+
+    Raises ConfigError for a network that does not fit its images, or a scheme that does not fit the network.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(trial)
+            optimizer = build_optimizer(trial.train, model.parameters())
+            SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs)
+    except ValueError as error:
+        raise ConfigError(f"{trial.scheme}: {error}") from None
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:

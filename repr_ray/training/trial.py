@@ -36,30 +36,27 @@ def run_trial(
     try:
         _train(trial, folder, device, on_update, provenance)
     except Exception as error:
-        folder.fail(
-            {
-                "status": failure_status(error),
-                "message": f"{type(error).__name__}: {first_line(error)}",
-                "epoch": None,
-                "traceback": traceback.format_exc(),
-            }
-        )
+        folder.fail(failure(error))
+        on_update({"trial": trial.name, "failed": first_line(error)})
         raise
 
 
-def failure_status(error: BaseException) -> str:
-    """What a table calls this error: diverged, out of memory, ranks differ, or failed."""
+def failure(error: BaseException) -> dict[str, Any]:
+    """What error.json holds: `status` is diverged, ranks differ, out of memory, or failed."""
+    memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if isinstance(error, Diverged):
-        return "diverged"
-    if isinstance(error, distributed.RanksDiffer):
-        return "ranks differ"
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return "out of memory" if memory else "failed"
+        status = "diverged"
+    elif isinstance(error, distributed.RanksDiffer):
+        status = "ranks differ"
+    else:
+        status = "out of memory" if memory or "can't allocate memory" in str(error) else "failed"
+    lines = traceback.format_exception(error)
+    return {"status": status, "message": first_line(error), "traceback": "".join(lines)}
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [""])[0]
+    """The type and the first line of an error's text."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _train(

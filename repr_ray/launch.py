@@ -1,0 +1,144 @@
+"""python -m repr_ray.launch: from a config to trials, from trials to the comparison table.
+
+Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interrupted, 143 terminated.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repr_ray.config import ConfigError, load
+from repr_ray.experiment import claim
+from repr_ray.plan import Trial, plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_CONFIG = "configs/quickstart.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_intermixed_args(arguments)
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        experiment = load(args.config, args.overrides)
+        trials = plan(experiment)
+        results = Path(args.results).resolve() / experiment.name
+        if args.dry_run:
+            _show_plan(console, trials, results)
+            return 0
+        with claim(results, experiment):
+            return _launch(
+                console, trials, results, args.runner, shlex.join([*_COMMAND, *(arguments or sys.argv[1:])])
+            )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command resumes from the last checkpoints", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print("\nterminated; the same command resumes from the last checkpoints", file=sys.stderr)
+        return 143
+
+
+_COMMAND = ("python", "-m", "repr_ray.launch")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=" ".join(_COMMAND),
+        description="Train every scheme of an experiment with every seed, side by side on Ray, and compare them.",
+        epilog="Launching again skips what is done and resumes what is not. Example: "
+        "python -m repr_ray.launch --config configs/cifar10.yaml train.epochs=200 'seeds=[0, 1]' name=longer",
+    )
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="experiment (default: %(default)s)")
+    parser.add_argument("--results", default="results", metavar="DIR", help="where results/NAME goes")
+    parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
+    return parser
+
+
+def _launch(console: "Console", trials: list[Trial], results: Path, runner: str, command: str) -> int:
+    """Run what is not done yet, then report on everything in the results folder."""
+    from repr_ray.progress import Progress
+    from repr_ray.training.folder import TrialFolder
+
+    folders = [TrialFolder(results, trial) for trial in trials]
+    pending = [folder.trial for folder in folders if not folder.done]
+    if pending:
+        from repr_ray.runners import local, ray
+
+        _check(console, pending)
+        for folder in folders:
+            folder.announce()
+        provenance = {"command": command, "commit": _commit()}
+        done = len(trials) - len(pending)
+        console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}")
+        with Progress(console, {t.name: t.train.epochs for t in pending}, done) as progress:
+            (ray if runner == "ray" else local).run(pending, results, progress.update, provenance)
+    else:
+        console.print(f"all {len(trials)} trials are done already, results in {results}")
+    _report(console, results)
+    return 0 if all(folder.done for folder in folders) else 1
+
+
+def _check(console: "Console", trials: list[Trial]) -> None:
+    """Everything that could be wrong with the input, before anything is trained."""
+    from repr_ray.data import decoded
+    from repr_ray.progress import bar
+    from repr_ray.training.setup import check
+
+    for data in {trial.data for trial in trials}:
+        decoded.load(data, lambda items, total, title: bar(console, items, total, title))
+    for trial in {(t.model, t.settings, t.train, t.data.name): t for t in trials}.values():
+        check(trial)
+
+
+def _show_plan(console: "Console", trials: list[Trial], results: Path) -> None:
+    from repr_ray.progress import plan_table
+
+    r = trials[0].resources
+    gpus = f"{r.gpus_per_worker} GPU" if r.gpus_per_worker == "auto" else f"{r.gpus_per_worker:g} GPU"
+    rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
+    console.print(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
+    console.print(
+        f"\n{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {gpus}); results would go to {results}"
+    )
+
+
+def _report(console: "Console", results: Path) -> None:
+    from repr_ray.report import report
+
+    report([results], console=console)
+
+
+def _commit() -> str | None:
+    """The commit of this package's checkout, marked when it has uncommitted changes; None outside one."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised in the main thread."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Progress a person can follow: a live line per trial on a terminal, plain lines in a job log."""
+
+from collections.abc import Iterable, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LOG_EVERY = 15.0
+"""Seconds between two lines of one trial in a log."""
+
+
+class Progress:
+    """Follows the messages of all trials of a launch; see `repr_ray.training.trial.Update`."""
+
+    def __init__(self, console: Console, epochs: dict[str, int], already_done: int) -> None:
+        self.console, self.epochs = console, epochs
+        self.total = len(epochs) + already_done
+        self.already_done = already_done
+        self.running: dict[str, dict[str, Any]] = {}
+        self.ended: set[str] = set()
+        self.failed = 0
+        self.epochs_seen, self.started = 0, monotonic()
+        self.last_line: dict[str, float] = {}
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, message: dict[str, Any]) -> None:
+        """Take in one message of one trial."""
+        trial = message["trial"]
+        if "epoch" in message:
+            self.epochs_seen += 1
+            self.running[trial] = message
+            if not self.console.is_terminal and monotonic() - self.last_line.get(trial, 0.0) >= LOG_EVERY:
+                self.last_line[trial] = monotonic()
+                self._print(f"{trial}  {self._state(message)}")
+        elif "failed" in message:
+            self._end(trial)
+            self.failed += 1
+            self._print(f"{trial}  FAILED: {message['failed']}", "bold red")
+        elif message["note"] == "done":
+            last = self.running.get(trial)
+            self._end(trial)
+            self._print(f"{trial}  done{f': {self._state(last)}' if last else ''}", "green")
+        else:
+            self.running.setdefault(trial, {"epoch": -1})
+            self._print(f"{trial}  {message['note']}", "yellow" if "WARNING" in message["note"] else "")
+
+    def _end(self, trial: str) -> None:
+        self.running.pop(trial, None)
+        self.ended.add(trial)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
+
+    def _state(self, message: dict[str, Any]) -> str:
+        epoch, epochs = message["epoch"] + 1, message["epochs"]
+        parts = [f"epoch {epoch}/{epochs}", message["phase"], f"train {message['train_accuracy']:.1%}"]
+        accuracies = {split: message[f"{split}_accuracy"] for split in ("val", "test")}
+        parts += [f"{split} {accuracy:.1%}" for split, accuracy in accuracies.items() if accuracy is not None]
+        left = f"{duration((epochs - epoch) * message['seconds'])} left" if epoch < epochs else ""
+        return "  ".join([*parts, f"{message['images_per_second']:,.0f} images/s", left]).strip()
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(width=12)
+        table.add_column(no_wrap=True)
+        for trial, message in self.running.items():
+            if message["epoch"] < 0:
+                table.add_row(trial, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
+                continue
+            epoch, epochs = message["epoch"] + 1, message["epochs"]
+            accuracy = message["test_accuracy"] or message["train_accuracy"]
+            table.add_row(
+                trial,
+                ProgressBar(total=epochs, completed=epoch),
+                f"{epoch:>3}/{epochs} {message['phase']:4} {accuracy:6.1%} {message['images_per_second']:>7,.0f}/s "
+                f"{duration((epochs - epoch) * message['seconds']):>6}",
+            )
+        return Group(table, Text(self._summary(), style="bold"))
+
+    def _summary(self) -> str:
+        done = self.already_done + len(self.ended)
+        text = f"{done} of {self.total} trials ended" + (f", {self.failed} FAILED" if self.failed else "")
+        remaining = sum(
+            epochs - self.running.get(trial, {"epoch": -1})["epoch"] - 1
+            for trial, epochs in self.epochs.items()
+            if trial not in self.ended
+        )
+        if self.epochs_seen:
+            rate = (monotonic() - self.started) / self.epochs_seen
+            text += f", about {duration(remaining * rate)} left"
+        return text
+
+
+def bar(console: Console, items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    """Show a progress bar while `items` are consumed; a single line where there is no terminal."""
+    if not console.is_terminal:
+        console.print(title, highlight=False)
+        yield from items
+        return
+    with Bar(console=console, transient=True) as progress:
+        yield from progress.track(items, total=total, description=title)
+
+
+def duration(seconds: float) -> str:
+    """95 -> 1m35s, 7500 -> 2h05m."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def plan_table(rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> Table:
+    """A plain table of what a launch would run."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column == columns[0], overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
