@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(arguments)
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(file=sys.stdout, highlight=False)  # stays the terminal when Ray's output is muted
     signal.signal(signal.SIGTERM, _terminate)
     try:
         experiment = load(args.config, args.overrides)

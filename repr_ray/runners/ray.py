@@ -5,6 +5,8 @@ A trial of one worker runs directly in its Tune process: a Train worker group ar
 only progress messages go through Ray. A trial whose process dies is started again and resumes from its folder.
 """
 
+import contextlib
+import io
 import logging
 import os
 import threading
@@ -77,7 +79,8 @@ def run(
                 verbose=0,
             ),
         )
-        with _Forwarding(mailbox, on_update):
+        # Tune prints its own tables at any verbosity; ours go to the terminal itself
+        with _Forwarding(mailbox, on_update), contextlib.redirect_stdout(io.StringIO()):
             grid = tuner.fit()
         for index, trial in enumerate(trials):
             if (error := grid[index].error) is not None:

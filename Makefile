@@ -1,0 +1,35 @@
+# Each target sets up all it needs; a stranger types `make run` or `make test`.
+PYTHON ?= python3
+VENV := .venv
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+READY := $(VENV)/.ready
+
+.PHONY: run test check setup clean
+
+run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
+	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
+
+test: $(READY)  ## lint, types and the whole test suite
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(VENV) --requirement requirements.txt
+	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m pip install --quiet --target .uv uv
+
+requirements.txt: pyproject.toml | $(UV)  ## pin again after a change of dependencies
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev \
+		--no-emit-index-url --no-annotate --no-header --output-file $@ pyproject.toml
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .uv
