@@ -31,6 +31,7 @@ def report(
     comes with the package. Parquet tables are always written. Raises ValueError, one line a folder, where no
     folder holds a trial.
     """
+    from repr_ray.results import claims as published
     from repr_ray.results import store, tables
     from repr_ray.results.compare import compare
 
@@ -39,9 +40,14 @@ def report(
     with tempfile.TemporaryDirectory() as work:
         gathered = store.gather(paths, Path(work))
         comparison = compare(gathered, baseline)
+        claimed = published.check(comparison, published.load(Path(claims) if claims else None))
         failed = [failure for path in paths for failure in store.failures(path)]
         main, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
-        sheets = [("Schemes", main), ("Failed trials", failures)]
+        sheets = [
+            ("Schemes", main),
+            ("Claimed against measured", tables.claims_sheet(claimed)),
+            ("Failed trials", failures),
+        ]
         written = gathered.publish(target)
         comparison.notes.extend(gathered.notes)
 
@@ -64,6 +70,10 @@ def report(
         console.print()
         tables.print_sheet(console, main)
         tables.print_text(console, tables.LEGEND, "dim")
+        if len(claimed):
+            console.print()
+            tables.print_sheet(console, sheets[1][1])
+            tables.print_text(console, tables.CLAIMS_LEGEND, "dim")
         for note in comparison.notes:
             tables.print_text(console, f"note: {note}")
         console.print()

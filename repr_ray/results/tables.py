@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import repr_ray
+from repr_ray.results.claims import MARGIN
 from repr_ray.results.compare import BLOCK, LEVEL, Comparison, points, records
 from repr_ray.results.files import MARK, replacing, write_text
 from repr_ray.results.store import SCHEMAS, Failure
@@ -24,6 +25,13 @@ LEGEND = (
     f" schemes of a block; *: n too small to reach {LEVEL}. Best val.: test accuracy in the epoch of best"
     " validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
     " the test set, not a fair estimate."
+)
+
+
+CLAIMS_LEGEND = (
+    f"Reproduced: the whole 95% interval lies within {points(MARGIN)} point of the published value; not reproduced:"
+    " all of it lies farther away. Gain: over standard training, paired by seed. Best on test: selected on"
+    " the test set, as published. An approximate match differs as the note by its number says."
 )
 
 
@@ -50,6 +58,7 @@ class Sheet:
     columns: list[Column]
     rows: list[list[Cell]]
     headings: list[str]
+    footnotes: list[str] = field(default_factory=list)
 
 
 def comparison_sheet(comparison: Comparison) -> Sheet:
@@ -60,10 +69,37 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         rows = records(block)
         precision = ", ".join(dict.fromkeys(row["precision"] for row in rows if row["precision"]))
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
-        names = [*(rows[0][key] for key in BLOCK), f"{epochs} epochs", precision]
-        headings += [" · ".join(filter(None, names))] * len(rows)
+        headings += [" · ".join(filter(None, [_heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
         cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
     return Sheet([column for column, _ in _COLUMNS], cells, headings)
+
+
+def claims_sheet(claims: pd.DataFrame) -> Sheet:
+    """Published beside measured, in percent; gains in points."""
+    names = ("Source", "Scheme", "Quantity", "Claimed", "Measured [95%]", "n", "Verdict", "Match")
+    numbers = ("Claimed", "Measured [95%]", "n")
+    remarks = list(dict.fromkeys(filter(None, claims["remark"])))
+    rows, headings = [], []
+    for row in records(claims):
+        gain = row["quantity"] == "gain"
+        match = f"{row['match']} ({remarks.index(row['remark']) + 1})" if row["remark"] else row["match"]
+        measured = bounded(row["measured"], row["measured_low"], row["measured_high"], signed=gain)
+        rows.append(
+            [
+                *(Cell(row[key], row[key]) for key in ("source", "scheme", "quantity")),
+                Cell(points(row["claimed"], gain), row["claimed"]),
+                Cell(measured, row["measured"]),
+                Cell(str(row["n"]), row["n"]),
+                *(Cell(text, text) for text in (row["verdict"], match)),
+            ]
+        )
+        headings.append(_heading(row))
+    footnotes = [f"({place}) {remark}" for place, remark in enumerate(remarks, 1)]
+    return Sheet([Column(name, number=name in numbers) for name in names], rows, headings, footnotes)
+
+
+def _heading(row: Row) -> str:
+    return " · ".join(row[key] for key in BLOCK if row[key])
 
 
 def failures_sheet(failures: Iterable[Failure]) -> Sheet:
@@ -169,6 +205,8 @@ def print_sheet(console: Console, sheet: Sheet) -> None:
         _print_columns(console, sheet, part, widths)
         left = [place for place in left if place not in part]
         left = left and [0, *left]
+    for footnote in sheet.footnotes:
+        print_text(console, footnote, "dim")
 
 
 def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[int]) -> None:
@@ -180,6 +218,7 @@ def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths
                 _say(console, column.name),
                 justify="right" if column.number else "left",
                 width=widths[place] if column.number else None,
+                min_width=min(widths[place], 10),
                 overflow="fold",
             )
         for row in rows:
@@ -235,6 +274,7 @@ def markdown_sheet(sheet: Sheet) -> str:
             "|" + "|".join("---:" if column.number else ":---" for column in sheet.columns) + "|",
             *("| " + " | ".join(markdown(cell.text) for cell in row) + " |" for row in rows),
         ]
+    lines += [f"\n{markdown(footnote)}" for footnote in sheet.footnotes]
     return "\n".join(lines) + "\n"
 
 
@@ -275,7 +315,9 @@ def latex_sheet(sheet: Sheet) -> str:
             lines.append(rf"\multicolumn{{{len(kept)}}}{{l}}{{\emph{{{latex(heading)}}}}} \\")
         # Braces keep a leading [ from being read as an option of the line break before it.
         lines += ["{}" + " & ".join(latex(row[place].text) for place in kept) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", rf"\end{{{environment}}}"]) + "\n"
+    lines += [r"\bottomrule", rf"\end{{{environment}}}"]
+    lines += [rf"\par\smallskip {latex(footnote)}" for footnote in sheet.footnotes]
+    return "\n".join(lines) + "\n"
 
 
 # Files

@@ -35,11 +35,16 @@ def make_trial(
 ) -> Path:
     """Write a trial folder whose last test accuracy is exactly `accuracy`; `done` epochs of it, or all."""
     rng = np.random.default_rng([seed, len(scheme), epochs])
-    blocks = {
-        "data": {"name": dataset, "augment": True},
-        "model": {"name": "convnet", "depth": 3},
-        "train": {"epochs": epochs, "learning_rate": 0.01},
-        "scheme": {"kind": "standard" if scheme.startswith("standard") else "repr"},
+    order = "inverse" if scheme.startswith("inverse") else "worst"
+    method: dict[str, Any] = {"kind": "standard"}
+    if not scheme.startswith("standard"):
+        method = {"kind": "repr", "s1": cycle[0], "s2": cycle[1], "prune_ratio": 0.3}
+        method["ranking"] = {"score": "orthogonality", "order": order}
+    blocks: dict[str, Any] = {
+        "data": {"name": dataset, "source": "torchvision", "train_images": None, "crop_padding": 4, "flip": True},
+        "model": {"kind": "convnet", "depth": 3, "width": 32},
+        "train": {"epochs": epochs, "batch_size": 128, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+        "scheme": method,
     }
     for dotted, value in (settings or {}).items():
         block, _, key = dotted.partition(".")

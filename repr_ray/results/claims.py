@@ -1,0 +1,154 @@
+"""Published numbers beside measured ones.
+
+A claim is a row of CSV: source, dataset, model, scheme, metric (test_error, test_accuracy or best_test_accuracy,
+in percent), value, and, where known, `settings` it was obtained with (`train.epochs=100 ...`) and a note. Schemes go
+by what they do, not by the user's name for them: `standard`, `repr`, `repr-random` for RePr with another score, and
+`repr-inverse`.
+It is reproduced where the whole 95% interval of ours lies within one percentage point of it, not reproduced where
+the whole interval lies farther away, and else it cannot be told yet. With every scheme that was also published for
+standard training, the gain over it is compared in the same way, by the interval of the paired difference.
+"""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from repr_ray.results.compare import GROUP, Comparison, flatten, records
+
+MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced
+_FEWEST = 3  # seeds below which no verdict is given
+_NEEDED = ["source", "dataset", "model", "scheme", "metric", "value"]
+_METRICS = {
+    "test_error": "test_accuracy",
+    "test_accuracy": "test_accuracy",
+    "best_test_accuracy": "selected_on_test_accuracy",
+}
+# Published networks under our labels. The paper's have batch norm, by their numbers of parameters.
+_LABELS = {("paper", f"convnet-{depth}x32"): f"convnet-{depth}x32-bn" for depth in (3, 8, 13, 18)}
+_LABELS[("siahuat0727", "convnet-3x32-nopool")] = "convnet-3x32"
+_LABELS[("SweetWind1996", "convnet-3x32")] = "convnet-3x32 with layers that are not stated"
+COLUMNS = [
+    *GROUP,
+    "source",
+    "quantity",
+    *("claimed", "measured", "measured_low", "measured_high", "n"),
+    "verdict",
+    "match",
+    "remark",
+]
+"""Columns of the table of claims; accuracies and gains are fractions."""
+
+
+def load(path: Path | None = None) -> pd.DataFrame:
+    """Read a file of claims, or the package's own. Raises ValueError naming what is wrong with the file."""
+    source = path or resources.files("repr_ray.results") / "data" / "claims.csv"
+    try:
+        with source.open("r", encoding="utf-8") as file:
+            claims = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"claims {source}: {error}") from None
+    if missing := [name for name in _NEEDED if name not in claims]:
+        raise ValueError(f"claims {source}: lacks the columns {', '.join(missing)}")
+    if unknown := sorted(set(claims["metric"]) - set(_METRICS)):
+        raise ValueError(f"claims {source}: unknown metric {', '.join(unknown)}; known are {', '.join(_METRICS)}")
+    value = pd.to_numeric(claims["value"], errors="coerce")
+    if value.isna().any():
+        row = int(value.isna().to_numpy().argmax())
+        raise ValueError(f"claims {source}: value={claims['value'].iloc[row]!r} in row {row + 1} is not a number")
+    accuracy = (value / 100).where(claims["metric"] != "test_error", 1 - value / 100)
+    optional = {name: claims.get(name, pd.Series("", claims.index)) for name in ("settings", "note")}
+    claims = claims.assign(accuracy=accuracy.round(6), measure=claims["metric"].map(_METRICS), **optional)
+    # The paper gives some numbers in two tables, once as an error and once as an accuracy.
+    return claims.drop_duplicates(["source", "dataset", "model", "scheme", "measure", "accuracy"])
+
+
+def sources() -> pd.DataFrame:
+    """What the sources of the package's own claims are: source, reference, address."""
+    with (resources.files("repr_ray.results") / "data" / "sources.csv").open("r", encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
+    """Every claim that a row of the comparison can be held against, with a verdict. See `COLUMNS`."""
+    settings = comparison.trials.groupby(GROUP)["settings"].first()
+    standards = dict(iter(claims[claims["scheme"] == "standard"].groupby(_NEEDED[:3])))
+    rows = []
+    for ours in records(comparison.table[comparison.table["n"] > 0]):
+        used = json.loads(settings[tuple(ours[key] for key in GROUP)] or "{}")
+        scheme = _published_name(ours["scheme"], used.get("scheme") or {})
+        matches = claims[(claims["dataset"] == ours["dataset"]) & (claims["scheme"] == scheme)]
+        for claim in records(matches):
+            model = _differs(claim["source"], claim["model"], ours["model"])
+            if model is None:
+                continue
+            remark = "; ".join(filter(None, [model, _unlike(claim["settings"], flatten(used))]))
+            row = {key: ours[key] for key in GROUP} | {"source": claim["source"], "remark": remark}
+            row["match"] = "approximate" if remark else "exact"
+            quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
+            rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"]))
+            partner = _partner(claim, standards.get(tuple(claim[key] for key in _NEEDED[:3])))
+            if partner is not None and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
+                gain = round(claim["accuracy"] - partner, 6)
+                rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n: int) -> dict[str, Any]:
+    mean, low, high = (ours[f"{measure}_{part}"] for part in ("mean", "low", "high"))
+    verdict = "cannot tell yet"
+    if n >= _FEWEST and claimed - MARGIN <= low and high <= claimed + MARGIN:
+        verdict = "reproduced"
+    elif n >= _FEWEST and (high < claimed - MARGIN or low > claimed + MARGIN):
+        verdict = "not reproduced"
+    measured = {"measured": mean, "measured_low": low, "measured_high": high, "n": int(n)}
+    return {"quantity": quantity, "claimed": claimed, "verdict": verdict} | measured
+
+
+def _published_name(scheme: str, settings: dict[str, Any]) -> str:
+    """What a scheme with these settings is called in publications, whatever the user calls it."""
+    kind = settings.get("kind", scheme)
+    if kind != "repr":
+        return str(kind)
+    ranking = settings.get("ranking") or {}
+    score = str(ranking.get("score", "orthogonality")).removesuffix("_l1").removesuffix("_l2")
+    name = "repr" if score == "orthogonality" else f"repr-{score}"
+    return name if ranking.get("order", "worst") == "worst" else f"{name}-inverse"
+
+
+def _differs(source: str, model: str, label: str) -> str | None:
+    """How our network differs from the published one: empty for the same, None where it is another."""
+    published = _LABELS.get((source, model), model)
+    if label == published:
+        return ""
+    size = re.compile(r"convnet-\d+x\d+")
+    ours, theirs = size.match(label), size.match(published)
+    if not ours or not theirs or ours.group() != theirs.group():
+        return None
+    return f"the published network is {published}"
+
+
+def _unlike(settings: str, used: dict[str, Any]) -> str:
+    """Which of a claim's settings ours differ from."""
+    published = dict(part.split("=", 1) for part in settings.split())
+    said = [
+        f"{name.removeprefix('scheme.')} {used[name]} here, {value} published"
+        for name, value in published.items()
+        if name in used and used[name] != yaml.safe_load(value)
+    ]
+    return "; ".join(said)
+
+
+def _partner(claim: dict[str, Any], standards: pd.DataFrame | None) -> float | None:
+    """The accuracy the same source gives for standard training in the same setting."""
+    if claim["scheme"] == "standard" or standards is None:
+        return None
+    standards = standards[standards["measure"] == claim["measure"]]
+    if len(standards) > 1:  # several settings: the note begins with the same words
+        begins = standards["note"].str.split(";").str[0]
+        standards = standards[begins == claim["note"].split(";")[0]]
+    return float(standards["accuracy"].iloc[0]) if len(standards) == 1 else None
