@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test check setup clean
+.PHONY: run test setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -26,10 +26,9 @@ $(READY): requirements.txt pyproject.toml | $(UV)
 .uv/bin/uv:
 	$(PYTHON) -m pip install --quiet --target .uv uv
 
-requirements.txt: pyproject.toml | $(UV)  ## pin again after a change of dependencies
+pin: | $(UV)  ## compile requirements.txt again after a change of dependencies
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev \
-		--no-emit-index-url --no-annotate --no-header --output-file $@ pyproject.toml
-	@touch $@
+		--no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) .uv

@@ -28,10 +28,19 @@ class Trial:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits of everything that changes the result; paths and hardware are not in it."""
-        result = self.record()["settings"] | {"seed": self.seed}
-        del result["data"]["source"]
-        return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hex digits of everything that changes the result; paths and hardware are not in it.
+
+        Fields at their defaults are left out: a setting added to a later version, which by default changes
+        nothing, does not orphan results that are there already.
+        """
+        blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
+        result: dict[str, Any] = {
+            name: block.model_dump(mode="json", exclude_defaults=True, exclude={"source"})
+            for name, block in blocks.items()
+        }
+        kinds = [self.model.kind, self.train.optimizer.kind, self.train.schedule.kind, self.settings.kind]
+        text = json.dumps(result | {"kinds": kinds, "seed": self.seed}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:

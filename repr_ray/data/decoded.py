@@ -81,8 +81,8 @@ def _source_key(data: Data) -> str:
         source = Path(data.source)
         if not source.is_dir():
             raise ConfigError(f"data.source={data.source}: there is no such folder")
-        files = sorted(source.glob("*.parquet"))
-        key = [FORMAT, str(source.resolve()), [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
+        files = sorted([*source.glob("*.parquet"), *source.glob("cifar-*/*")])
+        key += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 

@@ -64,13 +64,22 @@ def _read_torchvision(dataset: Dataset, source: str, download_to: Path) -> tuple
     try:
         halves = [make(root, train=train, download=source == "torchvision") for train in (True, False)]
     except Exception as error:  # the network, the disk, a damaged archive: torchvision raises many kinds
-        reason = " ".join(str(error).split())
+        reason = _damaged(make, root) or " ".join(str(error).split())
         raise ConfigError(
             f"data.source={source}: torchvision cannot give {dataset.torchvision_name} in {root} ({reason}); download"
             " it where there is a network, or name a folder with train-*.parquet and test-*.parquet"
         ) from None
     train, test = (Split(half.data, np.asarray(half.targets, dtype=np.int64)) for half in halves)
     return train, test
+
+
+def _damaged(make: Any, root: Path) -> str:
+    """Which of torchvision's files are missing or not what they should be."""
+    from torchvision.datasets.utils import check_integrity
+
+    base = root / make.base_folder
+    bad = [name for name, md5 in (*make.train_list, *make.test_list) if not check_integrity(str(base / name), md5)]
+    return f"missing or damaged: {', '.join(bad)}" if bad and base.exists() else ""
 
 
 def _parquet_files(source: str) -> dict[str, list[str]]:

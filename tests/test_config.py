@@ -1,0 +1,100 @@
+"""Bad input gets one clear line; good input is coerced, frozen and complete."""
+
+from pathlib import Path
+
+import pytest
+from support import ROOT, write_config
+
+from repr_ray.config import ConfigError, load
+from repr_ray.plan import plan
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_plans(path: Path) -> None:
+    trials = plan(load(path))
+    assert trials
+    assert len({trial.name for trial in trials}) == len(trials)
+
+
+def test_there_are_configs() -> None:
+    assert {"quickstart", "cifar10", "cifar10_small"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.epocs=3"], ["train.epocs: unknown field; did you mean epochs?"]),
+        (["trian={}"], ["trian: unknown field; did you mean train?"]),
+        (["train.optimizer.lr=3"], ["train.optimizer.lr: unknown field", "learning_rate"]),
+        (["model.depht=3"], ["model.depht: unknown field; did you mean depth?"]),
+        (["schemes.repr.prune_ratio=1.2"], ["schemes.repr.prune_ratio=1.2", "less than 1"]),
+        (["schemes.repr.prune_ratio=0"], ["schemes.repr.prune_ratio=0", "greater than 0"]),
+        (["schemes.repr.s1=0"], ["schemes.repr.s1=0", "greater than or equal to 1"]),
+        (["schemes.repr.s2=0"], ["schemes.repr.s2=0", "greater than or equal to 1"]),
+        (["schemes.repr.s1=30"], ["schemes.repr:", "need 33 epochs, there are 8"]),
+        (["schemes.repr.cycles=2"], ["2 cycles", "need 9 epochs, there are 8"]),
+        (["schemes.repr.ranking={order: wrst}"], ["schemes.repr.ranking.order='wrst'", "'worst' or 'inverse'"]),
+        (["schemes.repr.kind=rper"], ["schemes.repr", "'rper'", "'standard', 'repr'"]),
+        (["train.epochs=abc"], ["train.epochs='abc'", "valid integer"]),
+        (["train.epochs=0"], ["train.epochs=0"]),
+        (["seeds=[]"], ["seeds=[]"]),
+        (["seeds=[1, 1]"], ["seeds: each seed once"]),
+        (["data.name=mnist"], ["data.name='mnist'", "'digits'"]),
+        (["name=../evil"], ["name='../evil'"]),
+        (["resources.workers=2", "resources.gpus_per_worker=0.5"], ["resources.gpus_per_worker=0.5", "whole GPUs"]),
+        (["resources.workers=128"], ["train.batch_size=64", "resources.workers=128"]),
+        (["epochs"], ["epochs: expected key=value"]),
+        (["train.epochs={"], ["train.epochs={", "not YAML"]),
+        (["grid.train.epocs=[1]"], ["train.epocs: unknown field; did you mean epochs?"]),
+        (["grid.schemes.rerp.s1=[1]"], ["grid.schemes.rerp.s1: no such scheme"]),
+        (["grid.resources.workers=[1, 2]"], ["grid.resources.workers: only fields of"]),
+    ],
+)
+def test_bad_input_names_the_field_and_the_way_out(tmp_path: Path, overrides: list[str], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(load(write_config(tmp_path), overrides))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in expected:
+        assert part in message
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write_config(tmp_path), ["train.epocs=3", "schemes.repr.prune_ratio=2", "data.flp=true"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "No such file"), ("a: [", "not YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping")],
+)
+def test_bad_files(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "x.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=expected):
+        load(path)
+
+
+def test_overrides_are_yaml_and_replace_blocks(tmp_path: Path) -> None:
+    config = load(
+        write_config(tmp_path),
+        ["train.optimizer.learning_rate=1e-2", "schemes.repr.ranking={order: inverse}", "seeds=[3, 4]"],
+    )
+    assert config.train.optimizer.learning_rate == 0.01  # PyYAML reads 1e-2 as text
+    assert config.schemes["repr"].ranking.order == "inverse"  # type: ignore[union-attr]
+    assert config.seeds == (3, 4)
+
+
+def test_frozen(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path))
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.epochs = 3  # type: ignore[misc]
+
+
+def test_a_relative_source_does_not_depend_on_the_worker(tmp_path: Path) -> None:
+    assert Path(load(write_config(tmp_path), ["data.source=some/folder"]).data.source).is_absolute()
+    assert load(write_config(tmp_path), ["data.source=s3://bucket/x"]).data.source == "s3://bucket/x"

@@ -1,0 +1,194 @@
+"""Sources, decoding and the decoded copy: on files made here, in the layouts users have."""
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+
+from repr_ray.config import ConfigError, Data
+from repr_ray.data.decoded import cache_folder, load
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPR_RAY_CACHE", str(tmp_path / "cache"))
+
+
+def pictures(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+
+
+def encode(pixels: NDArray[np.uint8], kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, lossless=True)
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, images: NDArray[np.uint8], kind: str = "webp", label: str = "label") -> None:
+    structs = [{"bytes": encode(image, kind), "path": f"{i}.{kind}"} for i, image in enumerate(images)]
+    pq.write_table(pa.table({"img": structs, label: [i % 10 for i in range(len(images))]}), path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set of 30 + 20 training images in two files and 10 test images."""
+    made = tmp_path / "parquet"
+    made.mkdir()
+    write_parquet(made / "train-00000-of-00002.parquet", pictures(30))
+    write_parquet(made / "train-00001-of-00002.parquet", pictures(20, 1), "png")
+    write_parquet(made / "test-00000-of-00001.parquet", pictures(10, 2))
+    return made
+
+
+def test_parquet_in_the_hugging_face_layout(folder: Path) -> None:
+    data = load(Data(name="cifar10", source=str(folder), validation_images=5, train_images=40))
+    everything = np.concatenate([pictures(30), pictures(20, 1)])
+    np.testing.assert_array_equal(data.train.images, everything[:40])
+    np.testing.assert_array_equal(data.validation.images, everything[45:])
+    np.testing.assert_array_equal(data.test.images, pictures(10, 2))
+    assert data.test.labels.tolist() == list(range(10))
+    np.testing.assert_allclose(data.mean, everything.mean((0, 1, 2)) / 255)
+    np.testing.assert_allclose(data.std, everything.std((0, 1, 2)) / 255)
+
+
+def test_decoded_once_and_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Data(name="cifar10", source=str(folder))
+    load(settings)
+    monkeypatch.setattr(Image, "open", None)  # a second decode would fail
+    assert isinstance(load(settings).train.images.base, np.memmap)
+
+
+def test_changed_files_are_decoded_again(folder: Path) -> None:
+    settings = Data(name="cifar10", source=str(folder))
+    load(settings)
+    write_parquet(folder / "test-00000-of-00001.parquet", pictures(11, 3))
+    assert len(load(settings).test.labels) == 11
+
+
+def test_a_killed_decode_leaves_nothing_half_made(folder: Path) -> None:
+    script = (
+        "import numpy, os, signal\n"
+        "from repr_ray.config import Data\n"
+        "from repr_ray.data.decoded import load\n"
+        "save = numpy.save\n"
+        "def killed(path, array):\n"
+        "    save(path, array)\n"
+        "    if 'test_images' in str(path): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "numpy.save = killed\n"
+        f"load(Data(name='cifar10', source={str(folder)!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], env=os.environ, check=False).returncode == -9
+    assert len(load(Data(name="cifar10", source=str(folder))).test.labels) == 10
+
+
+@pytest.mark.parametrize(
+    "where", ["truncated", "one image", "no image column", "label range", "size", "missing half"]
+)
+def test_a_damaged_file_is_named(folder: Path, where: str) -> None:
+    victim = folder / "train-00001-of-00002.parquet"
+    expected = victim.name
+    if where == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-100])
+    elif where == "one image":
+        pq.write_table(pa.table({"img": [{"bytes": b"RIFF", "path": "0"}], "label": [0]}), victim)
+    elif where == "no image column":
+        pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), victim)
+        expected = "img and label expected, found picture, label"
+    elif where == "label range":
+        pq.write_table(pa.table({"img": [{"bytes": encode(pictures(1)[0], "png")}], "label": [10]}), victim)
+        expected = "labels outside 0-9"
+    elif where == "size":
+        pq.write_table(pa.table({"img": [{"bytes": encode(pictures(1)[0, :16], "png")}], "label": [1]}), victim)
+        expected = r"\(16, 32, 3\)"
+    else:
+        (folder / "test-00000-of-00001.parquet").unlink()
+        expected = r"there is no test-\*.parquet"
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load(Data(name="cifar10", source=str(folder)))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(cache_folder().glob("cifar10-*/"))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        load(Data(name="cifar10", source=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("split", [{"train_images": 50, "validation_images": 1}, {"validation_images": 50}])
+def test_a_split_that_does_not_fit(folder: Path, split: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="50 training images"):
+        load(Data.model_validate({"name": "cifar10", "source": str(folder), **split}))
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}-0.parquet", pictures(10), "png", "fine_label")
+    assert load(Data(name="cifar100", source=str(tmp_path))).classes == 100
+
+
+def torchvision_archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CIFAR-10 archive of 10 images a batch in torchvision's layout, which it takes for the real one."""
+    base = folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for i, name in enumerate(names):
+        rows = pictures(10, i).transpose(0, 3, 1, 2).reshape(10, -1)
+        (base / name).write_bytes(pickle.dumps({"data": rows, "labels": list(range(10))}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+
+    def md5(path: Path) -> str:
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    archive = folder / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(base, base.name)
+    cifar = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [[name, md5(base / name)] for name in names[:5]])
+    monkeypatch.setattr(cifar, "test_list", [[names[5], md5(base / names[5])]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": md5(base / "batches.meta")})
+    monkeypatch.setattr(cifar, "tgz_md5", md5(archive))
+    return archive
+
+
+def test_torchvision_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = torchvision_archive(tmp_path / "server", monkeypatch)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(archive.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(
+            torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        )
+        data = load(Data(name="cifar10"))
+        server.shutdown()
+    np.testing.assert_array_equal(data.train.images[:10], pictures(10, 0))
+    assert len(data.train.labels) == 50
+
+
+def test_torchvisions_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision_archive(tmp_path / "mine", monkeypatch)
+    assert len(load(Data(name="cifar10", source=str(tmp_path / "mine"))).test.labels) == 10
+    (tmp_path / "mine" / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"\(missing or damaged: data_batch_3\)"):
+        load(Data(name="cifar10", source=str(tmp_path / "mine")))
+
+
+def test_without_a_network_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision_archive(tmp_path / "server", monkeypatch)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")  # refuses at once
+    with pytest.raises(ConfigError, match="download it where there is a network, or name a folder with train-"):
+        load(Data(name="cifar10"))

@@ -1,0 +1,72 @@
+"""Trials: names, fingerprints, grids."""
+
+from typing import Any
+
+import pytest
+from support import tiny
+
+from repr_ray.plan import Trial
+
+
+def only(**changes: Any) -> Trial:
+    """The tiny experiment's RePr trial."""
+    return tiny(**changes)[1]
+
+
+def test_names_are_readable() -> None:
+    trial = only()
+    assert trial.name == f"convnet-2x8-digits-repr-s0-{trial.fingerprint}"
+
+
+def test_the_fingerprint_is_stable_across_versions() -> None:
+    """Changing it orphans everybody's results: do so on purpose only."""
+    assert [trial.fingerprint for trial in tiny()] == ["c9d72bb4", "40e76018"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"source": "/elsewhere"}},
+        {"resources": {"workers": 2, "cpus_per_worker": 4, "gpus_per_worker": 0}},
+        {"name": "other"},
+    ],
+)
+def test_where_a_trial_runs_is_not_in_its_fingerprint(changes: dict[str, Any]) -> None:
+    assert only(**changes).fingerprint == only().fingerprint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"flip": True}},
+        {"data": {"train_images": 255}},
+        {"model": {"width": 9}},
+        {"train": {"epochs": 9}},
+        {"train": {"batch_size": 63}},
+        {"train": {"optimizer": {"kind": "adam", "learning_rate": 0.05}}},
+        {"train": {"precision": "fp32"}},
+        {"schemes": {"repr": {"kind": "repr", "s1": 2, "s2": 2, "prune_ratio": 0.4}}},
+        {"schemes": {"repr": {"kind": "standard"}}},
+        {"seeds": [1]},
+    ],
+)
+def test_what_changes_the_result_is(changes: dict[str, Any]) -> None:
+    assert only(**changes).fingerprint != only().fingerprint
+
+
+def test_a_grid_crosses_and_a_scheme_field_leaves_other_schemes_alone() -> None:
+    trials = tiny(
+        seeds=[0, 1],
+        grid={"train.optimizer.learning_rate": [0.1, 0.01], "schemes.repr.prune_ratio": [0.2, 0.3, 0.4]},
+    )
+    assert len(trials) == 2 * 2 * (1 + 3)
+    assert {t.scheme for t in trials} == {"standard", *(f"repr prune_ratio={r}" for r in (0.2, 0.3, 0.4))}
+    assert {t.variant for t in trials} == {f"train.optimizer.learning_rate={r}" for r in (0.1, 0.01)}
+    assert {t.train.optimizer.learning_rate for t in trials} == {0.1, 0.01}
+    assert len({t.name for t in trials}) == len(trials)
+    assert [t.seed for t in trials] == sorted(t.seed for t in trials)
+
+
+def test_names_are_safe_file_names() -> None:
+    trial = tiny(schemes={"a|b/<script>": {"kind": "standard"}})[-1]
+    assert not set(trial.name) & set('/|<>:"\\ ')
