@@ -234,6 +234,9 @@ def _one_line(error: Any, raw: Any) -> str:
         near = difflib.get_close_matches(path[-1], names, n=1)
         known = ", ".join(dict.fromkeys(names))
         return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
+    if error["type"] == "union_tag_not_found":
+        kinds = [kind for c in classes for kind in get_args(c.model_fields["kind"].annotation)]
+        return f"{field}.kind: missing; there are {', '.join(kinds)}"
     if error["type"] == "missing":
         return f"{field}: missing"
     if not field:

@@ -37,6 +37,7 @@ def test_there_are_configs() -> None:
         (["schemes.repr.cycles=2"], ["2 cycles", "need 9 epochs, there are 8"]),
         (["schemes.repr.ranking={order: wrst}"], ["schemes.repr.ranking.order='wrst'", "'worst' or 'inverse'"]),
         (["schemes.repr.kind=rper"], ["schemes.repr", "'rper'", "'standard', 'repr'"]),
+        (["train.optimizer={learning_rate: 1}"], ["train.optimizer.kind: missing; there are sgd, adam, adamw"]),
         (["train.epochs=abc"], ["train.epochs='abc'", "valid integer"]),
         (["train.epochs=0"], ["train.epochs=0"]),
         (["seeds=[]"], ["seeds=[]"]),

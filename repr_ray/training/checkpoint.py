@@ -2,6 +2,7 @@
 
 import io
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 KEPT = 2
+PARTIAL = ".partial"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: a reader, or a process killed half-way, sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()

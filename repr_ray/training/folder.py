@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from repr_ray.plan import Trial
-from repr_ray.training.checkpoint import write_atomic
+from repr_ray.training.checkpoint import PARTIAL, write_atomic
 
 Row = dict[str, Any]
 
@@ -63,6 +63,7 @@ class TrialFolder:
             self.log(f"FAILED ({error['status']}): {error['message']}")
             write_atomic(self.path / "error.json", json.dumps(error, indent=1).encode())
 
-    def clear_failure(self) -> None:
-        """Forget an earlier failure: the trial is about to run again."""
-        (self.path / "error.json").unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Forget an earlier failure, and half-written files of a killed process: the trial runs again."""
+        for path in (self.path / "error.json", *self.path.glob(f".*{PARTIAL}")):
+            path.unlink(missing_ok=True)

@@ -104,6 +104,8 @@ def resolve_precision(train: Train, device: torch.device) -> str:
 
 def _data_parallel(model: nn.Module, train: Train) -> nn.Module:
     if train.sync_batch_norm:
+        if next(model.parameters()).device.type != "cuda":
+            raise ValueError("train.sync_batch_norm: PyTorch has it for GPUs only; turn it off, or use one worker")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 

@@ -72,7 +72,7 @@ def _train(
 
     if lead:
         folder.announce()
-        folder.clear_failure()
+        folder.clear()
     state = distributed.from_rank_0(checkpoint.load_newest(folder.path, note) if lead else None)
     setup = set_up(trial, device, state["precision"] if state else None)
     epochs: list[Row] = []

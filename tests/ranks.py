@@ -1,0 +1,38 @@
+"""What the processes of test_ranks.py do: python ranks.py JOB RANK."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from repr_ray.distributed import RanksDiffer
+from repr_ray.training import trial
+
+
+def main(job: Path, rank: int) -> None:
+    """Train the job's trials on two gloo ranks; before epoch 1 of the last, rank 1 goes its own way."""
+    trials, results, spoiled = pickle.loads(job.read_bytes())
+    dist.init_process_group("gloo", init_method=f"file://{job}.store", rank=rank, world_size=2)
+    for one in trials:
+        trial.run_trial(one, results, torch.device("cpu"), lambda message: None, {})
+    epoch = trial.run_epoch
+
+    def spoil(setup, number):
+        if number == 1 and rank == 1:
+            with torch.no_grad():
+                next(setup.model.parameters())[0, 0, 0, 0] += 2e-7
+        return epoch(setup, number)
+
+    trial.run_epoch = spoil
+    try:
+        trial.run_trial(spoiled, results, torch.device("cpu"), lambda message: None, {})
+    except RanksDiffer:
+        pass
+    else:
+        sys.exit("the ranks differ and nobody noticed")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,65 @@
+"""Two ranks take the steps that one process takes; a difference between ranks stops the trial."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import results_of, rows, tiny
+
+from repr_ray.plan import Trial
+from repr_ray.runners import local
+from repr_ray.training import checkpoint
+from repr_ray.training.folder import TrialFolder
+
+# 63 does not divide by two, 256 not by 63: slices of unequal size, and a last batch of its own
+UNEVEN = {
+    "data": {"crop_padding": 1, "flip": True},
+    "train": {"batch_size": 63, "precision": "fp32", "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
+}
+TRIALS = tiny(**UNEVEN)
+SPOILED = tiny(**UNEVEN, seeds=[5])[1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same trials on one process and on two ranks."""
+    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2)}
+    job = folders[2] / "job"
+    job.write_bytes(pickle.dumps((TRIALS, folders[2], SPOILED)))
+    script = str(Path(__file__).with_name("ranks.py"))
+    ranks = [subprocess.Popen([sys.executable, script, str(job), str(r)], env=os.environ) for r in range(2)]
+    local.run(TRIALS, folders[1], lambda message: None, {})
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    return folders
+
+
+def weights(folder: Path, trial: Trial) -> dict[str, torch.Tensor]:
+    state = checkpoint.load_newest(TrialFolder(folder, trial).path, warn=pytest.fail)
+    assert state is not None
+    return state["model"]
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.scheme)
+def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial: Trial) -> None:
+    for ours, theirs in zip(*(rows(results[w], trial.name, "epochs") for w in (1, 2)), strict=True):
+        for column in ("train_loss", "train_accuracy", "val_loss", "test_loss", "test_accuracy"):
+            assert ours[column] == pytest.approx(theirs[column], rel=1e-3, abs=2e-3), (ours["epoch"], column)
+    for (name, one), two in zip(weights(results[1], trial).items(), weights(results[2], trial).values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    assert results_of(results[2])[trial.name]["workers"] == 2
+
+
+def test_ranks_drop_the_same_filters(results: dict[int, Path]) -> None:
+    one, two = ([c["dropped"] for c in rows(results[w], TRIALS[1].name, "cycles")] for w in (1, 2))
+    assert one == two
+
+
+def test_a_difference_between_ranks_stops_the_trial(results: dict[int, Path]) -> None:
+    error = json.loads((TrialFolder(results[2], SPOILED).path / "error.json").read_text())
+    assert error["status"] == "ranks differ"
+    assert "after epoch 1: the parameters on rank 1 differ from those on rank 0" in error["message"]

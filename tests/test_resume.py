@@ -1,0 +1,144 @@
+"""A trial that was killed, at any moment, ends like one that was not."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import results_of, rows, tiny
+
+from repr_ray.plan import Trial
+from repr_ray.training import checkpoint
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.trial import run_trial
+
+CPU = torch.device("cpu")
+
+# Runs the trial pickled in a file and kills itself when `when` says so: before an epoch starts, or in the middle
+# of the n-th atomic write, when half of the bytes are there.
+KILLED = """
+import os, pickle, signal, sys
+import torch
+from pathlib import Path
+from repr_ray.training import checkpoint, trial
+run, results, when = pickle.loads(Path(sys.argv[1]).read_bytes())
+kind, count = when
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "epoch":
+    original = trial.run_epoch
+    def run_epoch(setup, epoch):
+        if epoch == count: die()
+        return original(setup, epoch)
+    trial.run_epoch = run_epoch
+else:
+    def replace(path, target):
+        global count
+        count -= 1
+        if count == 0:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            die()
+        os.replace(path, target)
+    Path.replace = replace
+trial.run_trial(run, results, torch.device("cpu"), lambda message: None, {})
+"""
+
+
+def run(trial: Trial, results: Path) -> dict[str, object]:
+    run_trial(trial, results, CPU, lambda message: None, {})
+    return results_of(results)[trial.name]
+
+
+def final_state(results: Path, trial: Trial) -> dict[str, object]:
+    state = checkpoint.load_newest(TrialFolder(results, trial).path, warn=pytest.fail)
+    assert state is not None
+    return state
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
+    trial, results = tiny()[1], tmp_path_factory.mktemp("undisturbed")
+    run(trial, results)
+    return trial, results
+
+
+def assert_same_end(trial: Trial, results: Path, expected: Path) -> None:
+    """Same weights, masks, optimizer state and tables."""
+    assert results_of(results)[trial.name]["checksum"] == results_of(expected)[trial.name]["checksum"]
+    for table in ("epochs", "cycles"):
+        assert rows(results, trial.name, table) == rows(expected, trial.name, table)
+    ours, theirs = final_state(results, trial), final_state(expected, trial)
+    for part in ("model", "optimizer", "scheme"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "when",
+    [("epoch", 1), ("epoch", 3), ("epoch", 4), ("write", 8), ("write", 9)],
+    ids=lambda when: f"{when[0]}-{when[1]}",
+)
+def test_killed_and_resumed_equals_undisturbed(
+    undisturbed: tuple[Trial, Path], tmp_path: Path, when: tuple[str, int]
+) -> None:
+    """Epochs: in S1, in S2, at the re-initialisation, in the last phase. Writes: tables and checkpoints."""
+    trial, expected = undisturbed
+    job = tmp_path / "job.pickle"
+    job.write_bytes(pickle.dumps((trial, tmp_path / "results", when)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(job)], env=os.environ, check=False)
+    assert killed.returncode == -9
+    folder = TrialFolder(tmp_path / "results", trial)
+    assert not folder.done
+    for table in folder.path.glob("*.jsonl"):
+        assert all(json.loads(line) for line in table.read_text().splitlines())
+    run(trial, tmp_path / "results")
+    assert_same_end(trial, tmp_path / "results", expected)
+    assert not list(folder.path.glob(".*"))
+    if when[0] == "epoch":
+        assert f"resumes at epoch {when[1]}" in (folder.path / "log.txt").read_text()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed: tuple[Trial, Path], tmp_path: Path) -> None:
+    trial, expected = undisturbed
+    folder = TrialFolder(tmp_path, trial)
+    folder.path.mkdir(parents=True)
+    newest, previous = checkpoint.newest_first(TrialFolder(expected, trial).path)
+    (folder.path / newest.name).write_bytes(newest.read_bytes()[:1000])
+    (folder.path / previous.name).write_bytes(previous.read_bytes())
+    run(trial, tmp_path)
+    assert_same_end(trial, tmp_path, expected)
+    log = (folder.path / "log.txt").read_text()
+    assert f"{newest.name} is damaged" in log
+    assert "resumes at epoch 7" in log
+
+
+def test_checkpoints_every_k_epochs(undisturbed: tuple[Trial, Path], tmp_path: Path) -> None:
+    trial = tiny(resources={"checkpoint_every": 3})[1]
+    assert trial.name == undisturbed[0].name
+    run(trial, tmp_path)
+    kept = [path.name for path in checkpoint.newest_first(TrialFolder(tmp_path, trial).path)]
+    assert kept == ["checkpoint-0008.pt", "checkpoint-0006.pt"]
+    assert_same_end(trial, tmp_path, undisturbed[1])
+
+
+def test_precision_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that goes on other hardware does not change its arithmetic half-way."""
+    from repr_ray.training import setup, trial
+
+    monkeypatch.setattr(setup, "resolve_precision", lambda train, device: "fp32")
+    epoch = trial.run_epoch
+
+    def stop(state: setup.Setup, number: int) -> object:
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(state, number)
+
+    monkeypatch.setattr(trial, "run_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny()[0], tmp_path)
+    monkeypatch.setattr(trial, "run_epoch", epoch)
+    monkeypatch.setattr(setup, "resolve_precision", lambda train, device: "bf16")
+    assert run(tiny()[0], tmp_path)["precision"] == "fp32"

@@ -1,0 +1,199 @@
+"""What a trial does when things go right, and when they do not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import results_of, rows, tiny
+from tensorboardX.proto.event_pb2 import Event
+
+from repr_ray.config import Train
+from repr_ray.runners import local
+from repr_ray.training import loop, trial
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.optimizers import learning_rate
+from repr_ray.training.trial import collapsed_epoch, failure
+
+
+def run(results: Path, *trials: Any) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    local.run(trials, results, messages.append, {"command": "test"})
+    return messages
+
+
+def test_a_trial_learns_and_leaves_everything(tmp_path: Path) -> None:
+    repr_ = tiny()[1]
+    messages = run(tmp_path, repr_)
+    result = results_of(tmp_path)[repr_.name]
+    epochs = rows(tmp_path, repr_.name, "epochs")
+    assert [row["epoch"] for row in epochs] == list(range(8))
+    assert [row["phase"] for row in epochs] == ["full"] * 2 + ["sub"] * 2 + ["full"] * 4
+    assert [row["filters_dropped"] for row in epochs] == [0, 0, 4, 4, 0, 0, 0, 0]
+    assert epochs[-1]["test_accuracy"] > 0.6
+    assert result["status"] == "done"
+    assert result["collapsed_epoch"] is None
+    assert result["command"] == "test"
+    cycles = rows(tmp_path, repr_.name, "cycles")
+    assert [(c["event"], c["layer"], c["epoch"]) for c in cycles] == [
+        (event, layer, epoch) for event, epoch in (("drop", 2), ("reinit", 4)) for layer in ("conv1", "conv2")
+    ]
+    assert sum(sum(c["dropped"]) for c in cycles if c["event"] == "drop") == 4
+    notes = [m["note"] for m in messages if "note" in m]
+    assert any(note.startswith("epoch 2: cycle 1: dropped 4 of 16 filters: conv1 ") for note in notes)
+    assert any(note.startswith("epoch 4: cycle 1: brought back 4 of 16 filters") for note in notes)
+
+
+def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
+    standard = tiny()[0]
+    run(tmp_path, standard)
+    [path] = TrialFolder(tmp_path, standard).path.glob("events.*")
+    data, steps = path.read_bytes(), {}
+    while data:  # TFRecord: length (8), crc (4), payload, crc (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            steps.setdefault(value.tag, []).append(event.step)
+    assert steps["test_accuracy"] == list(range(8))
+    assert {"train_loss", "filters_dropped", "overlap/conv1"} <= set(steps)
+
+
+def test_same_seed_same_start_for_every_scheme(tmp_path: Path) -> None:
+    """Schemes differ in nothing before the first drop: the baseline is paired."""
+    standard, repr_ = tiny()
+    run(tmp_path, standard, repr_)
+    first, second = (rows(tmp_path, t.name, "epochs")[:2] for t in (standard, repr_))
+    assert first == second
+
+
+def test_divergence_is_marked_and_the_next_trial_runs(tmp_path: Path) -> None:
+    wild = tiny(train={"optimizer": {"kind": "sgd", "learning_rate": 1e6}})[0]
+    tame = tiny()[0]
+    messages = run(tmp_path, wild, tame)
+    error = json.loads((TrialFolder(tmp_path, wild).path / "error.json").read_text())
+    assert error["status"] == "diverged"
+    assert "lower train.optimizer.learning_rate" in error["message"]
+    assert "Traceback" in error["traceback"]
+    assert [m["trial"] for m in messages if "failed" in m] == [wild.name]
+    assert TrialFolder(tmp_path, tame).done
+
+
+def test_an_exception_is_marked_and_a_second_launch_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standard = tiny()[0]
+    epoch = trial.run_epoch
+
+    def fail(setup: Any, number: int) -> Any:
+        if number == 3:
+            raise MemoryError("no room for the activations")
+        return epoch(setup, number)
+
+    monkeypatch.setattr(trial, "run_epoch", fail)
+    run(tmp_path, standard)
+    folder = TrialFolder(tmp_path, standard)
+    error = json.loads((folder.path / "error.json").read_text())
+    assert error["status"] == "out of memory"
+    assert error["message"] == "MemoryError: no room for the activations"
+    monkeypatch.setattr(trial, "run_epoch", epoch)
+    run(tmp_path, standard)
+    assert folder.done
+    assert not folder.failed
+    assert len(rows(tmp_path, standard.name, "epochs")) == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (loop.Diverged("nan"), "diverged"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "out of memory"),
+        (RuntimeError("shape mismatch\nmore"), "failed"),
+    ],
+)
+def test_failure_statuses(error: Exception, status: str) -> None:
+    assert failure(error)["status"] == status
+    assert "\n" not in failure(error)["message"]
+
+
+def test_a_collapse_is_flagged_and_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is killed after the re-initialisation: it finishes, with the epoch in its result."""
+    repr_ = tiny()[1]
+    epoch = trial.run_epoch
+
+    def kill(setup: Any, number: int) -> Any:
+        if number >= 4:
+            with torch.no_grad():
+                for parameter in setup.model.parameters():
+                    parameter.zero_()
+        return epoch(setup, number)
+
+    monkeypatch.setattr(trial, "run_epoch", kill)
+    monkeypatch.setattr(loop, "learning_rate", lambda train, step, steps: 0.0 if step >= 4 * steps else 0.05)
+    messages = run(tmp_path, repr_)
+    result = results_of(tmp_path)[repr_.name]
+    assert result["status"] == "done"
+    assert result["collapsed_epoch"] == 4
+    assert any("collapsed" in m.get("note", "") for m in messages)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "epoch"),
+    [
+        ([0.1, 0.5, 0.9, 0.9], None),
+        ([0.5, 0.6, 0.1, 0.1, 0.1], 2),
+        ([0.5, 0.6, 0.1, 0.1, 0.5], None),
+        ([0.5, 0.1, 0.1], None),
+        ([0.1, 0.1, 0.1], 0),
+        ([0.9, 0.12, 0.12, 0.12], 1),
+        ([0.9, 0.14, 0.14, 0.14], None),
+    ],
+)
+def test_what_counts_as_a_collapse(accuracies: list[float], epoch: int | None) -> None:
+    assert collapsed_epoch(accuracies, chance=0.1, images=1000) == epoch
+
+
+def test_evaluation_does_not_train(tmp_path: Path) -> None:
+    """How often the network is evaluated changes no weight, not even with batch norm."""
+    often, seldom = (tiny(train={"evaluate_every": every}, model={"batch_norm": True})[1] for every in (1, 8))
+    run(tmp_path, often, seldom)
+    results = results_of(tmp_path)
+    assert results[often.name]["checksum"] == results[seldom.name]["checksum"]
+    assert [row["test_accuracy"] is None for row in rows(tmp_path, seldom.name, "epochs")] == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"kind": "constant"}, [1.0] * 8),
+        ({"kind": "steps", "epochs": [1, 3]}, [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        ({"kind": "steps", "every_steps": 3, "factor": 0.5}, [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        ({"kind": "cosine"}, [1.0, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+        ({"kind": "cosine", "warmup_epochs": 2}, [0.25, 0.5, 0.75, 1.0, 1.0, 0.8536, 0.5, 0.1464]),
+    ],
+)
+def test_learning_rates(schedule: dict[str, Any], expected: list[float]) -> None:
+    train = Train.model_validate(
+        {"epochs": 4, "optimizer": {"kind": "sgd", "learning_rate": 1.0}, "schedule": schedule}
+    )
+    assert [learning_rate(train, step, 2) for step in range(8)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_host_synchronisation_in_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the step asks the device for a number; the sums are read once, at the end."""
+    from repr_ray.training.setup import set_up
+
+    setup = set_up(tiny()[1], torch.device("cpu"))
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self: torch.Tensor, *a: Any, _name: str = name, _original: Any = original, **k: Any) -> Any:
+            reads.append(_name)
+            return _original(self, *a, **k)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    loop.train_epoch(setup, 0)
+    assert reads == ["tolist"]
