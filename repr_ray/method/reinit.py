@@ -1,5 +1,6 @@
 """Bringing dropped filters back: new kernels in float64 on the CPU, from a seeded generator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ def redraw(old: Tensor, survivors: Tensor, settings: Reinit, generator: torch.Ge
     k, d = old.shape
     if settings.direction == "default" or d == 1:
         last_resort = k if settings.direction != "default" else 0
-        return Redrawn(default_init(k, d, generator), last_resort=last_resort)
+        return Redrawn(default_init((k, d), d, generator), last_resort=last_resort)
     avoid = _row_space(torch.cat([old, survivors]))
     if d - avoid.shape[1] >= k:  # room for a direction each
         avoid = avoid.expand(k, -1, -1)
@@ -62,9 +63,9 @@ def redraw(old: Tensor, survivors: Tensor, settings: Reinit, generator: torch.Ge
     return Redrawn(vectors, largest, relaxed=relaxed)
 
 
-def default_init(filters: int, fan_in: int, generator: torch.Generator) -> Tensor:
-    """PyTorch's convolution default, uniform in +-1/sqrt(fan_in): filters x fan_in, float64."""
-    draws = torch.rand(filters, fan_in, generator=generator, dtype=torch.float64)
+def default_init(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
+    """PyTorch's default of convolutions and linear layers, uniform in +-1/sqrt(fan_in), float64."""
+    draws = torch.rand(*shape, generator=generator, dtype=torch.float64)
     return (2 * draws - 1) * fan_in**-0.5
 
 

@@ -258,7 +258,7 @@ class RePr(Scheme):
         if part.role == "input":
             fan_in = tensor[0].numel()
         if choice == "default":
-            return default_init(tensor.numel(), fan_in, generator).view(tensor.shape).to(tensor)
+            return default_init(tensor.shape, fan_in, generator).to(tensor)
         return torch.full_like(tensor, part.role in ("gamma", "variance"))
 
     def _reset_optimizer_state(self, tensor: Tensor, part: Part, dropped: Tensor) -> None:

@@ -1,0 +1,100 @@
+"""New kernels: orthogonal to what they must be, in the box, reproducible."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from repr_ray.method.reinit import TOLERANCE, default_init, redraw
+from repr_ray.method.settings import Reinit
+
+
+def rows(seed: int, count: int, d: int) -> Tensor:
+    return torch.randn(count, d, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 8),
+    st.integers(1, 10),
+    st.integers(0, 20),
+    st.sampled_from(["drawn", "clip"]),
+)
+def test_new_filters_avoid_old_and_survivors(seed: int, k: int, m: int, room: int, scale: str) -> None:
+    d = 2 * k + m + room
+    old, survivors = rows(seed, k, d), rows(seed + 1, m, d)
+    drawn = redraw(old, survivors, Reinit(scale=scale), torch.Generator().manual_seed(seed))
+    avoided = torch.cat([old, survivors]).double().numpy()
+    new = drawn.kernels.numpy()
+    assert drawn.kernels.dtype == torch.float64 and drawn.relaxed == drawn.last_resort == 0
+    assert oracle.largest_cos(new, avoided) <= drawn.largest_cos + 1e-12 <= TOLERANCE
+    np.testing.assert_allclose(new @ oracle.complement(avoided), new, atol=1e-9)  # inside the null space
+    assert np.linalg.matrix_rank(new) == k
+    if scale == "clip":
+        assert np.abs(new).max() <= d**-0.5 + 1e-12
+    else:
+        np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1)
+    stored = drawn.kernels.float().double().numpy()  # what the network holds
+    assert oracle.largest_cos(stored, avoided) <= TOLERANCE
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 9999), st.integers(1, 12), st.integers(1, 30), st.integers(2, 27))
+def test_the_relaxed_rule_avoids_old_value_and_nearest(seed: int, k: int, m: int, d: int) -> None:
+    """Trap 6: no null space once old and survivors span (nearly) everything."""
+    old, survivors = rows(seed, k, d), rows(seed + 1, m, d)
+    drawn = redraw(old, survivors, Reinit(), torch.Generator().manual_seed(seed))
+    if k + m + k <= d:
+        assert drawn.relaxed == 0
+        return
+    assert drawn.relaxed == k and drawn.largest_cos is not None and drawn.largest_cos <= TOLERANCE
+    everyone = torch.cat([old, survivors]).double().numpy()
+    unit = everyone / np.linalg.norm(everyone, axis=1, keepdims=True)
+    new = drawn.kernels.numpy()
+    for f in range(k):
+        cos = np.abs(unit @ unit[f])
+        cos[f] = 2
+        nearest = np.argsort(-cos, kind="stable")[: min(d // 2, k + m)]
+        assert nearest[0] == f
+        assert oracle.largest_cos(new[f : f + 1], everyone[nearest]) <= TOLERANCE
+
+
+def test_the_first_layer_of_the_vanilla_net() -> None:
+    """28 of 32 filters in 27 dimensions: no null space, and still no two new filters alike."""
+    drawn = redraw(rows(0, 28, 27), rows(1, 4, 27), Reinit(), torch.Generator().manual_seed(2))
+    assert drawn.relaxed == 28
+    cos = np.corrcoef(drawn.kernels.numpy())
+    assert np.abs(cos - np.eye(28)).max() < 0.95
+
+
+def test_one_dimension_leaves_the_default_as_last_resort() -> None:
+    drawn = redraw(rows(0, 2, 1), rows(1, 3, 1), Reinit(), torch.Generator().manual_seed(0))
+    assert drawn.last_resort == 2 and drawn.relaxed == 0 and drawn.kernels.abs().max() <= 1
+
+
+@pytest.mark.parametrize("broken", ["zero", "equal"])
+def test_degenerate_rows_do_no_harm(broken: str) -> None:
+    old, survivors = rows(0, 3, 27), rows(1, 5, 27)
+    survivors[1] = 0 if broken == "zero" else old[0]
+    drawn = redraw(old, survivors, Reinit(), torch.Generator().manual_seed(0))
+    assert drawn.kernels.isfinite().all() and drawn.largest_cos <= TOLERANCE
+    zeros = redraw(torch.zeros(2, 9), torch.zeros(2, 9), Reinit(), torch.Generator().manual_seed(0))
+    assert zeros.kernels.isfinite().all()
+
+
+def test_default_init_is_pytorchs() -> None:
+    draws = default_init((500, 27), 27, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 500, 3)
+    assert draws.abs().max() <= 27**-0.5
+    assert float(draws.std()) == pytest.approx(float(conv.weight.detach().std()), rel=0.02)
+    drawn = redraw(rows(0, 3, 27), rows(1, 5, 27), Reinit(direction="default"), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.kernels, draws[:3])
+
+
+def test_the_same_generator_gives_the_same_filters() -> None:
+    twice = [redraw(rows(0, 3, 27), rows(1, 5, 27), Reinit(), torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(twice[0].kernels, twice[1].kernels)
