@@ -95,8 +95,8 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
         if lost := int((block["status"] == "diverged").sum()):
             notes.append(f"{where}: {lost} diverged trials have no last-epoch accuracy; the means are of the others")
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
-    table["missing_seeds"] = table["missing_seeds"].fillna("")
-    table["verdict"] = table["verdict"].fillna("")
+    for column in ("missing_seeds", "verdict"):
+        table[column] = table[column].astype(object).fillna("")
     columns = [*GROUP, "seed", "difference"]
     joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     unfinished = int(trials["status"].isin(UNFINISHED).sum())
