@@ -1,6 +1,7 @@
 """Tables, statistics and pictures from stored results: `python -m repr_ray.report RESULTS [RESULTS ...]`."""
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,13 +23,17 @@ def report(
     claims: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
     output: str | Path | None = None,
+    pictures: int = 4,
+    workers: int = 1,
     console: "Console | None" = None,
 ) -> "Comparison":
     """Gather results folders, compare the schemes, write tables and pictures, print them to `console`.
 
     `output` is where files go: the results folder itself, or `joined` beside the first of several. `baseline`
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
-    comes with the package. Parquet tables are always written. Raises ValueError, one line a folder, where no
+    comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
+    trials' curves, filters and scores for the first `pictures` blocks (a data set, model and variant each), drawn by
+    `workers` processes. Raises ValueError, one line a folder, where no
     folder holds a trial.
     """
     from repr_ray.results import claims as published
@@ -63,6 +68,16 @@ def report(
             write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
         if "tex" in formats:
             write("comparison.tex", lambda path: tables.write_latex(path, sheets[:-1]))
+        if "html" in formats:
+            from repr_ray.results import html, plots
+
+            drawn: list[plots.Picture] = []
+            write("plots", lambda path: drawn.extend(plots.draw(gathered, comparison, path, pictures, workers)))
+            command = html.report_command(paths, comparison.baseline)
+            write(
+                "report.html",
+                lambda path: html.write_page(path, gathered, comparison, claimed, failed, drawn, command),
+            )
         if "md" in formats:
             write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets))
     if console:
@@ -92,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
+    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="curves of the first N blocks (4)")
     options = parser.parse_args(arguments)
     formats = [name for name in options.format.split(",") if name]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -109,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             claims=options.claims,
             formats=formats,
             output=options.output,
+            pictures=options.pictures,
+            workers=os.cpu_count() or 1,
             console=console,
         )
     except ValueError as error:

@@ -381,7 +381,7 @@ def _read_lines(path: Path, columns: dict[str, pa.DataType], notes: list[str], t
         except pa.ArrowInvalid as error:
             notes.append(f"{trial}: {path.name} is left out ({error})")
             return schema.empty_table()
-    return table.filter(pc.field("epoch").is_valid())
+    return table.filter(table["epoch"].is_valid()) if table["epoch"].null_count else table
 
 
 def _parse_lines(content: bytes, options: pj.ParseOptions) -> pa.Table:
@@ -405,18 +405,16 @@ def _figures(epochs: pa.Table) -> dict[str, Any]:
     """What the trials table says about a trial's epochs: how far it is, its last and its best figures."""
     if not epochs.num_rows:
         return {"epochs_done": 0}
-    frame = epochs.select(list(_EPOCH)).to_pandas()
-    last = frame.loc[frame["epoch"].idxmax()]
-    figures: dict[str, Any] = {key: last[key] for key in _FIGURES}
-    figures["epochs_done"] = int(last["epoch"]) + 1
-    tested = frame[frame["test_accuracy"].notna()]
-    if not tested.empty:
-        best = tested.loc[tested["test_accuracy"].idxmax()]
-        figures |= {"best_test_epoch": int(best["epoch"]), "best_test_accuracy": best["test_accuracy"]}
-    validated = tested[tested["val_accuracy"].notna()]
-    if not validated.empty:
-        best = validated.loc[validated["val_accuracy"].idxmax()]
-        figures |= {"best_val_epoch": int(best["epoch"]), "best_val_test_accuracy": best["test_accuracy"]}
+    columns = {key: epochs[key].to_numpy() for key in ("epoch", *_FIGURES)}
+    epoch, test, val = columns["epoch"], columns["test_accuracy"], columns["val_accuracy"]
+    last = epoch.argmax()
+    figures: dict[str, Any] = {key: float(columns[key][last]) for key in _FIGURES}
+    figures["epochs_done"] = int(epoch[last]) + 1
+    for kind, chosen in (("test", test), ("val", np.where(np.isnan(test), np.nan, val))):
+        if not np.isnan(chosen).all():
+            best = int(np.nanargmax(chosen))
+            name = "best_test_accuracy" if kind == "test" else "best_val_test_accuracy"
+            figures |= {f"best_{kind}_epoch": int(epoch[best]), name: float(test[best])}
     return figures
 
 
@@ -442,7 +440,9 @@ def _layers(trial: str, epochs: pa.Table) -> pa.Table:
             for key, array in values.items()
         }
     )
-    return table.filter(pc.field("overlap").is_valid() | pc.field("dropped").is_valid()).cast(schema)
+    return (
+        table.filter(table["filters"].is_valid()).cast(schema) if table["filters"].null_count else table.cast(schema)
+    )
 
 
 def _cycles(trial: str, events: pa.Table) -> pa.Table:

@@ -1,0 +1,154 @@
+"""The report as one self-contained page: no network, no other file, under 5 MB for large grids too."""
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from markupsafe import Markup
+from PIL import Image
+
+import repr_ray
+from repr_ray.results import claims as published
+from repr_ray.results import tables as sheets
+from repr_ray.results.compare import GROUP, Comparison, points, records
+from repr_ray.results.files import write_text
+from repr_ray.results.plots import Picture
+from repr_ray.results.store import UNFINISHED, Failure, Tables
+
+_PICTURES = 3_000_000  # bytes of the page for pictures, for logs
+_LOGS = 800_000
+_LOG = 4_000  # bytes of a log at most
+_FAILED = 20  # tracebacks shown
+
+
+def write_page(
+    path: Path,
+    tables: Tables,
+    comparison: Comparison,
+    claims: pd.DataFrame,
+    failures: Sequence[Failure],
+    pictures: Iterable[Picture],
+    command: str,
+) -> None:
+    """Write report.html; `command` is what makes it again."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("repr_ray.results", "data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    loader = environment.loader
+    assert loader is not None
+    css, script = (Markup(loader.get_source(environment, f"report.{end}")[0]) for end in ("css", "js"))
+    page = environment.get_template("report.html").render(
+        version=repr_ray.__version__,
+        name=", ".join(sorted(filter(None, comparison.trials["experiment"].unique()))) or path.parent.name,
+        comparison=comparison,
+        schemes=sheets.comparison_sheet(comparison),
+        claims=sheets.claims_sheet(claims),
+        failures=sheets.failures_sheet(failures),
+        tracebacks=[{"trial": f.trial, "text": _traceback(f)} for f in failures[:_FAILED]],
+        legend=sheets.LEGEND,
+        claims_legend=sheets.CLAIMS_LEGEND,
+        sources=[row for row in records(published.sources()) if row["source"] in set(claims["source"])],
+        pictures=list(_embedded(pictures, path.parent)),
+        groups=list(_groups(tables, comparison)),
+        commands=sorted(comparison.trials["command"].dropna().unique()),
+        report_command=command,
+        facts=_facts(comparison.trials),
+        css=css,
+        script=script,
+    )
+    write_text(path, page)
+
+
+def _embedded(pictures: Iterable[Picture], folder: Path) -> Iterable[dict[str, Any]]:
+    """Pictures as base64 in 128 colours while there is room; the others are linked."""
+    left = _PICTURES
+    for picture in pictures:
+        with Image.open(picture.png) as image:
+            buffer = io.BytesIO()
+            image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            width, height = image.size
+        data = base64.b64encode(buffer.getvalue()).decode()
+        if len(data) > left:
+            data = ""
+        left -= len(data)
+        where = picture.png.relative_to(folder).with_suffix("").as_posix()
+        shown = {"data": data, "width": width, "height": height, "path": where}
+        yield {"title": picture.title, "alt": picture.alt} | shown
+
+
+def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
+    """Every trial under its data set, model and scheme, whose config they share but for the seed."""
+    room = min(_LOG, _LOGS // len(comparison.trials))
+    status = comparison.table.set_index(GROUP)["status"]
+    for key, rows in comparison.trials.groupby(GROUP, sort=False):
+        first = rows.iloc[0]
+        config = json.loads(first["settings"] or "{}") | {"resources": json.loads(first["resources"] or "{}")}
+        yield {
+            "name": " · ".join(str(part) for part in key if part),
+            "status": status.get(key, ""),
+            "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+            "trials": [
+                {"name": row["trial"], "said": _said(row), "log": _tail(tables.sources.get(row["trial"]), room)}
+                for row in records(rows)
+            ],
+        }
+
+
+def _said(row: dict[str, Any]) -> str:
+    said = [f"seed {row['seed']}", row["status"]]
+    if row["status"] in UNFINISHED and not pd.isna(row["epochs"]):
+        said.append(f"epoch {row['epochs_done']} of {row['epochs']:.0f}")
+    if not pd.isna(row["test_accuracy"]):
+        said.append(f"test accuracy {points(row['test_accuracy'])}%")
+    if not pd.isna(row["collapsed_epoch"]):
+        said.append(f"collapsed in epoch {row['collapsed_epoch']:.0f}")
+    if not pd.isna(row["wall_seconds"]):
+        said.append(sheets.duration(row["wall_seconds"]))
+    return ", ".join(said)
+
+
+def _tail(folder: Path | None, size: int) -> str:
+    """The last whole lines of a trial's log, `size` bytes at most."""
+    path = folder / "log.txt" if folder else None
+    if not path or not path.exists():
+        return "There is no log."
+    with path.open("rb") as file:
+        length = path.stat().st_size
+        file.seek(max(0, length - size))
+        text = file.read().decode("utf-8", "replace")
+    return text if length <= size else text.partition("\n")[2] or text
+
+
+def _traceback(failure: Failure) -> str:
+    try:
+        return str(json.loads((failure.folder / "error.json").read_bytes()).get("traceback") or failure.message)
+    except (OSError, ValueError):
+        return failure.message
+
+
+def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:
+    """The commits, versions and hardware the trials ran with, and how many trials each."""
+    facts: dict[str, list[str]] = {}
+    for name in ("commit", "versions", "hardware", "precision", "workers", "threads"):
+        counts = trials[name].dropna().value_counts()
+        if len(counts):
+            said = [value if isinstance(value, str) else f"{value:.0f}" for value in counts.index]
+            plain = [_plain(text) if name in ("versions", "hardware") else text for text in said]
+            facts[name.capitalize()] = [f"{text} ({n} trials)" for text, n in zip(plain, counts, strict=True)][:10]
+    return facts
+
+
+def _plain(text: str) -> str:
+    return ", ".join(f"{key} {value}" for key, value in json.loads(text).items() if value is not None)
+
+
+def report_command(folders: Sequence[Path], baseline: str) -> str:
+    """The command that makes the report again."""
+    return shlex.join(["python", "-m", "repr_ray.report", *map(str, folders), "--baseline", baseline])
