@@ -11,31 +11,37 @@ import yaml
 from filelock import FileLock, Timeout
 
 from repr_ray.config import ConfigError, Experiment, validate
+from repr_ray.storage import write_atomic
 
 FILE = "experiment.yaml"
 
 
+def merge(folder: Path, experiment: Experiment) -> Experiment:
+    """The experiment together with the seeds and schemes that `folder` holds of it already.
+
+    Raises ConfigError when the folder holds something else.
+    """
+    stored = read(folder)
+    if stored is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder}: holds files but no {FILE}; choose another name=... or --results")
+        return experiment
+    _refuse_other(folder, stored, experiment)
+    return experiment.model_copy(
+        update={
+            "seeds": tuple(dict.fromkeys(stored.seeds + experiment.seeds)),
+            "schemes": stored.schemes | experiment.schemes,
+        }
+    )
+
+
 @contextmanager
 def claim(folder: Path, experiment: Experiment) -> Iterator[None]:
-    """Hold `folder` for this launch and store the experiment in it, together with seeds and schemes it had before.
+    """Hold `folder` for this launch and store the experiment in it.
 
     Raises ConfigError when the folder holds something else, or another launch is at work in it.
     """
-    stored = read(folder)
-    if stored is not None:
-        _refuse_other(folder, stored, experiment)
-        experiment = stored.model_copy(
-            update={
-                "seeds": tuple(dict.fromkeys(stored.seeds + experiment.seeds)),
-                "schemes": stored.schemes | experiment.schemes,
-                "grid": experiment.grid,
-                "baseline": experiment.baseline,
-                "resources": experiment.resources,
-                "data": experiment.data,
-            }
-        )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: holds files but no {FILE}; choose another name=... or --results")
+    experiment = merge(folder, experiment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,9 +57,8 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[None]:
         raise ConfigError(f"--results: {folder} cannot be written: {error.strerror}") from None
     with lock:
         holder.write_text(f"process {os.getpid()} on {platform.node()}")
-        partial = folder / f".{FILE}.partial"
-        partial.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        partial.replace(folder / FILE)
+        text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_atomic(folder / FILE, text.encode())
         yield
         holder.unlink(missing_ok=True)
 

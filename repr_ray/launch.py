@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repr_ray.config import ConfigError, load
-from repr_ray.experiment import claim
+from repr_ray.experiment import claim, merge
 from repr_ray.plan import Trial, plan
+from repr_ray.training.folder import TrialFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,7 @@ DEFAULT_CONFIG = "configs/quickstart.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_intermixed_args(arguments)
     from rich.console import Console
 
@@ -36,10 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.dry_run:
             _show_plan(console, trials, results)
             return 0
+        merge(results, experiment)
+        pending = [trial for trial in trials if not TrialFolder(results, trial).done]
+        if pending:
+            _check(console, pending)
         with claim(results, experiment):
-            return _launch(
-                console, trials, results, args.runner, shlex.join([*_COMMAND, *(arguments or sys.argv[1:])])
-            )
+            if pending:
+                command = shlex.join([*_COMMAND, *arguments])
+                _run(console, trials, pending, results, args.runner, command)
+            else:
+                console.print(f"all {len(trials)} trials are done already, results in {results}", soft_wrap=True)
+            _report(console, results)
+        return 0 if all(TrialFolder(results, trial).done for trial in trials) else 1
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -69,28 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _launch(console: "Console", trials: list[Trial], results: Path, runner: str, command: str) -> int:
-    """Run what is not done yet, then report on everything in the results folder."""
+def _run(
+    console: "Console", trials: list[Trial], pending: list[Trial], results: Path, runner: str, command: str
+) -> None:
     from repr_ray.progress import Progress
-    from repr_ray.training.folder import TrialFolder
+    from repr_ray.runners import local, ray
 
-    folders = [TrialFolder(results, trial) for trial in trials]
-    pending = [folder.trial for folder in folders if not folder.done]
-    if pending:
-        from repr_ray.runners import local, ray
-
-        _check(console, pending)
-        for folder in folders:
-            folder.announce()
-        provenance = {"command": command, "commit": _commit()}
-        done = len(trials) - len(pending)
-        console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}")
-        with Progress(console, {t.name: t.train.epochs for t in pending}, done) as progress:
-            (ray if runner == "ray" else local).run(pending, results, progress.update, provenance)
-    else:
-        console.print(f"all {len(trials)} trials are done already, results in {results}")
-    _report(console, results)
-    return 0 if all(folder.done for folder in folders) else 1
+    for trial in pending:
+        TrialFolder(results, trial).announce()
+    provenance = {"command": command, "commit": _commit()}
+    console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}", soft_wrap=True)
+    with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
+        (ray if runner == "ray" else local).run(pending, results, progress.update, provenance)
 
 
 def _check(console: "Console", trials: list[Trial]) -> None:

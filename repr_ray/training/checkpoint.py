@@ -1,26 +1,15 @@
 """Checkpoints of a trial: whole or not there, the newest two kept, a damaged one passed over."""
 
 import io
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from repr_ray.storage import write_atomic
+
 KEPT = 2
-PARTIAL = ".partial"
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader, or a process killed half-way, sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def save(folder: Path, epochs_done: int, state: dict[str, Any]) -> None:

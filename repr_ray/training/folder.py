@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from repr_ray.plan import Trial
-from repr_ray.training.checkpoint import PARTIAL, write_atomic
+from repr_ray.storage import PARTIAL, write_atomic
 
 Row = dict[str, Any]
 

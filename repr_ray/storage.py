@@ -1,0 +1,18 @@
+"""Files that are whole or not there."""
+
+import os
+import uuid
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""Ending of files that are being written; one that is left over belongs to a process that was killed."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: a reader, or a process killed half-way, sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

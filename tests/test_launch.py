@@ -1,0 +1,210 @@
+"""The command, for real: through Ray as a subprocess, and through the local runner in this process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
+
+from repr_ray import launch as launch_module
+from repr_ray.runners import local
+from repr_ray.training.folder import TrialFolder
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Launch in this process: exit status, standard output, standard error."""
+    status = launch_module.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def through_ray(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Four trials side by side on Ray; the two at an absurd learning rate diverge."""
+    folder = tmp_path_factory.mktemp("ray")
+    config = write_config(folder, grid={"train.optimizer.learning_rate": [0.05, 1e9]})
+    return launch("--config", config, "--results", folder / "results"), folder / "results" / "tiny"
+
+
+def test_ray_and_local_runner_give_the_same_bits(
+    through_ray: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    local.run(tiny(), tmp_path, lambda message: None, {})
+    expected, found = results_of(tmp_path), results_of(through_ray[1])
+    assert found.keys() == expected.keys()
+    for trial in expected:
+        assert found[trial]["checksum"] == expected[trial]["checksum"]
+        for table in ("epochs", "cycles"):
+            assert rows(through_ray[1], trial, table) == rows(tmp_path, trial, table)
+
+
+def test_failures_are_told_last_and_do_not_stop_the_others(
+    through_ray: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, folder = through_ray
+    assert done.returncode == 1
+    assert len(results_of(folder)) == 2
+    errors = [json.loads(path.read_text()) for path in folder.glob("trials/*/error.json")]
+    assert [error["status"] for error in errors] == ["diverged"] * 2
+    last_screen = done.stdout[-2500:]
+    assert "Diverged: the training loss of epoch 0" in last_screen
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_launch_leaves_tables_and_a_comparison(
+    through_ray: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, folder = through_ray
+    for name in ("experiment.yaml", "trials.parquet", "epochs.parquet", "cycles.parquet", "comparison.md"):
+        assert (folder / name).stat().st_size > 0
+    for scheme in ("standard", "repr"):
+        assert scheme in done.stdout
+    assert "cycle 1: dropped 4 of 16 filters" in done.stdout
+
+
+def test_two_workers_through_ray_train(tmp_path: Path) -> None:
+    config = write_config(tmp_path, schemes={"repr": TINY["schemes"]["repr"]}, resources={"workers": 2})
+    done = launch("--config", config, "--results", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [result] = results_of(tmp_path / "tiny").values()
+    assert result["workers"] == 2
+
+
+def test_more_gpus_than_the_cluster_has(tmp_path: Path) -> None:
+    done = launch("--config", write_config(tmp_path), "--results", tmp_path, "resources.gpus_per_worker=1")
+    assert done.returncode == 2
+    assert "a trial needs 1 GPUs" in done.stderr
+    assert not list(tmp_path.glob("tiny/trials/*/epochs.jsonl"))
+
+
+def test_a_second_launch_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local")
+    status, out, _ = here(capsys, *arguments)
+    assert status == 0
+    assert "2 of 2 trials to run" in out
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/trials/*/*")}
+    status, out, _ = here(capsys, *arguments)
+    assert status == 0
+    assert "all 2 trials are done already" in out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/trials/*/*")}
+
+
+def test_seeds_and_schemes_may_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, schemes={"standard": {"kind": "standard"}})
+    here(capsys, "--config", config, "--results", tmp_path, "--runner", "local")
+    status, out, _ = here(
+        capsys, "--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local", "seeds=[1]"
+    )
+    assert status == 0
+    assert "2 of 2 trials to run" in out
+    assert len(results_of(tmp_path / "tiny")) == 3
+    assert "seeds:\n- 0\n- 1\n" in (tmp_path / "tiny" / "experiment.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.epochs=9"], "holds a different experiment: train.epochs is 8 there and 9 here"),
+        (["schemes.repr.prune_ratio=0.5"], "schemes.repr.prune_ratio is 0.3 there and 0.5 here"),
+        (["data.validation_images=0"], "data.validation_images is 100 there and 0 here"),
+    ],
+)
+def test_a_different_experiment_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], expected: str
+) -> None:
+    arguments = ("--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local")
+    stored = tmp_path / "tiny" / "experiment.yaml"
+    here(capsys, *arguments, "schemes.standard.kind=standard")
+    before = stored.read_bytes()
+    status, _, err = here(capsys, *arguments, *overrides)
+    assert status == 2
+    assert expected in err
+    assert "choose another name=" in err
+    assert stored.read_bytes() == before
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.txt").write_text("mine")
+    status, _, err = here(capsys, "--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local")
+    assert status == 2
+    assert "holds files but no experiment.yaml" in err
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.name=cifar10", "data.source=nowhere"], "there is no such folder"),
+        (["data.train_images=5000"], "digits has 1,437 training images"),
+        (["schemes.repr.selection={exclude: [conv9]}"], "no droppable layer is called conv9"),
+        (["schemes.repr.selection={exclude: [conv1, conv2]}"], "leaves no layer to drop from"),
+        (["model.depth=9", "model.pool=max2"], "pooling leaves no pixel after layer"),
+        (["resources.workers=2"], "--runner local is one process"),
+        (["resources.gpus_per_worker=64"], "this machine has"),
+    ],
+)
+def test_bad_input_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], expected: str
+) -> None:
+    status, _, err = here(
+        capsys, "--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local", *overrides
+    )
+    assert status == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("tiny/trials/*/epochs.jsonl"))
+    if "resources" not in overrides[0]:  # nothing is claimed that would stand in the way of the corrected command
+        assert not (tmp_path / "tiny").exists()
+
+
+def test_a_dry_run_names_every_trial_and_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    config = write_config(tmp_path, seeds=[0, 1, 2])
+    script = (
+        "import sys; from repr_ray.launch import main; "
+        f"status = main(['--config', {str(config)!r}, '--dry-run', '--results', {str(tmp_path / 'r')!r}]); "
+        "assert not {'torch', 'ray', 'pandas', 'scipy'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for trial in tiny(seeds=[0, 1, 2]):
+        assert trial.name in done.stdout
+    assert "6 trials, each 1 x (1 CPU, auto GPU)" in done.stdout
+    assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_leaves_in_order_and_the_same_command_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "repr_ray.launch", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    epochs = TrialFolder(tmp_path / "tiny", tiny()[0]).path / "epochs.jsonl"
+    wait_for(lambda: epochs.exists() and epochs.read_text().count("\n") >= 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command resumes" in err
+    assert "Traceback" not in err
+    assert here(capsys, *arguments)[0] == 0
+    local.run(tiny(), tmp_path / "undisturbed", lambda message: None, {})
+    ours, theirs = results_of(tmp_path / "tiny"), results_of(tmp_path / "undisturbed")
+    assert {t: r["checksum"] for t, r in ours.items()} == {t: r["checksum"] for t, r in theirs.items()}
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Poll until a condition holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)

@@ -1,0 +1,70 @@
+"""Progress reads well in a log and on a terminal of 80 columns."""
+
+import io
+import re
+
+from rich.console import Console
+
+from repr_ray.progress import Progress, bar, duration
+
+TRIAL = "convnet-3x32-cifar10-repr-s3-1a2b3c4d"
+
+
+def epoch(number: int) -> dict[str, object]:
+    return {
+        "trial": TRIAL,
+        "epoch": number,
+        "epochs": 100,
+        "phase": "sub",
+        "train_accuracy": 0.5,
+        "val_accuracy": None,
+        "test_accuracy": 0.4321,
+        "images_per_second": 12345.6,
+        "seconds": 2.0,
+    }
+
+
+def run(terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80, highlight=False)
+    with Progress(console, {TRIAL: 100, "other": 100}, already_done=1) as progress:
+        progress.update({"trial": TRIAL, "note": "starts"})
+        for number in range(5):
+            progress.update(epoch(number))
+        if terminal:
+            progress.live.refresh()
+        progress.update({"trial": TRIAL, "note": "epoch 5: cycle 1: dropped 28 of 96 filters: conv1 28/32"})
+        progress.update({"trial": "other", "failed": "Diverged: the training loss of epoch 3 is nan"})
+        progress.update({"trial": TRIAL, "note": "done"})
+    return out.getvalue()
+
+
+def test_a_log_has_plain_lines() -> None:
+    lines = run(terminal=False).splitlines()
+    assert lines == [
+        f"{TRIAL}  starts",
+        f"{TRIAL}  epoch 1/100  sub  train 50.0%  test 43.2%  12,346 images/s  3m18s left",
+        f"{TRIAL}  epoch 5: cycle 1: dropped 28 of 96 filters: conv1 28/32",
+        "other  FAILED: Diverged: the training loss of epoch 3 is nan",
+        f"{TRIAL}  done: epoch 5/100  sub  train 50.0%  test 43.2%  12,346 images/s  3m10s left",
+    ]
+
+
+def test_a_terminal_has_a_live_line_a_trial() -> None:
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", run(terminal=True))
+    assert max(len(line.rstrip()) for line in re.split(r"[\r\n]", text)) <= 80
+    live = next(line for line in text.splitlines() if "5/100" in line and "12,346/s" in line)
+    assert "sub" in live
+    assert "43.2%" in live
+    assert "3m10s" in live
+    assert "1 of 3 trials ended" in text
+
+
+def test_a_bar_yields_everything() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        assert list(bar(console, range(5), 5, "decoding")) == list(range(5))
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0, 59.4, 95, 7500)] == ["0s", "59s", "1m35s", "2h05m"]

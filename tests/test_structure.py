@@ -1,0 +1,74 @@
+"""The tree stays what the README says: imports point one way, and only one module knows Ray."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+PACKAGE = ROOT / "repr_ray"
+
+# A file may import from the layers after its own, and from its own.
+LAYERS = [
+    ["launch"],
+    ["runners", "progress", "experiment"],
+    ["training"],
+    ["models", "data"],
+    ["plan"],
+    ["config"],
+    ["method"],
+    ["distributed", "storage"],
+]
+REPORT = [["launch"], ["report"], ["results"]]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("layers", [LAYERS, REPORT], ids=["training", "report"])
+def test_imports_point_down(layers: list[list[str]]) -> None:
+    depth = {name: level for level, names in enumerate(layers) for name in names}
+    for path in FILES:
+        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if layer not in depth:
+            continue
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "repr_ray" and len(parts) > 1 and parts[1] in depth:
+                assert depth[parts[1]] >= depth[layer], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_every_module_has_its_layer() -> None:
+    known = {name for names in (*LAYERS, *REPORT) for name in names}
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert found - {"__init__"} == known
+
+
+def test_results_are_read_without_training_code() -> None:
+    for path in [*(PACKAGE / "results").rglob("*.py"), PACKAGE / "report.py"]:
+        used = {".".join(name.split(".")[:2]) for name in imports(path)}
+        assert not {n for n in used if n.split(".")[0] in ("torch", "ray")}, path
+        assert used & {f"repr_ray.{layer}" for layers in LAYERS for layer in layers} == set(), path
+
+
+@pytest.mark.parametrize("package", ["ray"])
+def test_only_one_module_imports_ray(package: str) -> None:
+    using = {str(p.relative_to(PACKAGE)) for p in FILES if any(n.split(".")[0] == package for n in imports(p))}
+    assert using == {"runners/ray.py"}
+
+
+def test_the_method_knows_no_files_and_no_command_line() -> None:
+    for path in (PACKAGE / "method").rglob("*.py"):
+        assert not {n.split(".")[0] for n in imports(path)} & {"argparse", "pathlib", "yaml", "ray", "json"}, path
