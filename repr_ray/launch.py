@@ -4,6 +4,7 @@ Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interr
 """
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -72,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         "python -m repr_ray.launch --config configs/cifar10.yaml train.epochs=200 'seeds=[0, 1]' name=longer",
     )
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="experiment (default: %(default)s)")
-    parser.add_argument("--results", default="results", metavar="DIR", help="where results/NAME goes")
+    parser.add_argument(
+        "--results",
+        default=os.environ.get("REPR_RAY_RESULTS", "results"),
+        metavar="DIR",
+        help="DIR/NAME holds the results; default: $REPR_RAY_RESULTS, else results",
+    )
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# A Ray cluster of several nodes on this machine: try `ray job submit` here before you pay for a real one.
+#   cluster/local.sh start [NODES [OPTION...]]   a head that trains nothing and NODES workers (default 1), each
+#                                                started with OPTIONs of `ray start`, such as --num-cpus=2
+#   cluster/local.sh stop
+# Ports and folder are its own: `ray.init()` and `ray stop` elsewhere on the machine do not meet it.
+set -euo pipefail
+
+folder=${LOCAL_CLUSTER:-/tmp/repr_ray_cluster}
+port=${LOCAL_CLUSTER_PORT:-26379}
+dashboard=$((port + 1))
+
+node() { # NAME AGENT_PORT OPTION...: a raylet with a folder of its own, in a session of its own
+    mkdir -p "$folder/$1"
+    setsid ray start --block --disable-usage-stats --node-ip-address=127.0.0.1 --temp-dir="$folder/$1" \
+        --dashboard-agent-listen-port="$2" "${@:3}" >"$folder/$1.log" 2>&1 </dev/null &
+    echo $! >"$folder/$1.pid"
+}
+
+await() { # COMMAND...: until it succeeds; the end of every log when that takes too long
+    until "$@"; do
+        ((SECONDS < ${LOCAL_CLUSTER_TIMEOUT:-180})) || { tail -n 20 "$folder"/*.log >&2; return 1; }
+        sleep 0.2
+    done
+}
+
+started() { # COUNT NAME: whether that many nodes of this name are up
+    (($(grep -ls "Ray runtime started" "$folder/$2"*.log | wc -l) == $1))
+}
+
+start() {
+    local count=${1:-1}
+    [[ ! -e $folder ]] || { echo "$folder exists: cluster/local.sh stop first, or set LOCAL_CLUSTER" >&2; exit 1; }
+    node head $((port + 2)) --head --port="$port" --num-cpus=0 --num-gpus=0 \
+        --dashboard-host=127.0.0.1 --dashboard-port="$dashboard"
+    await started 1 head
+    for ((i = 1; i <= count; i++)); do
+        node "worker$i" $((port + 2 + i)) --address="127.0.0.1:$port" "${@:2}"
+    done
+    await started "$count" worker
+    await curl --silent --fail --output /dev/null "http://127.0.0.1:$dashboard/api/version"
+    echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
+}
+
+stop() {
+    for pid in "$folder"/*.pid; do
+        [[ ! -e $pid ]] || kill -9 -- "-$(<"$pid")" 2>/dev/null || true
+    done
+    rm -rf "$folder"
+}
+
+case ${1:-} in
+    start) start "${@:2}" ;;
+    stop) stop ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
