@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +34,8 @@ def report(
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
     comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
     trials' curves, filters and scores for the first `pictures` blocks (a data set, model and variant each), drawn by
-    `workers` processes. Raises ValueError, one line a folder, where no
-    folder holds a trial.
+    `workers` processes. A file that is not ours is never replaced: a note says so. Raises ValueError, one line a
+    folder, where no folder holds a trial, and for a file of claims that cannot be read.
     """
     from repr_ray.results import claims as published
     from repr_ray.results import store, tables
@@ -42,32 +43,34 @@ def report(
 
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     target = Path(output) if output else paths[0] if len(paths) == 1 else paths[0].parent / "joined"
+    known = published.load(Path(claims) if claims else None)
     with tempfile.TemporaryDirectory() as work:
         gathered = store.gather(paths, Path(work))
         comparison = compare(gathered, baseline)
-        claimed = published.check(comparison, published.load(Path(claims) if claims else None))
-        failed = [failure for path in paths for failure in store.failures(path)]
-        main, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
-        sheets = [
-            ("Schemes", main),
-            ("Claimed against measured", tables.claims_sheet(claimed)),
-            ("Failed trials", failures),
-        ]
-        written = gathered.publish(target)
         comparison.notes.extend(gathered.notes)
+        claimed = published.check(comparison, known)
+        failed = [failure for path in paths for failure in store.failures(path)]
+        schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
+        checked = tables.claims_sheet(claimed)
+        sheets = [("Schemes", schemes), ("Claimed against measured", checked), ("Failed trials", failures)]
+        written: list[str] = []
 
         def write(name: str, make: Callable[[Path], None]) -> None:
             try:
                 make(target / name)
-                written.append(target / name)
+                written.append(name)
             except FileExistsError as error:
                 comparison.notes.append(str(error))
 
+        for name in store.SCHEMAS:
+            write(f"{name}.parquet", lambda path: gathered.publish(path))
         write("comparison.parquet", lambda path: tables.write_parquet(path, comparison.table))
+        if len(claimed):
+            write("claims.parquet", lambda path: tables.write_parquet(path, claimed))
         if "csv" in formats:
             write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
         if "tex" in formats:
-            write("comparison.tex", lambda path: tables.write_latex(path, sheets[:-1]))
+            write("comparison.tex", lambda path: tables.write_latex(path, sheets[:2]))
         if "html" in formats:
             from repr_ray.results import html, plots
 
@@ -81,18 +84,8 @@ def report(
         if "md" in formats:
             write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets))
     if console:
-        tables.print_text(console, comparison.answer, "bold")
-        console.print()
-        tables.print_sheet(console, main)
-        tables.print_text(console, tables.LEGEND, "dim")
-        if len(claimed):
-            console.print()
-            tables.print_sheet(console, sheets[1][1])
-            tables.print_text(console, tables.CLAIMS_LEGEND, "dim")
-        for note in comparison.notes:
-            tables.print_text(console, f"note: {note}")
-        console.print()
-        tables.print_text(console, f"written to {target}: {', '.join(path.name for path in written)}")
+        tables.print_comparison(console, comparison, schemes, checked)
+        tables.print_text(console, f"written to {target}: {', '.join(written)}")
         if failed:
             console.print()
             tables.print_sheet(console, failures)
@@ -100,7 +93,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """The command; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m repr_ray.report", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME")
     parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
@@ -108,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="curves of the first N blocks (4)")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
+    )
     options = parser.parse_args(arguments)
     formats = [name for name in options.format.split(",") if name]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -115,24 +111,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    console = Console()
+    console = Console(highlight=False)
     if not console.is_terminal:  # a job log: as wide as the tables are made for
         console.width = max(console.width, 100)
     try:
-        report(
-            options.results,
-            baseline=options.baseline,
-            claims=options.claims,
-            formats=formats,
-            output=options.output,
-            pictures=options.pictures,
-            workers=os.cpu_count() or 1,
-            console=console,
-        )
+        while True:
+            comparison = report(
+                options.results,
+                baseline=options.baseline,
+                claims=options.claims,
+                formats=formats,
+                output=options.output,
+                pictures=options.pictures,
+                workers=os.cpu_count() or 1,
+                console=console,
+            )
+            if options.watch is None or not comparison.unfinished:
+                return 0
+            time.sleep(options.watch)
+            console.clear()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

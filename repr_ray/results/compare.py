@@ -51,15 +51,15 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The answer in a sentence; for more than three comparisons it counts them."""
-        if len(self.answers) <= 3:
+        """The answer in a sentence; where there are several comparisons it counts them."""
+        if len(self.answers) < 2:
             return " ".join(self.answers) or f"There is nothing yet to compare with {self.baseline}."
         verdicts = self.table["verdict"].value_counts()
         better, worse = verdicts.get("better", 0), verdicts.get("worse", 0)
         rest = len(self.answers) - better - worse
         return (
-            f"Of {len(self.answers)} comparisons with {self.baseline}, {better} came out better and {worse} worse;"
-            f" for {rest} it cannot be told yet."
+            f"Of {len(self.answers)} schemes compared with {self.baseline}, {better} came out better and {worse}"
+            f" worse; for {rest} it cannot be told yet."
         )
 
 

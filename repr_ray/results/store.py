@@ -12,6 +12,7 @@ Losses are nats per image, accuracies fractions from 0 to 1, times seconds, epoc
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,18 +129,10 @@ class Tables:
         wanted = pa.array(sorted(trials), pa.string())
         return pq.read_table(path, columns=["trial", *columns], filters=pc.field("trial").isin(wanted)).to_pandas()
 
-    def publish(self, output: Path) -> list[Path]:
-        """Copy the tables to `output`; a file there that is not ours stays, and a note says so."""
-        written = []
-        for name in SCHEMAS:
-            path = output / f"{name}.parquet"
-            try:
-                with replacing(path) as temporary:
-                    temporary.write_bytes((self.folder / path.name).read_bytes())
-                written.append(path)
-            except FileExistsError as error:
-                self.notes.append(str(error))
-        return written
+    def publish(self, path: Path) -> None:
+        """Copy a table to `path`, by its name. Raises FileExistsError where that file is not ours."""
+        with replacing(path) as temporary:
+            shutil.copyfile(self.folder / path.name, temporary)
 
 
 @dataclass(frozen=True)

@@ -181,13 +181,15 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
 # The terminal
 
 
+_SENTENCES = 6
+_NOTES = 20
 _WRAPS = 26  # the width at which a column of words is wrapped
 
 
 def print_sheet(console: Console, sheet: Sheet) -> None:
     """Print a sheet in the console's width; columns there is no room for follow in a second table."""
     widths = [
-        min(max(*map(len, column.name.split()), *(len(row[place].text) for row in sheet.rows)), _WRAPS)
+        min(max(*map(len, column.name.split()), *(len(_say(console, row[place].text)) for row in sheet.rows)), _WRAPS)
         for place, column in enumerate(sheet.columns)
     ]
     left = [
@@ -229,6 +231,26 @@ def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths
         console.print()
 
 
+def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, claims: Sheet) -> None:
+    """Print the answer, the table, what was claimed, and what to know about it."""
+    print_text(console, comparison.answer, "bold")
+    if 1 < len(comparison.answers) <= _SENTENCES:
+        for answer in comparison.answers:
+            print_text(console, f"- {answer}")
+    console.print()
+    print_sheet(console, schemes)
+    print_text(console, LEGEND, "dim")
+    console.print()
+    if claims.rows:
+        print_sheet(console, claims)
+        print_text(console, CLAIMS_LEGEND, "dim")
+        console.print()
+    for note in comparison.notes[:_NOTES]:
+        print_text(console, f"note: {note}")
+    if len(comparison.notes) > _NOTES:
+        print_text(console, f"and {len(comparison.notes) - _NOTES} more notes: see comparison.md")
+
+
 def print_text(console: Console, text: str, style: str = "") -> None:
     """Print words as they are: no markup, no highlighting."""
     console.print(_say(console, text, style))
@@ -238,13 +260,18 @@ _ASCII = str.maketrans({"±": "+/-", "\N{MINUS SIGN}": "-", NONE: "-", "·": "/"
 
 
 def _say(console: Console, text: str, style: str = "") -> Text:
-    """Text that the console can encode, with control characters taken out."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
+    """Text that the console can encode."""
+    text = _clean(text)
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)
     return Text(text, style=style)
+
+
+def _clean(text: str) -> str:
+    """Text on one line without control characters."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).split())
 
 
 def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
@@ -259,8 +286,8 @@ def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
 
 def markdown(text: str) -> str:
     """Escape what GitHub's Markdown would take for markup."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", " ".join(text.split()))
+    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
 
 
 def markdown_sheet(sheet: Sheet) -> str:
@@ -298,8 +325,8 @@ _TEX = {
 
 
 def latex(text: str) -> str:
-    """Escape LaTeX's special characters."""
-    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+    """Escape LaTeX's special characters; those its usual fonts lack become their code points."""
+    return "".join(_TEX.get(c, c if c <= "\u017f" else f"[U+{ord(c):04X}]") for c in _clean(text))
 
 
 def latex_sheet(sheet: Sheet) -> str:
@@ -327,6 +354,8 @@ def write_markdown(path: Path, comparison: Comparison, sheets: Sequence[tuple[st
     """The answer, the sheets under their titles, and the notes."""
     parts = [f"<!-- {MARK} {repr_ray.__version__} -->\n# Comparison with {markdown(comparison.baseline)}\n"]
     parts += [f"**{markdown(comparison.answer)}**\n"]
+    if len(comparison.answers) > 1:
+        parts.append("".join(f"- {markdown(answer)}\n" for answer in comparison.answers))
     parts += [f"## {title}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
     parts += [f"{markdown(LEGEND)}\n"]
     if comparison.notes:

@@ -24,6 +24,6 @@ if (refresh) {
   refresh.checked = sessionStorage.getItem("refresh") !== "off";
   refresh.addEventListener("change", () => sessionStorage.setItem("refresh", refresh.checked ? "on" : "off"));
   setInterval(() => {
-    if (refresh.checked && !document.querySelector("details[open], th[aria-sort]")) location.reload();
+    if (refresh.checked && !document.querySelector("main details[open], th[aria-sort]")) location.reload();
   }, 15000);
 }

@@ -1,0 +1,170 @@
+"""The statistics, against worked examples, and what the comparison makes of incomplete experiments."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from studies import make_trial
+
+from repr_ray.results import store
+from repr_ray.results.compare import Comparison, compare, holm, interval, sign_flip
+
+Make = Callable[..., Path]
+
+
+def comparison(tmp_path: Path, *folders: Path, baseline: str | None = None) -> Comparison:
+    work = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
+    work.mkdir()
+    return compare(store.gather(folders, work), baseline)
+
+
+def test_interval_of_students_sleep_data() -> None:
+    # Student 1908; R: t.test(group1, group2, paired = TRUE)
+    differences = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert interval(differences) == pytest.approx((0.7001142, 2.4598858), abs=1e-7)
+
+
+def test_sign_flip_of_darwins_maize() -> None:
+    # Fisher, The Design of Experiments, section 21: 863 of 32,768 sign patterns reach a sum of 314 or more
+    differences = np.array([[49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]], dtype=float)
+    assert sign_flip(differences) == pytest.approx([2 * 863 / 2**15])
+
+
+@pytest.mark.parametrize(("n", "smallest"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125), (10, 2 / 2**10)])
+def test_sign_flip_cannot_go_below_its_smallest(n: int, smallest: float) -> None:
+    assert sign_flip(np.arange(1.0, n + 1)[None]) == pytest.approx([smallest])
+
+
+def test_sign_flip_of_several_tests_at_once() -> None:
+    rng = np.random.default_rng(0)
+    stacked = rng.normal(0.5, 1, (3, 8))
+    assert sign_flip(stacked) == pytest.approx([sign_flip(row[None])[0] for row in stacked])
+
+
+def test_sign_flip_of_many_pairs_is_close_to_the_t_test() -> None:
+    from scipy import stats
+
+    differences = np.random.default_rng(1).normal(0.3, 1, 30)
+    assert sign_flip(differences[None])[0] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=0.05)
+
+
+def test_holm_of_a_worked_example() -> None:
+    # Four p values; sorted they are multiplied by 4, 3, 2, 1 and made monotone
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_a_test_still_to_come_counts_for_holm() -> None:
+    corrected = holm([0.01, float("nan")])
+    assert corrected[0] == pytest.approx(0.02)
+    assert np.isnan(corrected[1])
+
+
+def test_better_and_worse(experiment: Make, tmp_path: Path) -> None:
+    base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72, 0.73, 0.70]
+    up = [value + 0.01 + 0.001 * k for k, value in enumerate(base)]
+    down = [value - 0.02 - 0.001 * k for k, value in enumerate(base)]
+    result = comparison(tmp_path, experiment({"standard": base, "up": up, "down": down}))
+    rows = result.table.set_index("scheme")
+    assert rows["verdict"].to_dict() == {"standard": "", "up": "better", "down": "worse"}
+    assert rows.loc["up", "difference_mean"] == pytest.approx(0.0135)
+    assert rows.loc["up", "p"] == pytest.approx(2 / 2**8)
+    assert rows.loc["up", "p_holm"] == pytest.approx(4 / 2**8)
+    assert rows.loc["standard", "test_accuracy_mean"] == pytest.approx(np.mean(base))
+    assert rows.loc["standard", "test_accuracy_sd"] == pytest.approx(np.std(base, ddof=1))
+    assert result.answer.startswith("Of 2 schemes compared with standard, 1 came out better and 1 worse; for 0")
+
+
+def test_the_answer_says_what_the_interval_allows(experiment: Make, tmp_path: Path) -> None:
+    base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72]
+    worse = [value - 0.01 - 0.001 * k for k, value in enumerate(base)]
+    result = comparison(tmp_path, experiment({"standard": base, "repr": worse}))
+    assert result.answer == (
+        "repr is 1.2 points worse than standard (95% interval −1.4 to −1.1, n=6, p=0.031)."  # noqa: RUF001
+    )
+    mixed = [value + (0.01 if k % 2 else -0.012) for k, value in enumerate(base)]
+    result = comparison(tmp_path, experiment({"standard": base, "repr": mixed}, name="mixed"))
+    assert result.answer.startswith("Cannot tell yet whether repr is better or worse than standard")
+    few = comparison(tmp_path, experiment({"standard": base[:3], "repr": worse[:3]}, name="few"))
+    assert "n is too small to reach 0.05" in few.answer
+    assert few.answer.startswith("Cannot tell yet")
+    one = comparison(tmp_path, experiment({"standard": base[:1], "repr": worse[:1]}, name="one"))
+    assert one.answer.endswith("a single paired seed.")
+
+
+def test_too_few_seeds_for_the_number_of_schemes(experiment: Make, tmp_path: Path) -> None:
+    base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72]
+    schemes = {name: [v - 0.02 - 0.001 * k for k, v in enumerate(base)] for name in ("a", "b", "c")}
+    row = comparison(tmp_path, experiment({"standard": base, **schemes})).table.iloc[1]
+    assert (row["p"], row["p_holm"]) == pytest.approx((0.03125, 0.09375))
+    assert row["p_holm_smallest"] == pytest.approx(0.09375)
+    assert row["verdict"] == "cannot tell"
+
+
+def test_pairs_are_the_seeds_both_have(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.70, 0.71, 0.72, 0.73], "repr": [0.72, 0.73]})
+    make_trial(results, scheme="repr", seed=2, done=5)
+    make_trial(results, scheme="repr", seed=3, done=1, error="boom")
+    make_trial(results, scheme="repr", seed=9, accuracy=0.8)
+    row = comparison(tmp_path, results).table.iloc[1]
+    assert (row["pairs"], row["n"]) == (2, 3)
+    assert row["difference_mean"] == pytest.approx(0.02)
+    assert row["missing_seeds"] == "2 (running); 3 (failed); 9 (standard not planned)"
+    assert row["status"] == "3 done, 1 running (42%), 1 failed"
+    assert (row["done"], row["running"], row["waiting"], row["failed"]) == (3, 1, 0, 1)
+
+
+def test_a_collapsed_trial_stays_in_the_mean(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.7], "repr": [0.7]})
+    make_trial(results, scheme="repr", seed=1, accuracy=0.1, collapsed=5)
+    result = comparison(tmp_path, results)
+    row = result.table.iloc[1]
+    assert row["test_accuracy_mean"] == pytest.approx(0.4)
+    assert "seed 1 collapsed in epoch 5" in row["status"]
+    assert "1 of 2 repr trials collapsed" in result.answer
+
+
+def test_equal_differences_need_enough_seeds_too(experiment: Make, tmp_path: Path) -> None:
+    base = [0.70, 0.71, 0.72]
+    row = comparison(tmp_path, experiment({"standard": base, "repr": [v + 0.01 for v in base]})).table.iloc[1]
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.01, 0.01))
+    assert row["verdict"] == "cannot tell"
+
+
+def test_diverged_trials_and_unequal_epochs_are_noted(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.7]})
+    same = {"train.epochs": 12}
+    make_trial(results, scheme="repr", seed=0, epochs=15, settings=same)
+    make_trial(results, scheme="repr", seed=1, epochs=15, settings=same, done=2, error="nan", status="diverged")
+    notes = "\n".join(comparison(tmp_path, results).notes)
+    assert "repr and standard do not train the same number of epochs" in notes
+    assert "1 diverged" in notes
+
+
+def test_the_baseline_can_be_another_scheme(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.7], "inverse": [0.6, 0.6]})
+    result = comparison(tmp_path, results, baseline="inverse")
+    assert result.table["scheme"].tolist() == ["inverse", "standard"]
+    assert result.table["difference_mean"].iloc[1] == pytest.approx(0.1)
+    absent = comparison(tmp_path, results, baseline="reper")
+    assert "no trial of the baseline 'reper', the schemes are standard, inverse" in absent.notes[0]
+    assert len(absent.table) == 2
+
+
+def test_one_name_for_different_settings_is_told_apart(experiment: Make, tmp_path: Path) -> None:
+    one = experiment({"standard": [0.7, 0.71], "repr": [0.72, 0.73]}, name="one")
+    longer = {"train.epochs": 24}
+    two = experiment({"standard": [0.8, 0.81], "repr": [0.82, 0.83]}, name="two", epochs=24, settings=longer)
+    other = experiment({"repr": [0.6, 0.61]}, name="three", settings={"scheme.prune_ratio": 0.5})
+    table = comparison(tmp_path, one, two, other).table
+    assert set(table["variant"]) == {"train.epochs=12", "train.epochs=24"}
+    assert set(table["scheme"]) == {"standard", "repr prune_ratio=0.3", "repr prune_ratio=0.5", "repr"}
+    assert (table["n"] == 2).all()
+
+
+def test_where_the_data_came_from_makes_no_difference(experiment: Make, tmp_path: Path) -> None:
+    one = experiment({"standard": [0.7, 0.71]}, name="one", settings={"data.source": "torchvision"})
+    two = experiment({"repr": [0.72, 0.73]}, name="two", settings={"data.source": "elsewhere"})
+    table = comparison(tmp_path, one, two).table
+    assert table["variant"].tolist() == ["", ""]
+    assert table["pairs"].iloc[1] == 2

@@ -1,0 +1,185 @@
+"""Gathering trial folders, whole, broken and foreign."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from studies import LAYERS, make_trial
+
+from repr_ray.results import store
+
+Make = Callable[..., Path]
+
+
+def gather(tmp_path: Path, *folders: Path) -> store.Tables:
+    work = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
+    work.mkdir()
+    return store.gather(folders, work)
+
+
+def hashes(folder: Path) -> dict[Path, str]:
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_tables_hold_what_the_trials_wrote(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7], "repr": [0.75]})
+    tables = gather(tmp_path, results)
+    [name] = tables.trials.loc[tables.trials["scheme"] == "repr", "trial"]
+    lines = [json.loads(line) for line in (tables.sources[name] / "epochs.jsonl").read_text().splitlines()]
+    epochs = tables.read("epochs", ["epoch", "phase", "val_accuracy", "test_loss"], [name])
+    assert epochs["phase"].tolist() == [line["phase"] for line in lines]
+    for key in ("epoch", "val_accuracy", "test_loss"):
+        assert epochs[key].tolist() == [line[key] for line in lines]
+    layers = tables.read("layers", ["epoch", "layer", "overlap", "dropped", "filters"], [name])
+    assert layers["layer"].tolist() == list(LAYERS) * len(lines)
+    assert layers["overlap"].tolist() == [line["layers"][key]["overlap"] for line in lines for key in LAYERS]
+    assert set(layers["filters"]) == {8}
+    events = [json.loads(line) for line in (tables.sources[name] / "cycles.jsonl").read_text().splitlines()]
+    cycles = tables.read("cycles", ["cycle", "event", "layer", "filter", "score", "dropped"], [name])
+    assert len(cycles) == sum(len(event["dropped"]) for event in events)
+    first = cycles[(cycles["event"] == "drop") & (cycles["cycle"] == 0) & (cycles["layer"] == "features.1.conv")]
+    [event] = [e for e in events if (e["event"], e["cycle"], e["layer"]) == ("drop", 0, "features.1.conv")]
+    assert first["filter"].tolist() == list(range(8))
+    np.testing.assert_allclose(first["score"], event["scores"], rtol=1e-6)
+    assert first["dropped"].tolist() == [bool(value) for value in event["dropped"]]
+    assert cycles.loc[cycles["event"] == "reinit", "score"].isna().all()
+
+
+def test_final_and_best_figures(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"repr": [0.75]})
+    [folder] = (results / "trials").iterdir()
+    lines = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    lines[4] |= {"val_accuracy": 0.99, "test_accuracy": 0.6}
+    lines[5] |= {"val_accuracy": 0.999, "test_accuracy": None}  # not evaluated on the test set
+    lines[7] |= {"test_accuracy": 0.9}
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [row] = gather(tmp_path, results).trials.to_dict("records")
+    assert (row["test_accuracy"], row["epochs_done"], row["status"]) == (0.75, 12, "done")
+    assert (row["best_val_epoch"], row["best_val_test_accuracy"]) == (4, 0.6)
+    assert (row["best_test_epoch"], row["best_test_accuracy"]) == (7, 0.9)
+    assert json.loads(row["versions"])["torch"] == "2.15.0"
+
+
+def test_every_status(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]})
+    make_trial(results, seed=1, done=0)
+    make_trial(results, seed=2, done=3)
+    make_trial(results, seed=3, done=3, error="loss is nan\nmore", status="diverged")
+    make_trial(results, seed=4, done=0, error="CUDA out of memory", status="out of memory")
+    tables = gather(tmp_path, results)
+    assert tables.trials["status"].tolist() == ["done", "waiting", "running", "diverged", "out of memory"]
+    assert [(f.status, f.message, f.epoch) for f in store.failures(results)] == [
+        ("diverged", "loss is nan", 3),
+        ("out of memory", "CUDA out of memory", 0),
+    ]
+    assert tables.notes == []
+
+
+def test_a_cut_off_line_costs_that_line_only(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.71]})
+    folder = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name)
+    (folder / "result.json").unlink()
+    content = (folder / "epochs.jsonl").read_bytes()
+    (folder / "epochs.jsonl").write_bytes(content[:-70])
+    tables = gather(tmp_path, results)
+    assert tables.trials["epochs_done"].tolist() == [12, 11]
+    assert tables.trials["status"].tolist() == ["done", "running"]
+    assert tables.notes == [f"{folder.name}: 1 of 12 lines of epochs.jsonl cannot be read"]
+
+
+def test_values_that_are_not_numbers_survive(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]}, validation=False)
+    folder = make_trial(results, seed=1, done=3, error="loss is nan", status="diverged", validation=False)
+    text = (folder / "epochs.jsonl").read_text().splitlines()
+    last = json.loads(text[-1]) | {"train_loss": float("nan"), "test_loss": float("inf")}
+    (folder / "epochs.jsonl").write_text("\n".join([*text[:-1], json.dumps(last)]) + "\n")
+    tables = gather(tmp_path, results)
+    assert tables.notes == []
+    assert np.isnan(tables.trials["train_loss"].iloc[1])
+    assert tables.trials["best_val_epoch"].isna().all()
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff garbage", b"[1, 2]\n", b'{"epoch": "three"}\n'])
+def test_a_file_of_something_else_is_left_out(experiment: Make, tmp_path: Path, content: bytes) -> None:
+    results = experiment({"standard": [0.7, 0.71]})
+    folder = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name)
+    (folder / "epochs.jsonl").write_bytes(content)
+    tables = gather(tmp_path, results)
+    assert any(folder.name in note for note in tables.notes)
+    assert tables.trials["epochs_done"].tolist() == [12, 0]
+
+
+def test_foreign_folders_are_named_and_the_rest_goes_on(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]})
+    (results / "trials" / "holiday").mkdir()
+    (results / "trials" / "broken").mkdir()
+    (results / "trials" / "broken" / "config.yaml").write_text("a: [1")
+    (results / "trials" / "other").mkdir()
+    (results / "trials" / "other" / "config.yaml").write_text("name: x")
+    empty, foreign = tmp_path / "empty", tmp_path / "foreign"
+    empty.mkdir()
+    foreign.mkdir()
+    (foreign / "photo.jpg").write_bytes(b"x")
+    tables = gather(tmp_path, results, empty, foreign, tmp_path / "nowhere")
+    assert len(tables.trials) == 1
+    notes = "\n".join(tables.notes)
+    for said in ("holiday is not a trial", "broken is not a trial", "lacks dataset", "(it holds nothing)"):
+        assert said in notes
+    assert "(it holds photo.jpg)" in notes
+    assert "nowhere does not exist" in notes
+    with pytest.raises(ValueError, match="has no trials"):
+        gather(tmp_path, empty, foreign)
+
+
+def test_stored_tables_stand_for_their_trials(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.71], "repr": [0.72, 0.73]})
+    tables = gather(tmp_path, results)
+    for name in store.SCHEMAS:
+        tables.publish(results / f"{name}.parquet")
+    shutil.rmtree(results / "trials")
+    again = gather(tmp_path, results)
+    for name in store.SCHEMAS:
+        one, two = (pq.read_table(where / f"{name}.parquet") for where in (tables.folder, again.folder))
+        assert one.num_rows
+        assert one.equals(two)
+
+
+def test_tables_of_another_version_are_named(experiment: Make, tmp_path: Path) -> None:
+    results, other = experiment({"standard": [0.7]}), tmp_path / "other"
+    tables = gather(tmp_path, results)
+    for name in store.SCHEMAS:
+        tables.publish(other / f"{name}.parquet")
+    old = pq.read_table(other / "trials.parquet").replace_schema_metadata({"repr_ray.tables": "0"})
+    pq.write_table(old, other / "trials.parquet")
+    pq.write_table(pa.table({"x": [1]}), other / "epochs.parquet")
+    before = hashes(other)
+    notes = "\n".join(gather(tmp_path, results, other).notes)
+    assert "trials.parquet is of version 0, this reads version 1" in notes
+    assert "epochs.parquet is not a table of repr_ray" in notes
+    assert hashes(other) == before
+
+
+def test_the_same_trial_in_two_folders_counts_once(experiment: Make, tmp_path: Path) -> None:
+    one = experiment({"standard": [0.7, 0.71]}, name="one")
+    two = experiment({"standard": [0.7, 0.71], "repr": [0.75, 0.76]}, name="two")
+    unfinished = next(path for path in (one / "trials").iterdir() if "-s1-" in path.name)
+    (unfinished / "result.json").unlink()
+    tables = gather(tmp_path, one, two)
+    assert tables.trials["status"].tolist() == ["done"] * 4
+    assert tables.notes == ["2 of the trials are in more than one folder: counted once"]
+
+
+def test_gathering_changes_nothing_and_is_deterministic(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.71], "repr lr=10": [0.7], "repr lr=9": [0.7], "a": [0.6]})
+    before = hashes(results)
+    one, two = gather(tmp_path, results), gather(tmp_path, results)
+    assert hashes(results) == before
+    assert hashes(one.folder).values() != []
+    assert sorted(hashes(one.folder).values()) == sorted(hashes(two.folder).values())
+    assert one.trials["scheme"].unique().tolist() == ["standard", "repr lr=9", "repr lr=10", "a"]

@@ -1,0 +1,124 @@
+"""The comparison for people: every width, every format, every awkward name."""
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+from studies import make_trial
+
+from repr_ray.results import claims, store, tables
+from repr_ray.results.compare import Comparison, compare
+
+Make = Callable[..., Path]
+NAMES = [
+    "a|b_<script>alert(1)</script>",
+    "100% $x$ & {y}^2 ~ \\z #1",
+    "[x](y) *b* `c`",
+    'comma, "quote"',
+    "\x1b[31mred",
+]
+
+
+@pytest.fixture
+def awkward(experiment: Make, tmp_path: Path) -> Comparison:
+    base = [0.70, 0.71, 0.72]
+    results = experiment({"standard": base} | dict.fromkeys(NAMES, base), settings={"scheme.kind": "x"})
+    make_trial(results, scheme=NAMES[0], seed=3, done=2, settings={"scheme.kind": "x"})
+    (tmp_path / "work").mkdir()
+    return compare(store.gather([results], tmp_path / "work"))
+
+
+def printed(comparison: Comparison, width: int, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
+    checked = claims.check(comparison, claims.load())
+    tables.print_comparison(console, comparison, tables.comparison_sheet(comparison), tables.claims_sheet(checked))
+    console.file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_terminal_table_fits(awkward: Comparison, width: int) -> None:
+    text = printed(awkward, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text  # neither colours in a job log nor a user's control characters
+    words = " ".join(text.split())
+    for column in tables.comparison_sheet(awkward).columns:
+        assert column.name.split(",")[0].split()[0] in words, f"{column.name} is not shown"
+
+
+def test_a_terminal_without_unicode(awkward: Comparison) -> None:
+    text = printed(awkward, 100, "ascii")
+    assert "71.0 +/- 1.0" in text
+
+
+def test_markdown_is_what_it_was(awkward: Comparison, tmp_path: Path) -> None:
+    sheet = tables.comparison_sheet(awkward)
+    tables.write_markdown(tmp_path / "c.md", awkward, [("Schemes", sheet)])
+    html = MarkdownIt("commonmark").enable("table").render((tmp_path / "c.md").read_text())
+    assert "<script>" not in html
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
+    assert len(cells) == len(sheet.rows) * len(sheet.columns)
+    assert "a|b_&lt;script&gt;alert(1)&lt;/script&gt;" in cells
+    assert "[x](y) *b* `c`" in cells
+    assert "<em>" not in html
+
+
+def test_csv_reads_back(awkward: Comparison, tmp_path: Path) -> None:
+    tables.write_csv(tmp_path / "c.csv", awkward.table)
+    with (tmp_path / "c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["scheme"] for row in rows] == ["standard", *NAMES]
+    assert float(rows[1]["test_accuracy_mean"]) == pytest.approx(0.71)
+
+
+def test_parquet_reads_back(awkward: Comparison, tmp_path: Path) -> None:
+    tables.write_parquet(tmp_path / "c.parquet", awkward.table)
+    back = pd.read_parquet(tmp_path / "c.parquet")
+    pd.testing.assert_frame_equal(back, awkward.table, check_dtype=False)
+
+
+def test_latex_escapes(awkward: Comparison, tmp_path: Path) -> None:
+    tables.write_latex(tmp_path / "c.tex", [("Schemes", tables.comparison_sheet(awkward))])
+    text = (tmp_path / "c.tex").read_text()
+    assert r"a\textbar{}b\_\textless{}script\textgreater{}" in text
+    assert r"100\% \$x\$ \& \{y\}\textasciicircum{}2 \textasciitilde{} \textbackslash{}z \#1" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\bottomrule") == 1
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+def test_latex_compiles(awkward: Comparison, tmp_path: Path) -> None:
+    sheet = tables.comparison_sheet(awkward)
+    long = tables.Sheet(sheet.columns, sheet.rows * 10, sheet.headings * 10)
+    tables.write_latex(tmp_path / "c.tex", [("Schemes", sheet), ("Long", long)])
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs,longtable}\\begin{document}\\input{c.tex}\\end{document}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "main.pdf").exists()
+
+
+def test_too_few_seeds_are_marked_and_the_test_set_column_is_labelled(awkward: Comparison) -> None:
+    sheet = tables.comparison_sheet(awkward)
+    texts = [
+        dict(zip([c.name for c in sheet.columns], [cell.text for cell in row], strict=True)) for row in sheet.rows
+    ]
+    assert texts[0]["Difference [95%]"] == "baseline"
+    assert texts[2]["p"] == "1*"
+    assert "n too small to reach 0.05" in tables.LEGEND
+    assert "Best on test (selection on test set), %" in texts[0]
+
+
+def test_durations_and_points() -> None:
+    assert [tables.duration(s) for s in (5, 130, 7200, float("nan"))] == ["5 s", "2.2 min", "2.0 h", tables.NONE]
+    assert tables.bounded(0.012, -0.004, 0.028) == "+1.2 [\N{MINUS SIGN}0.4, +2.8]"
