@@ -156,6 +156,12 @@ class Experiment(Settings):
                     Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles)
                 except ValueError as error:
                     raise ValueError(f"schemes.{name}: {error}") from None
+                ranking, held_out = scheme.ranking, self.data.validation_images
+                if ranking.needs_data and ranking.data_split == "validation" and not held_out:
+                    raise ValueError(
+                        f"schemes.{name}.ranking: {ranking.score} is measured on held-out images, there are none; set"
+                        " data.validation_images"
+                    )
         gpus = self.resources.gpus_per_worker
         if self.resources.workers > 1 and gpus != "auto" and gpus != int(gpus):
             raise ValueError(

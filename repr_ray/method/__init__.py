@@ -1,1 +1,2 @@
-"""The science: torch only. Reading order: schedule, filters, scores, selection, reinit, schemes."""
+"""The science: torch only. Reading order: schedule, filters, scores, measurement, data_scores, selection, directions,
+reinit, schemes."""

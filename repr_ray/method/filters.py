@@ -23,6 +23,7 @@ _TRANSPARENT_MODULES = (
     nn.SiLU,
     nn.Mish,
     nn.Hardswish,
+    nn.Hardtanh,
     nn.Tanh,
     nn.Dropout,
     nn.Dropout2d,
@@ -34,9 +35,15 @@ _TRANSPARENT_MODULES = (
 )
 _TRANSPARENT_FUNCTIONS = {
     torch.relu,
+    torch.relu_,
     torch.tanh,
     torch.flatten,
+    torch.mul,
+    operator.mul,
+    operator.imul,
     F.relu,
+    F.relu_,
+    F.relu6,
     F.leaky_relu,
     F.elu,
     F.gelu,
@@ -50,7 +57,8 @@ _TRANSPARENT_FUNCTIONS = {
     F.adaptive_avg_pool2d,
     F.adaptive_max_pool2d,
 }
-_TRANSPARENT_METHODS = {"relu", "relu_", "tanh", "flatten", "contiguous", "mean", "clone"}
+_TRANSPARENT_METHODS = {"relu", "relu_", "tanh", "flatten", "contiguous", "clone"}
+_MEANS = {torch.mean, "mean"}
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SHAPE_QUERIES = {"size", "dim", getattr}
 
@@ -83,12 +91,15 @@ class Part:
 class ConvLayer:
     """A convolution of J filters that can be dropped, with everything that belongs to them.
 
-    Channels that were summed with another path (residual connections) have no consumer of their own.
+    `output` is the module that gives its feature maps before the nonlinearity: the convolution, or the batch norm
+    that follows it. Channels that were summed with another path (residual connections) have no consumer of their
+    own.
     """
 
     name: str
     filters: int
     parts: tuple[Part, ...]
+    output: str
 
     @property
     def kernel(self) -> str:
@@ -144,7 +155,11 @@ def map_filters(model: nn.Module) -> FilterMap:
                 raise CannotFollow("its weights are shared by several callers")
             if conv.groups > 1:
                 raise CannotFollow("it is a grouped or depthwise convolution")
-            layers.append(_follow(node, conv, modules, channels))
+            layer = _follow(node, conv, modules, channels)
+            for part in layer.parts:
+                if part.role == "gamma" and calls[part.tensor.removesuffix(".weight")] > 1:
+                    raise CannotFollow(f"its batch norm {part.tensor.removesuffix('.weight')} has several callers")
+            layers.append(layer)
         except CannotFollow as reason:
             left_out[str(node.target)] = str(reason)
     if not layers:
@@ -204,14 +219,23 @@ def _follow(
                         raise CannotFollow(f"its output feeds {user.target}, a grouped convolution")
                     parts.append(Part(f"{user.target}.weight", "input", 1, at))
                 elif isinstance(module, nn.Linear):
-                    width = module.in_features // channels[source]
+                    width, left = divmod(module.in_features, channels[source])
+                    if left:
+                        raise CannotFollow(f"its output reaches {user.target}, whose inputs are not its channels")
                     parts.append(Part(f"{user.target}.weight", "input", 1, at * width, width))
                 elif _is_transparent(user, module):
                     paths.append((user, at))
                 elif not _is_sum(user) and user.target not in _SHAPE_QUERIES:
                     what = "the network's output" if user.op == "output" else f"{user.target}"
                     raise CannotFollow(f"its output reaches {what}, through which a dropped filter is not silent")
-    return ConvLayer(name, conv.out_channels, tuple(parts))
+    return ConvLayer(name, conv.out_channels, tuple(dict.fromkeys(parts)), _output(node, modules))
+
+
+def _output(node: torch.fx.Node, modules: dict[str, nn.Module]) -> str:
+    """The batch norm that is the only user of a convolution, else the convolution."""
+    users = [user for user in node.users if user.target not in _SHAPE_QUERIES]
+    follows = len(users) == 1 and isinstance(modules.get(str(users[0].target)), nn.BatchNorm2d)
+    return str(users[0].target if follows and users[0].op == "call_module" else node.target)
 
 
 def _norm_parts(name: str, norm: nn.BatchNorm2d, offset: int) -> list[Part]:
@@ -249,6 +273,9 @@ def _is_transparent(node: torch.fx.Node, module: nn.Module | None) -> bool:
         return isinstance(module, _TRANSPARENT_MODULES)
     if node.op == "call_method" and node.target in ("view", "reshape"):
         return len(node.args) == 3 and bool(node.args[2] == -1)
+    if node.target in _MEANS:  # over height and width; over channels they would not stay apart
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return isinstance(dims, list | tuple) and set(dims) in ({2, 3}, {-2, -1})
     if node.op == "call_method":
         return node.target in _TRANSPARENT_METHODS
     return node.target in _TRANSPARENT_FUNCTIONS or node.target is torch.cat
@@ -258,18 +285,22 @@ class Masks:
     """Which filters are dropped, and the means to keep them silent.
 
     `dropped[layer]` is a bool tensor (J) on the model's device; it and the masks derived from it are updated in
-    place, so that a captured CUDA graph stays valid.
+    place, so that a captured CUDA graph stays valid. With `kernel_only` biases, gammas and betas are left alone.
     """
 
-    def __init__(self, model: nn.Module, filter_map: FilterMap) -> None:
+    def __init__(self, model: nn.Module, filter_map: FilterMap, kernel_only: bool = False) -> None:
         tensors = dict(model.named_parameters())
         self.layers = filter_map.layers
+        self.silenced = {
+            layer.name: tuple(part for part in layer.silenced if part.role == "kernel" or not kernel_only)
+            for layer in self.layers
+        }
         self.dropped = {
             layer.name: torch.zeros(layer.filters, dtype=torch.bool, device=tensors[layer.kernel].device)
             for layer in self.layers
         }
         # A batch norm after a concatenation is shared by several layers: one mask a tensor, one part a layer.
-        names = dict.fromkeys(part.tensor for layer in self.layers for part in layer.silenced)
+        names = dict.fromkeys(part.tensor for layer in self.layers for part in self.silenced[layer.name])
         self._masked = {
             name: (
                 tensors[name],
@@ -288,7 +319,7 @@ class Masks:
         for layer in self.layers:
             own = self.dropped[layer.name]
             own.copy_(dropped[layer.name]) if layer.name in dropped else own.zero_()
-            for part in layer.silenced:
+            for part in self.silenced[layer.name]:
                 mask = self._masked[part.tensor][1]
                 mask.narrow(0, part.offset, layer.filters).copy_(own.view(-1, *[1] * (mask.dim() - 1)))
         self.any = any(bool(mask.any()) for mask in self.dropped.values())

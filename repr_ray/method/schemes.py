@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray import distributed
+from repr_ray.method.data_scores import score_by_data
+from repr_ray.method.directions import default_init
 from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters, unwrap
-from repr_ray.method.reinit import Redrawn, default_init, redraw
+from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
-from repr_ray.method.scores import WEIGHT_SCORES, overlap
-from repr_ray.method.selection import excluded_layers, select
+from repr_ray.method.scores import overlap, weight_score
+from repr_ray.method.selection import check_ratio, excluded_layers, select
 from repr_ray.method.settings import RePrSettings, StandardSettings
 
 
@@ -73,12 +76,24 @@ class Scheme:
         return {}
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """The convolutions filters are never dropped from, and why."""
+        return {}
+
+    @property
     def filters_dropped(self) -> int:
         """How many filters are dropped in this epoch."""
         return sum(int(mask.sum()) for mask in self.dropped.values())
 
-    def start_epoch(self, epoch: int) -> list[LayerEvent]:
-        """Do what is due before this epoch, on all ranks alike; returns an event per layer."""
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """Do what is due before this epoch, on all ranks alike; returns an event per layer (on rank 0).
+
+        `batches()` gives an iterator of this rank's (images, labels) on the model's device, for rankings that need
+        data: training or held-out images, never those of the test set. `progress(done, total)` hears of a ranking
+        that takes long.
+        """
         return []
 
     def after_step(self) -> None:
@@ -123,8 +138,10 @@ class RePr(Scheme):
         self.model = unwrap(model)
         self.optimizer = optimizer
         self.filter_map = map_filters(self.model)
-        excluded_layers(self.settings.selection, [layer.name for layer in self.filter_map.layers])
-        self.masks = Masks(self.model, self.filter_map)
+        sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
+        excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
+        check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
+        self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.bias == "unmasked")
         self.seed = seed
         self.epoch = -1
         self._before: dict[str, Tensor] = {}
@@ -141,13 +158,24 @@ class RePr(Scheme):
     def dropped(self) -> Mapping[str, Tensor]:
         return self.masks.dropped
 
-    @torch.no_grad()
-    def start_epoch(self, epoch: int) -> list[LayerEvent]:
-        """Drop filters or bring them back when `epoch` (from 0) asks for it.
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return self.filter_map.left_out
 
-        Raises ValueError when an epoch is left out, RuntimeError when dropped filters have moved because
-        `after_step` was not called.
+    @torch.no_grad()
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """Drop filters or bring them back when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
+
+        Raises ValueError when an epoch is left out, or when the ranking needs data and there are no `batches`;
+        RuntimeError when dropped filters have moved because `after_step` was not called.
         """
+        if self.settings.ranking.needs_data and batches is None:
+            raise ValueError(
+                f"ranking.score={self.settings.ranking.score} is measured on images: start_epoch(epoch, batches) with"
+                " batches=lambda: an iterator of (images, labels), training or held-out ones"
+            )
         if epoch != self.epoch + 1:
             raise ValueError(
                 f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"
@@ -155,7 +183,7 @@ class RePr(Scheme):
             )
         self.epoch = epoch
         if self.schedule.drops_at(epoch):
-            return self._drop()
+            return self._drop(batches, progress)
         if self.schedule.reinitialises_at(epoch):
             return self._reinitialise()
         return []
@@ -180,18 +208,28 @@ class RePr(Scheme):
         """The same draws for the same seed and epoch, resumed or not."""
         return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
 
-    def _drop(self) -> list[LayerEvent]:
+    def _score(self, batches: Batches | None, progress: Progress | None) -> dict[str, Tensor]:
+        """Scores of all filters by layer, J each. Every rank calls it; what rank 0 returns counts."""
+        ranking, generator = self.settings.ranking, self._generator()
+        if batches is not None and ranking.needs_data:
+            return score_by_data(ranking.score, self.model, self.masks.layers, batches, generator, progress)
+        score, tensors = weight_score(ranking), self._tensors()
+        if distributed.rank() > 0:
+            return {}
+        return {layer.name: score(tensors[layer.kernel], generator) for layer in self.masks.layers}
+
+    def _drop(self, batches: Batches | None, progress: Progress | None) -> list[LayerEvent]:
         tensors, layers = self._tensors(), self.masks.layers
         parts = [part for layer in layers for part in layer.parts if part.role != "input"]
         self._before = {part.tensor: tensors[part.tensor].clone() for part in parts}
-        scores: dict[str, Tensor] = {}
+        scores = self._score(batches, progress)
         dropped = {name: torch.zeros_like(mask) for name, mask in self.masks.dropped.items()}
         if distributed.rank() == 0:
-            ranking, generator = self.settings.ranking, self._generator()
-            score = WEIGHT_SCORES[ranking.score]
-            scores = {layer.name: score(tensors[layer.kernel], generator) for layer in layers}
-            chosen = select(scores, self.settings.prune_ratio, ranking.order, self.settings.selection)
-            dropped = {name: mask.to(dropped[name].device) for name, mask in chosen.items()}
+            settings = self.settings
+            for name, mask in select(
+                scores, settings.prune_ratio, settings.ranking.order, settings.selection
+            ).items():
+                dropped[name].copy_(mask)
         distributed.broadcast(dropped.values())
         self.masks.set(dropped)
         self.masks.apply()
@@ -228,12 +266,14 @@ class RePr(Scheme):
         overlap_before = overlap(kernel)
         drawn = Redrawn.nothing()
         if dropped.any():
-            old = self._before[layer.kernel][dropped].flatten(1)
-            drawn = redraw(old, kernel[~dropped].flatten(1), self.settings.reinit, generator)
+            before = dropped.view(-1, 1, 1, 1)
+            drawn = redraw(
+                torch.where(before, self._before[layer.kernel], kernel), dropped, self.settings.reinit, generator
+            )
             kernel[dropped] = drawn.kernels.view(-1, *kernel.shape[1:]).to(kernel)
             for part in layer.parts[1:]:
                 tensor = tensors[part.tensor]
-                fresh = self._fresh(part, tensor, kernel[0].numel(), generator)
+                fresh = self._fresh(layer, part, tensor, kernel[0].numel(), generator)
                 if fresh is not None:
                     tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
         return LayerEvent(
@@ -249,12 +289,15 @@ class RePr(Scheme):
             last_resort=drawn.last_resort,
         )
 
-    def _fresh(self, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator) -> Tensor | None:
+    def _fresh(
+        self, layer: ConvLayer, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator
+    ) -> Tensor | None:
         """What `part` of the filters brought back starts from, in the tensor's shape; None leaves it as it is."""
         reinit = self.settings.reinit
         choice: str = {"input": reinit.next_layer, "bias": reinit.bias}.get(part.role, reinit.norm_state)
         if choice == "keep":
-            return self._before.get(part.tensor) if part.role != "input" else None
+            trained = part.role not in {"mean", "variance"} and part not in self.masks.silenced[layer.name]
+            return None if part.role == "input" or trained else self._before[part.tensor]
         if part.role == "input":
             fan_in = tensor[0].numel()
         if choice == "default":
@@ -269,7 +312,7 @@ class RePr(Scheme):
 
     def _assert_still_dropped(self, tensors: Mapping[str, Tensor]) -> None:
         for layer in self.masks.layers:
-            for part in layer.silenced:
+            for part in self.masks.silenced[layer.name]:
                 mask = part.mask(tensors[part.tensor].shape, self.masks.dropped[layer.name])
                 if tensors[part.tensor].masked_select(mask).any():
                     raise RuntimeError(

@@ -1,14 +1,19 @@
-"""Scores of filters, one function each. The larger a score, the sooner the filter is dropped.
+"""Scores of filters from their weights, one function each. The larger a score, the sooner the filter is dropped.
 
-To add a score: write a function here, add it to `WEIGHT_SCORES`, and its name to `Ranking.score` in settings.py.
+To add a score: write a function here, add it to `WEIGHT_SCORES`, and its name to `WeightScore` in settings.py.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from repr_ray.method.settings import Ranking
+
 WeightScore = Callable[[Tensor, torch.Generator], Tensor]
+"""From a kernel (J x c x k x k) to scores (J), float64."""
 
 
 def cosines(weight: Tensor) -> Tensor:
@@ -16,10 +21,14 @@ def cosines(weight: Tensor) -> Tensor:
 
     An all-zero filter has no direction; its cosines are 0, not 0/0.
     """
-    rows = weight.detach().double().flatten(1)
-    norms = rows.norm(dim=1, keepdim=True)
-    unit = torch.where(norms > 0, rows / norms, 0.0)
+    unit = unit_rows(weight.detach().double().flatten(1))
     return (unit @ unit.T).fill_diagonal_(0.0)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Each row scaled to unit length; rows of zeros stay."""
+    norms = rows.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0, rows / norms, 0.0)
 
 
 def overlap(weight: Tensor) -> float:
@@ -28,9 +37,38 @@ def overlap(weight: Tensor) -> float:
     return float(cosines(weight).abs().sum()) / pairs if pairs else 0.0
 
 
-def orthogonality(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Inter-filter orthogonality, arXiv 1811.07275, eqs. 1-2: O_f = sum_g |W^W^T - I|_fg / J, rows scaled to 1."""
-    return cosines(weight).abs().sum(1) / len(weight)
+def orthogonality(
+    weight: Tensor,
+    generator: torch.Generator,
+    normalise: str = "row",
+    aggregate: str = "mean_abs",
+    chance_normalised: bool = False,
+) -> Tensor:
+    """Inter-filter orthogonality, arXiv 1811.07275, eqs. 1-2: O_f = sum_g |W^W^T - I|_fg / J, rows scaled to 1.
+
+    The author's code (iamaaditya/repr-ortho) divides the whole layer by its norm instead (`normalise: frobenius`)
+    and takes the absolute value after the mean (`aggregate: abs_mean`). `chance_normalised` divides by what random
+    filters of this shape would score, so that layers of different fan-in can be ranked together.
+    """
+    products = cosines(weight) if normalise == "row" else _products(weight)
+    total = products.abs().sum(1) if aggregate == "mean_abs" else products.sum(1).abs()
+    scores = total / len(weight)
+    if chance_normalised and len(weight) > 1:
+        scores = scores / (chance_overlap(weight[0].numel()) * (len(weight) - 1) / len(weight))
+    return scores
+
+
+def chance_overlap(d: int) -> float:
+    """The expected |cos| of two random directions in d dimensions, about sqrt(2 / (pi d))."""
+    return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
+
+
+def _products(weight: Tensor) -> Tensor:
+    """Inner products between all pairs of filters after dividing the layer by its Frobenius norm, diagonal zero."""
+    rows = weight.detach().double().flatten(1)
+    norm = rows.norm()
+    rows = rows / norm if norm > 0 else rows
+    return (rows @ rows.T).fill_diagonal_(0.0)
 
 
 def magnitude_l1(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,3 +92,11 @@ WEIGHT_SCORES: Mapping[str, WeightScore] = {
     "magnitude_l2": magnitude_l2,
     "random": random,
 }
+
+
+def weight_score(ranking: Ranking) -> WeightScore:
+    """The score a ranking asks for, with its variant."""
+    if ranking.score == "orthogonality":
+        variant = {name: getattr(ranking, name) for name in ("normalise", "aggregate", "chance_normalised")}
+        return partial(orthogonality, **variant)
+    return WEIGHT_SCORES[ranking.score]

@@ -1,27 +1,54 @@
 """From scores to the filters that are dropped."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from repr_ray.method.settings import Selection
 
 
-def excluded_layers(selection: Selection, layers: Sequence[str]) -> frozenset[str]:
-    """Resolve `selection.exclude` against the network's layer names.
+def excluded_layers(
+    selection: Selection, layers: Sequence[str], left_out: Mapping[str, str] | None = None
+) -> frozenset[str]:
+    """The layers, of those that could be dropped from, which `selection` spares.
 
-    Raises ValueError for a name the network does not have, or when no layer would be left.
+    `left_out` are the convolutions that cannot be dropped from, with the reason. Raises ValueError when a layer is
+    named that the network does not have or that cannot be dropped from, or when no layer would be left.
     """
-    names = {layers[0] if name == "first" else name for name in selection.exclude}
-    if unknown := names.difference(layers):
-        raise ValueError(
-            f"selection.exclude: no droppable layer is called {', '.join(sorted(unknown))};"
-            f" there are {', '.join(layers)} (and `first`)"
-        )
-    if names == set(layers):
-        raise ValueError("selection.exclude: leaves no layer to drop from")
-    return frozenset(names)
+    left_out = left_out or {}
+
+    def resolve(field: str, names: Sequence[str]) -> set[str]:
+        for name in names:
+            if name in left_out:
+                raise ValueError(f"selection.{field}: {name} is never dropped from: {left_out[name]}")
+            if name != "first" and name not in layers:
+                near = difflib.get_close_matches(name, ["first", *layers], n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)} (and `first`)"
+                raise ValueError(f"selection.{field}: no droppable layer is called {name}; {hint}")
+        return {layers[0] if name == "first" else name for name in names}
+
+    spared = resolve("exclude", selection.exclude)
+    if selection.layers:
+        spared |= set(layers) - resolve("layers", selection.layers)
+    if spared >= set(layers):
+        raise ValueError("selection: leaves no layer to drop from")
+    return frozenset(spared.intersection(layers))
+
+
+def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selection) -> None:
+    """Raise ValueError when more filters would be dropped than `selection` allows in a network of these layers."""
+    room = _room(sizes, selection)
+    for scope in _scopes(sizes, selection):
+        wanted, allowed = _floor(prune_ratio * sum(sizes[n] for n in scope)), sum(room[n] for n in scope)
+        if wanted > allowed and (allowed or selection.scope == "global"):
+            what = "the network" if selection.scope == "global" else f"layer {scope[0]}"
+            raise ValueError(
+                f"prune_ratio={prune_ratio:g} would drop {wanted} of the {sum(sizes[n] for n in scope)} filters of"
+                f" {what}, selection allows {allowed}: lower it, exclude fewer layers or raise max_per_layer"
+            )
 
 
 def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selection: Selection) -> dict[str, Tensor]:
@@ -31,27 +58,38 @@ def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selecti
     in one ranking over the layers that take part, `layer` drops floor(prune_ratio x J) of each of them. No layer
     loses more than floor(max_per_layer x J), and never its last filter. Equal scores go by layer, then by filter.
     """
-    excluded = excluded_layers(selection, list(scores))
-    sign = 1.0 if order == "inverse" else -1.0
-    room = {
-        name: min(int(selection.max_per_layer * len(s) + 1e-9), len(s) - 1) if name not in excluded else 0
-        for name, s in scores.items()
-    }
-    if selection.scope == "layer":
-        rankings = [{name: s} for name, s in scores.items()]
-        wanted = [int(prune_ratio * len(s) + 1e-9) for s in scores.values()]
-    else:
-        rankings = [dict(scores)]
-        wanted = [int(prune_ratio * sum(len(s) for s in scores.values()) + 1e-9)]
-
+    room = _room({name: len(s) for name, s in scores.items()}, selection)
     dropped = {name: torch.zeros(len(s), dtype=torch.bool) for name, s in scores.items()}
-    for ranking, count in zip(rankings, wanted, strict=True):
-        owners = [(name, f) for name, s in ranking.items() for f in range(len(s))]
-        flat = torch.cat([s.detach().double().cpu() for s in ranking.values()])
-        for index in torch.argsort(sign * flat, stable=True).tolist():
+    for scope in _scopes(scores, selection):
+        owners = [(name, f) for name in scope for f in range(len(scores[name]))]
+        values = torch.cat([scores[name].detach().double().cpu() for name in scope])
+        values = values if order == "worst" else -values
+        count = _floor(prune_ratio * len(values))
+        if selection.count == "percentile":
+            count = int((values.numpy() > np.percentile(values.numpy(), 100 * (1 - prune_ratio))).sum())
+        for index in torch.argsort(-values, stable=True).tolist():
             name, f = owners[index]
             if count > 0 and room[name] > 0:
                 dropped[name][f] = True
                 room[name] -= 1
                 count -= 1
     return dropped
+
+
+def _scopes(layers: Mapping[str, object], selection: Selection) -> list[list[str]]:
+    """The groups of layers that are ranked together."""
+    return [[name] for name in layers] if selection.scope == "layer" else [list(layers)]
+
+
+def _room(sizes: Mapping[str, int], selection: Selection) -> dict[str, int]:
+    """How many filters each layer may lose."""
+    spared = excluded_layers(selection, list(sizes))
+    return {
+        name: 0 if name in spared else min(_floor(selection.max_per_layer * size), size - 1)
+        for name, size in sizes.items()
+    }
+
+
+def _floor(value: float) -> int:
+    """The floor of a product that may come out an ulp below the whole number it is meant to be."""
+    return int(value + 1e-9)

@@ -1,8 +1,8 @@
 """What can be set about the method. No torch here, so that a config is checked before torch is imported."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -11,28 +11,84 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Ranking(Settings):
-    """How filters are scored. A larger score is dropped sooner under `order: worst`."""
+DataScore = Literal["activation", "apoz", "gradient", "taylor", "hessian", "oracle"]
+WeightScore = Literal["orthogonality", "magnitude_l1", "magnitude_l2", "random"]
 
-    score: Literal["orthogonality", "magnitude_l1", "magnitude_l2", "random"] = "orthogonality"
+
+class Ranking(Settings):
+    """How filters are scored. A larger score is dropped sooner under `order: worst`.
+
+    `normalise`, `aggregate` and `chance_normalised` are variants of `orthogonality`. `split` and `images` say what
+    the launcher hands to scores that need data: by default held-out images to `oracle`, training images to the
+    others, and a quarter of them, never more than 10,000. Test images are never used.
+    """
+
+    score: WeightScore | DataScore = "orthogonality"
     order: Literal["worst", "inverse"] = "worst"
+    normalise: Literal["row", "frobenius"] = "row"
+    aggregate: Literal["mean_abs", "abs_mean"] = "mean_abs"
+    chance_normalised: bool = False
+    split: Literal["train", "validation"] | None = None
+    images: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the score is measured on images."""
+        return self.score in get_args(DataScore)
+
+    @property
+    def data_split(self) -> Literal["train", "validation"]:
+        """The split a score that needs data is measured on."""
+        return self.split or ("validation" if self.score == "oracle" else "train")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Ranking":
+        variant = self.normalise != "row" or self.aggregate != "mean_abs"
+        if self.score != "orthogonality" and (variant or self.chance_normalised):
+            raise ValueError(
+                f"normalise, aggregate and chance_normalised belong to score: orthogonality, not to {self.score}"
+            )
+        if variant and self.chance_normalised:
+            raise ValueError("chance_normalised needs normalise: row and aggregate: mean_abs")
+        if not self.needs_data and (self.split or self.images):
+            raise ValueError(f"split and images belong to scores that need data, {self.score} needs none")
+        return self
 
 
 class Selection(Settings):
-    """Which of the ranked filters are dropped."""
+    """Which of the ranked filters are dropped.
+
+    `count` is how many: the floor of prune_ratio x filters, or those with a score strictly above the matching
+    percentile, as the siahuat0727 code does.
+    """
 
     scope: Literal["global", "layer"] = "global"
+    layers: tuple[str, ...] = Field(default=(), description="the only layers dropped from, by name; empty for all")
     exclude: tuple[str, ...] = Field(
         default=(), description="layers never dropped from, by name; `first` is the first convolution"
     )
-    max_per_layer: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    max_per_layer: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.9, description="the largest share dropped from one layer; its last filter always stays"
+    )
+    count: Literal["floor", "percentile"] = "floor"
 
 
 class Reinit(Settings):
-    """How dropped filters come back."""
+    """How dropped filters come back.
 
-    direction: Literal["null_space", "default"] = "null_space"
-    scale: Literal["drawn", "clip"] = "clip"
+    Directions: random vectors or basis vectors of the null space of [old values; survivors], the author's column of
+    Q, orthogonal to the most overlapping filters alone, PyTorch's default, the old value, zero. `last_resort` is
+    for filters that the direction has no room for. `scale` holds for all but `old` and `zero`: `drawn` leaves unit
+    vectors (and the default's own size), `clip` bounds weights by 1/sqrt(fan_in) without leaving the null space,
+    `clip_entrywise` bounds them one by one, `survivors` gives the median norm of the survivors; `gain` multiplies.
+    """
+
+    direction: Literal["null_space", "null_space_basis", "qr_column", "relaxed", "default", "old", "zero"] = (
+        "null_space"
+    )
+    last_resort: Literal["default", "zero"] = "default"
+    scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
+    gain: Annotated[float, Field(gt=0)] = 1.0
     next_layer: Literal["keep", "zero", "default"] = "keep"
     bias: Literal["zero", "default", "keep"] = "zero"
     optimizer_state: Literal["reset", "keep"] = "reset"
@@ -48,7 +104,8 @@ class StandardSettings(Settings):
 class RePrSettings(Settings):
     """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275. Defaults are the paper's.
 
-    Inverse pruning is `ranking: {order: inverse}`.
+    Inverse pruning is `ranking: {order: inverse}`. With `bias: unmasked` only the kernel of a dropped filter is held
+    at zero: its bias, gamma and beta go on training, and it emits a constant, as in the siahuat0727 code.
     """
 
     kind: Literal["repr"] = "repr"
@@ -58,6 +115,7 @@ class RePrSettings(Settings):
         default=None, description="how often to drop and bring back; as often as fits when not given"
     )
     prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    bias: Literal["masked", "unmasked"] = "masked"
     ranking: Ranking = Ranking()
     selection: Selection = Selection()
     reinit: Reinit = Reinit()

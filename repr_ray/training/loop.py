@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from repr_ray import distributed
 from repr_ray.data.batches import Batches
+from repr_ray.method.measurement import Progress
 from repr_ray.method.schemes import LayerEvent
 from repr_ray.method.scores import overlap
 from repr_ray.training.optimizers import learning_rate
@@ -23,14 +24,15 @@ class Diverged(RuntimeError):
     """The training loss is no longer a number."""
 
 
-def run_epoch(setup: Setup, epoch: int) -> tuple[dict[str, Any], list[LayerEvent]]:
+def run_epoch(setup: Setup, epoch: int, progress: Progress | None = None) -> tuple[dict[str, Any], list[LayerEvent]]:
     """Train one epoch and evaluate it: its row of the `epochs` table, and what the scheme did before it.
 
+    `progress(filters done, filters in all)` hears of a ranking that takes long.
     Raises Diverged, and RanksDiffer when the ranks no longer hold the same model.
     """
     trial, started = setup.trial, perf_counter()
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
-    events = setup.scheme.start_epoch(epoch)
+    events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
     loss, accuracy, rate = train_epoch(setup, epoch)
     seconds = perf_counter() - started
     if not math.isfinite(loss):

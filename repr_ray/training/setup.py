@@ -1,10 +1,12 @@
 """Everything one trial trains with, made from its settings: equal seeds give equal starts, whatever the scheme."""
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -12,11 +14,15 @@ from repr_ray import distributed
 from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
-from repr_ray.data.sources import DATASETS
+from repr_ray.data.sources import DATASETS, Split
 from repr_ray.method.schemes import SCHEMES, Scheme
+from repr_ray.method.settings import RePrSettings
 from repr_ray.models import build
 from repr_ray.plan import Trial
 from repr_ray.training.optimizers import build_optimizer
+
+RankingBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""A fresh pass over this rank's (images, labels) for rankings that are measured on images."""
 
 
 @dataclass
@@ -33,6 +39,7 @@ class Setup:
     train: Batches
     validation: Batches
     test: Batches
+    ranking: RankingBatches | None
     chance: float
 
     def autocast(self) -> torch.autocast:
@@ -59,9 +66,10 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         forward=_data_parallel(model, trial.train) if distributed.world_size() > 1 else model,
         optimizer=optimizer,
         scheme=scheme,
-        train=_batches(decoded, "train", trial, device),
-        validation=_batches(decoded, "validation", trial, device),
-        test=_batches(decoded, "test", trial, device),
+        train=_batches(decoded, decoded.train, trial, device),
+        validation=_batches(decoded, decoded.validation, trial, device),
+        test=_batches(decoded, decoded.test, trial, device),
+        ranking=_ranking_batches(decoded, trial, device),
         chance=float(torch.bincount(torch.from_numpy(decoded.train.labels)).max()) / len(decoded.train.labels),
     )
 
@@ -72,18 +80,20 @@ def build_model(trial: Trial) -> nn.Module:
     return build(trial.model, dataset.classes, dataset.channels, dataset.image_size)
 
 
-def check(trial: Trial) -> None:
+def check(trial: Trial) -> Mapping[str, str]:
     """Build the trial's network and scheme without memory or data.
 
+    Returns the convolutions filters are never dropped from, with the reason of each; none for standard training.
     Raises ConfigError for a network that does not fit its images, or a scheme that does not fit the network.
     """
     try:
         with torch.device("meta"):
             model = build_model(trial)
             optimizer = build_optimizer(trial.train, model.parameters())
-            SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs)
+            scheme = SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs)
     except ValueError as error:
         raise ConfigError(f"{trial.scheme}: {error}") from None
+    return scheme.left_out
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
@@ -110,9 +120,9 @@ def _data_parallel(model: nn.Module, train: Train) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def _batches(decoded: Decoded, split: str, trial: Trial, device: torch.device) -> Batches:
+def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device) -> Batches:
     return Batches(
-        getattr(decoded, split),
+        split,
         decoded.mean,
         decoded.std,
         trial.data,
@@ -120,3 +130,16 @@ def _batches(decoded: Decoded, split: str, trial: Trial, device: torch.device) -
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+
+
+def _ranking_batches(decoded: Decoded, trial: Trial, device: torch.device) -> RankingBatches | None:
+    """The images a ranking that needs data is measured on, evenly spread over its split, without augmentation."""
+    if not isinstance(trial.settings, RePrSettings) or not trial.settings.ranking.needs_data:
+        return None
+    ranking = trial.settings.ranking
+    split = {"train": decoded.train, "validation": decoded.validation}[ranking.data_split]
+    total = len(split.labels)
+    cap = ranking.images or min(10_000, total if ranking.data_split == "validation" else -(-total // 4))
+    index = np.arange(min(cap, total)) * total // min(cap, total)
+    batches = _batches(decoded, Split(split.images[index], split.labels[index]), trial, device)
+    return lambda: ((b.images, b.labels) for b in batches.in_order(trial.train.batch_size))

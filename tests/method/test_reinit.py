@@ -8,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repr_ray.method.reinit import TOLERANCE, default_init, redraw
+from repr_ray.method.directions import default_init
+from repr_ray.method.reinit import TOLERANCE, Redrawn, redraw
 from repr_ray.method.settings import Reinit
+
+
+def both(old: Tensor, survivors: Tensor, reinit: Reinit, generator: torch.Generator) -> Redrawn:
+    """Redraw a layer whose first filters were dropped."""
+    dropped = torch.arange(len(old) + len(survivors)) < len(old)
+    return redraw(torch.cat([old, survivors]), dropped, reinit, generator)
 
 
 def rows(seed: int, count: int, d: int) -> Tensor:
@@ -26,7 +33,7 @@ def rows(seed: int, count: int, d: int) -> Tensor:
 def test_new_filters_avoid_old_and_survivors(seed: int, k: int, m: int, room: int, scale: str) -> None:
     d = 2 * k + m + room
     old, survivors = rows(seed, k, d), rows(seed + 1, m, d)
-    drawn = redraw(old, survivors, Reinit(scale=scale), torch.Generator().manual_seed(seed))
+    drawn = both(old, survivors, Reinit(scale=scale), torch.Generator().manual_seed(seed))
     avoided = torch.cat([old, survivors]).double().numpy()
     new = drawn.kernels.numpy()
     assert drawn.kernels.dtype == torch.float64 and drawn.relaxed == drawn.last_resort == 0
@@ -46,7 +53,7 @@ def test_new_filters_avoid_old_and_survivors(seed: int, k: int, m: int, room: in
 def test_the_relaxed_rule_avoids_old_value_and_nearest(seed: int, k: int, m: int, d: int) -> None:
     """Trap 6: no null space once old and survivors span (nearly) everything."""
     old, survivors = rows(seed, k, d), rows(seed + 1, m, d)
-    drawn = redraw(old, survivors, Reinit(), torch.Generator().manual_seed(seed))
+    drawn = both(old, survivors, Reinit(), torch.Generator().manual_seed(seed))
     if k + m + k <= d:
         assert drawn.relaxed == 0
         return
@@ -64,14 +71,14 @@ def test_the_relaxed_rule_avoids_old_value_and_nearest(seed: int, k: int, m: int
 
 def test_the_first_layer_of_the_vanilla_net() -> None:
     """28 of 32 filters in 27 dimensions: no null space, and still no two new filters alike."""
-    drawn = redraw(rows(0, 28, 27), rows(1, 4, 27), Reinit(), torch.Generator().manual_seed(2))
+    drawn = both(rows(0, 28, 27), rows(1, 4, 27), Reinit(), torch.Generator().manual_seed(2))
     assert drawn.relaxed == 28
     cos = np.corrcoef(drawn.kernels.numpy())
     assert np.abs(cos - np.eye(28)).max() < 0.95
 
 
 def test_one_dimension_leaves_the_default_as_last_resort() -> None:
-    drawn = redraw(rows(0, 2, 1), rows(1, 3, 1), Reinit(), torch.Generator().manual_seed(0))
+    drawn = both(rows(0, 2, 1), rows(1, 3, 1), Reinit(), torch.Generator().manual_seed(0))
     assert drawn.last_resort == 2 and drawn.relaxed == 0 and drawn.kernels.abs().max() <= 1
 
 
@@ -79,9 +86,9 @@ def test_one_dimension_leaves_the_default_as_last_resort() -> None:
 def test_degenerate_rows_do_no_harm(broken: str) -> None:
     old, survivors = rows(0, 3, 27), rows(1, 5, 27)
     survivors[1] = 0 if broken == "zero" else old[0]
-    drawn = redraw(old, survivors, Reinit(), torch.Generator().manual_seed(0))
+    drawn = both(old, survivors, Reinit(), torch.Generator().manual_seed(0))
     assert drawn.kernels.isfinite().all() and drawn.largest_cos <= TOLERANCE
-    zeros = redraw(torch.zeros(2, 9), torch.zeros(2, 9), Reinit(), torch.Generator().manual_seed(0))
+    zeros = both(torch.zeros(2, 9), torch.zeros(2, 9), Reinit(), torch.Generator().manual_seed(0))
     assert zeros.kernels.isfinite().all()
 
 
@@ -91,10 +98,10 @@ def test_default_init_is_pytorchs() -> None:
     conv = torch.nn.Conv2d(3, 500, 3)
     assert draws.abs().max() <= 27**-0.5
     assert float(draws.std()) == pytest.approx(float(conv.weight.detach().std()), rel=0.02)
-    drawn = redraw(rows(0, 3, 27), rows(1, 5, 27), Reinit(direction="default"), torch.Generator().manual_seed(0))
+    drawn = both(rows(0, 3, 27), rows(1, 5, 27), Reinit(direction="default"), torch.Generator().manual_seed(0))
     assert torch.equal(drawn.kernels, draws[:3])
 
 
 def test_the_same_generator_gives_the_same_filters() -> None:
-    twice = [redraw(rows(0, 3, 27), rows(1, 5, 27), Reinit(), torch.Generator().manual_seed(7)) for _ in range(2)]
+    twice = [both(rows(0, 3, 27), rows(1, 5, 27), Reinit(), torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(twice[0].kernels, twice[1].kernels)

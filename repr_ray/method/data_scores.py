@@ -1,0 +1,173 @@
+"""Scores of filters measured on images, one function each. The larger a score, the sooner the filter is dropped.
+
+A feature map z is the output of a convolution and the batch norm that follows it, a = ReLU(z) its activation. Every
+rank sees its own images; sums go over all ranks. Networks are in evaluation mode and float32 throughout, and are
+left exactly as they were.
+
+To add a score: write a function here, add it to `DATA_SCORES`, and its name to `DataScore` in settings.py.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repr_ray.method.filters import ConvLayer
+from repr_ray.method.measurement import Batches, Measurement, Progress, evaluating
+
+FEWEST_IMAGES = 1024
+"""The oracle silences a filter per copy of the batch, in as many copies as fill a pass with this many images."""
+
+DataScore = Callable[[Measurement], dict[str, Tensor]]
+
+
+def activation(of: Measurement) -> dict[str, Tensor]:
+    """Minus the mean activation: filters that respond least are dropped first (arXiv 1611.06440, section 2.2)."""
+    return _minus(of.mean_of_maps(lambda z: z.relu().mean((2, 3))))
+
+
+def apoz(of: Measurement) -> dict[str, Tensor]:
+    """Average percentage of zeros among activations, in [0, 1] (arXiv 1607.03250, eq. 1)."""
+    return of.mean_of_maps(lambda z: (z <= 0).float().mean((2, 3)))
+
+
+def gradient(of: Measurement) -> dict[str, Tensor]:
+    """Minus the mean |dL/dw| of a filter's weights, L the mean loss: filters that learn least are dropped first."""
+    kernels = of.kernels()
+    sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
+    images = 0
+    for loss, count in of.losses():
+        for total, grad in zip(sums, torch.autograd.grad(loss, kernels), strict=True):
+            total += grad
+        images += count
+    means = of.mean_over_images(sums, images)
+    return {name: -grad.abs().flatten(1).mean(1) for name, grad in means.items()}
+
+
+def taylor(of: Measurement) -> dict[str, Tensor]:
+    """Minus the first-order estimate of the loss's change, arXiv 1611.06440, eq. 8, scaled to unit L2 norm per layer.
+
+    Per image |mean over positions of a * dL/da|, then the mean over images. Where a ReLU follows, z * dL/dz is the
+    same product.
+    """
+    sums, images = of.zeros(), 0
+    for inputs, labels in of.batches():
+        maps: dict[str, Tensor] = {}
+
+        def keep(layer: ConvLayer, z: Tensor, maps: dict[str, Tensor] = maps) -> Tensor:
+            maps[layer.name] = z
+            return z.clone()  # an in-place ReLU may follow
+
+        with of.hooked(keep):
+            loss = F.cross_entropy(of.model(inputs).float(), labels, reduction="sum")
+        for (name, z), grad in zip(maps.items(), torch.autograd.grad(loss, list(maps.values())), strict=True):
+            sums[name] += (z.detach() * grad).mean((2, 3)).abs().double().sum(0)
+        images += len(labels)
+    means = of.mean_over_images(sums.values(), images)
+    return {name: -mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny) for name, mean in means.items()}
+
+
+def hessian(of: Measurement) -> dict[str, Tensor]:
+    """Minus the saliency of optimal brain damage (LeCun et al. 1990), sum over a filter of h_ii * w_i^2 / 2.
+
+    The diagonal h of the Hessian of the mean loss is estimated as v * (H v) with random signs v, new ones for every
+    batch (Bekas et al. 2007).
+    """
+    kernels = of.kernels()
+    sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
+    images = 0
+    for loss, count in of.losses():
+        signs = [_signs(kernel, of.generator) for kernel in kernels]
+        grads = torch.autograd.grad(loss, kernels, create_graph=True)
+        products = torch.autograd.grad(grads, kernels, signs, allow_unused=True)
+        for total, sign, product in zip(sums, signs, products, strict=True):
+            total += 0 if product is None else sign * product
+        images += count
+    means = of.mean_over_images(sums, images)
+    return {
+        name: -(diagonal * kernel.detach() ** 2).flatten(1).sum(1) / 2
+        for (name, diagonal), kernel in zip(means.items(), kernels, strict=True)
+    }
+
+
+def oracle(of: Measurement) -> dict[str, Tensor]:
+    """Minus the accuracy lost when that one filter is silenced (arXiv 1811.07275, section 3), one at a time.
+
+    Several filters are evaluated in one pass: each gets its own copy of the images. Silencing happens where a drop
+    takes effect, in the batch norms of the filter, or in the convolution's output where it has none.
+    """
+    variants = [(layer, f) for layer in of.layers for f in range(layer.filters)]
+    correct = torch.zeros(len(variants) + 1, dtype=torch.float64, device=of.kernels()[0].device)
+    largest = max((len(labels) for _, labels in of.batches()), default=1)
+    together, images = -(-FEWEST_IMAGES // largest), 0
+    for first in range(0, len(correct), together):  # the last variant is the network as it is
+        copies, images = min(together, len(correct) - first), 0
+        with torch.no_grad(), _silenced(of.model, variants[first : first + copies], copies):
+            for inputs, labels in of.batches():
+                logits = of.model(inputs.repeat(copies, 1, 1, 1))
+                correct[first : first + copies] += (logits.argmax(1).view(copies, -1) == labels).sum(1)
+                images += len(labels)
+        of.progress(min(first + copies, len(variants)), len(variants))
+    gained = (correct[:-1] - correct[-1]).split([layer.filters for layer in of.layers])
+    return of.mean_over_images(gained, images)
+
+
+@contextmanager
+def _silenced(model: nn.Module, variants: Sequence[tuple[ConvLayer, int]], copies: int) -> Iterator[None]:
+    """Silence filter f of a layer in the c-th copy of the batch, for the c-th (layer, f)."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for copy, (layer, f) in enumerate(variants):
+        gammas = [part for part in layer.parts if part.role == "gamma"]
+        for module, offset in [(p.tensor.removesuffix(".weight"), p.offset) for p in gammas] or [(layer.name, 0)]:
+            places.setdefault(module, []).append((copy, offset + f))
+    with ExitStack() as stack:
+        for name, own in places.items():
+
+            def silence(module: nn.Module, inputs: object, z: Tensor, own: list[tuple[int, int]] = own) -> Tensor:
+                z = z.clone()
+                by_copy = z.unflatten(0, (copies, -1))
+                for copy, channel in own:
+                    by_copy[copy, :, channel] = 0.0
+                return z
+
+            handle = model.get_submodule(name).register_forward_hook(silence)
+            stack.callback(handle.remove)
+        yield
+
+
+DATA_SCORES: Mapping[str, DataScore] = {
+    "activation": activation,
+    "apoz": apoz,
+    "gradient": gradient,
+    "taylor": taylor,
+    "hessian": hessian,
+    "oracle": oracle,
+}
+
+
+def score_by_data(
+    name: str,
+    model: nn.Module,
+    layers: Sequence[ConvLayer],
+    batches: Batches,
+    generator: torch.Generator,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Scores of all filters by layer (J, float64), equal on all ranks. Every rank calls it.
+
+    Parameters, gradients, buffers, modes and torch's global generators stay as they are.
+    """
+    with evaluating(model):
+        measurement = Measurement(model, layers, batches, generator, progress or (lambda done, total: None))
+        return DATA_SCORES[name](measurement)
+
+
+def _minus(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: -own for name, own in scores.items()}
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random +-1 in a tensor's shape."""
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)

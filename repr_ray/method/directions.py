@@ -1,0 +1,172 @@
+"""Where new filters point, one function a direction.
+
+Each takes the layer's `kernel` (J x d, float64: old values of the dropped, present ones of the others), `dropped`
+(bool, J) and a generator. Null-space directions clip inside the null space when `clip` is true.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from repr_ray.method.scores import cosines
+
+CHUNK = 2_000_000
+"""Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Vectors for the first of the k dropped filters (all of them, or as many as there was room for).
+
+    `largest_cos` is what is left of them inside what they avoid, relative to their length; None where nothing is
+    promised. `fixed` vectors are not scaled.
+    """
+
+    vectors: Tensor
+    largest_cos: float | None = None
+    relaxed: int = 0
+    fixed: bool = False
+
+
+Direction = Callable[[Tensor, Tensor, torch.Generator, bool], Directions]
+
+
+def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """Random unit vectors of the null space of [old values; survivors]; `relaxed` where it has not room for all.
+
+    The author's advice in the siahuat0727 write-up: random vectors, not basis vectors.
+    """
+    old, survivors = kernel[dropped], kernel[~dropped]
+    avoid = _row_space(torch.cat([old, survivors]))
+    if kernel.shape[1] - avoid.shape[1] < len(old):
+        return relaxed(kernel, dropped, generator, clip)
+    noise = torch.randn(*old.shape, generator=generator, dtype=torch.float64)
+    return Directions(*_outside(noise, avoid, clip))
+
+
+def null_space_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """One basis vector of the null space each, from the pivoted QR of the rows, as the siahuat0727 code has it.
+
+    The basis may run out: filters without a vector are left to the last resort.
+    """
+    old, survivors = kernel[dropped], kernel[~dropped]
+    rows = torch.cat([old, survivors]).numpy()
+    q, r, _ = scipy.linalg.qr(rows.T, pivoting=True)
+    diagonal = np.abs(np.diag(r))
+    rank = int((diagonal > max(rows.shape) * np.finfo(np.float64).eps * diagonal.max(initial=0.0)).sum())
+    basis = torch.from_numpy(np.ascontiguousarray(q[:, rank:].T[: len(old)]))
+    avoid = torch.from_numpy(np.ascontiguousarray(q[:, :rank]))
+    return Directions(*_outside(basis, avoid, clip))
+
+
+def qr_column(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """Column f of Q of the layer's matrix, its sign that of R's diagonal, as in the author's repr-ortho.
+
+    A Gram-Schmidt column is orthogonal to the filters before f alone, and close to filter f's old value. With more
+    filters than dimensions the author factors the values reshaped, not transposed, to J x d; so do we.
+    """
+    filters, d = kernel.shape
+    columns = kernel.T.contiguous()  # TensorFlow's layout: a filter is a column
+    q, r = torch.linalg.qr(columns if d >= filters else columns.reshape(filters, d))
+    q = q * r.diagonal().sign()
+    return Directions((q.T if d >= filters else q)[dropped])
+
+
+def relaxed(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """Random unit vectors orthogonal to the old value and the filters it overlapped most with, d/2 of them in all.
+
+    Half of the d dimensions stay free: were all but one taken, the new filters of a layer would coincide. In one
+    dimension there is no room for anybody.
+    """
+    old, d = kernel[dropped], kernel.shape[1]
+    if d == 1:
+        return Directions(old[:0], 0.0)
+    everyone = torch.cat([old, kernel[~dropped]])
+    k, near = len(old), min(d // 2, len(everyone))
+    own_first = cosines(everyone)[:k].abs() + 2 * torch.eye(k, len(everyone), dtype=torch.float64)
+    nearest = own_first.topk(near, dim=1).indices
+    noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    size = max(1, CHUNK // (d * near))
+    chunks = [
+        _outside(noise[i : i + size], torch.linalg.qr(everyone[nearest[i : i + size]].transpose(1, 2)).Q, clip)
+        for i in range(0, k, size)
+    ]
+    return Directions(torch.cat([v for v, _ in chunks]), max(cos for _, cos in chunks), relaxed=k)
+
+
+def default(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """PyTorch's default initialisation of a convolution: the control without orthogonality."""
+    d = kernel.shape[1]
+    return Directions(default_init((int(dropped.sum()), d), d, generator))
+
+
+def old(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """The value from before the drop: the control that only pauses filters."""
+    return Directions(kernel[dropped], fixed=True)
+
+
+def zero(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """Zero: the filter starts again from nothing."""
+    return Directions(torch.zeros_like(kernel[dropped]), fixed=True)
+
+
+DIRECTIONS: Mapping[str, Direction] = {
+    "null_space": null_space,
+    "null_space_basis": null_space_basis,
+    "qr_column": qr_column,
+    "relaxed": relaxed,
+    "default": default,
+    "old": old,
+    "zero": zero,
+}
+
+
+def default_init(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
+    """PyTorch's default of convolutions and linear layers, uniform in +-1/sqrt(fan_in), float64."""
+    draws = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return (2 * draws - 1) * fan_in**-0.5
+
+
+def clip_within(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
+    """The weights of `vectors` (k x d) clipped to +-bound without leaving the complement of `avoid`.
+
+    Clipping alone would turn a vector back towards what it avoids. The box and the complement are both convex, so
+    alternating projections approach a point in both; a last scaling takes off what is left above the bound.
+    """
+    for _ in range(50):
+        vectors = _project_out(vectors.clamp(-bound, bound), avoid)
+    return vectors * (bound / vectors.abs().amax(dim=1, keepdim=True)).clamp(max=1.0)
+
+
+def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]:
+    """Unit vectors (or clipped ones) outside the span of `avoid`, and how far inside they still reach (|cos|)."""
+    if not len(vectors):
+        return vectors, 0.0
+    vectors = _project_out(_project_out(vectors, avoid), avoid)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    if clip:
+        vectors = clip_within(vectors, avoid, bound=vectors.shape[1] ** -0.5)
+    inside = _inside(vectors / vectors.norm(dim=1, keepdim=True), avoid)
+    return vectors, float(inside.norm(dim=1).max())
+
+
+def _row_space(rows: Tensor) -> Tensor:
+    """Orthonormal basis of the span of `rows` (m x d): d x rank."""
+    _, values, basis = torch.linalg.svd(rows, full_matrices=False)
+    tolerance = values.amax() * max(rows.shape) * torch.finfo(rows.dtype).eps
+    return basis[values > tolerance].T
+
+
+def _inside(vectors: Tensor, avoid: Tensor) -> Tensor:
+    """Coordinates (k x r) of k x d vectors in an orthonormal basis they share (d x r) or have each (k x d x r)."""
+    return vectors @ avoid if avoid.dim() == 2 else torch.einsum("kdr,kd->kr", avoid, vectors)
+
+
+def _project_out(vectors: Tensor, avoid: Tensor) -> Tensor:
+    """Remove from each vector its component in the span of its basis."""
+    inside = _inside(vectors, avoid)
+    return vectors - (inside @ avoid.T if avoid.dim() == 2 else torch.einsum("kdr,kr->kd", avoid, inside))
