@@ -50,16 +50,82 @@ class ConvNet(Settings):
     kernel: Literal[1, 3, 5, 7] = 3
     batch_norm: bool = False
     pool: Literal["none", "max2", "max3"] = "none"
+    init: Literal["default", "truncated_normal"] = "default"
 
     @property
     def label(self) -> str:
         """The name in tables, after the paper: convnet-3x32, with what differs from conv + bias + ReLU."""
         kernel = f"-k{self.kernel}" if self.kernel != 3 else ""
-        pool = "-maxpool" if self.pool != "none" else ""
-        return f"convnet-{self.depth}x{self.width}{kernel}{'-bn' if self.batch_norm else ''}{pool}"
+        pool = {"none": "", "max2": "-maxpool", "max3": "-maxpool3"}[self.pool]
+        init = "-truncated" if self.init != "default" else ""
+        return f"convnet-{self.depth}x{self.width}{kernel}{'-bn' if self.batch_norm else ''}{pool}{init}"
 
 
-Model = Annotated[ConvNet, Field()]
+class ResNet(Settings):
+    """Residual network for CIFAR (arXiv 1512.03385) of 6n + 2 layers: 20, 32, 56, 110, ..."""
+
+    kind: Literal["resnet"]
+    depth: Annotated[int, Field(ge=8)] = 20
+    shortcut: Literal["pad", "projection"] = "pad"
+
+    @field_validator("depth")
+    @classmethod
+    def _whole_blocks(cls, depth: int) -> int:
+        if (depth - 2) % 6:
+            raise ValueError("a residual network has 6n + 2 layers: 20, 32, 44, 56, 110, ...")
+        return depth
+
+    @property
+    def label(self) -> str:
+        """The name in tables: resnet20, resnet20-projection."""
+        return f"resnet{self.depth}{'-projection' if self.shortcut == 'projection' else ''}"
+
+
+class DenseNet(Settings):
+    """Densely connected network for CIFAR (arXiv 1608.06993) of 3n + 4 layers, without bottlenecks."""
+
+    kind: Literal["densenet"]
+    depth: Annotated[int, Field(ge=7)] = 40
+    growth: Count = 12
+
+    @field_validator("depth")
+    @classmethod
+    def _equal_blocks(cls, depth: int) -> int:
+        if (depth - 4) % 3:
+            raise ValueError("a dense network has 3n + 4 layers: 40, 100, ...")
+        return depth
+
+    @property
+    def label(self) -> str:
+        """The name in tables: densenet-40-12."""
+        return f"densenet-{self.depth}-{self.growth}"
+
+
+class Vgg(Settings):
+    """VGG with batch norm (arXiv 1409.1556) and one linear layer, for images of 32 pixels or more."""
+
+    kind: Literal["vgg"]
+    depth: Literal[11, 13, 16] = 16
+
+    @property
+    def label(self) -> str:
+        """The name in tables: vgg16-bn."""
+        return f"vgg{self.depth}-bn"
+
+
+class Torchvision(Settings):
+    """A network of torchvision, untrained, made for ImageNet's larger images."""
+
+    kind: Literal["torchvision"]
+    name: Literal["resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16", "vgg16_bn", "densenet121"]
+
+    @property
+    def label(self) -> str:
+        """The name in tables: torchvision-resnet50."""
+        return f"torchvision-{self.name}"
+
+
+Model = Annotated[ConvNet | ResNet | DenseNet | Vgg | Torchvision, Field(discriminator="kind")]
 
 
 class Sgd(Settings):
@@ -123,13 +189,15 @@ class Resources(Settings):
     """Where and how a trial runs: nothing in here changes its result beyond floating-point order.
 
     A trial has `workers` ranks, each with `cpus_per_worker` threads and `gpus_per_worker` GPUs (`auto`: one where
-    there are any, else none). `concurrent` caps the trials that run at once.
+    there are any, else none). `concurrent` caps the trials that run at once. A launch gives up after `wait_minutes`
+    on a cluster that cannot hold a trial.
     """
 
     workers: Count = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     concurrent: Count | None = None
+    wait_minutes: Annotated[float, Field(ge=0)] = 30.0
     checkpoint_every: Count = 1
 
 

@@ -6,8 +6,18 @@ from torch import nn
 
 from repr_ray.config import Model
 from repr_ray.models.convnet import convnet
+from repr_ray.models.densenet import densenet
+from repr_ray.models.resnet import resnet
+from repr_ray.models.vgg import vgg
+from repr_ray.models.zoo import torchvision
 
-BUILDERS: Mapping[str, Callable[..., nn.Module]] = {"convnet": convnet}
+BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "resnet": resnet,
+    "densenet": densenet,
+    "vgg": vgg,
+    "torchvision": torchvision,
+}
 
 
 def build(settings: Model, classes: int, channels: int, image_size: int) -> nn.Module:

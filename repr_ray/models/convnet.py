@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from repr_ray.models.init import truncated_normal_
+
 
 def convnet(
     *,
@@ -12,6 +14,7 @@ def convnet(
     kernel: int,
     batch_norm: bool,
     pool: str,
+    init: str,
     classes: int,
     channels: int,
     image_size: int,
@@ -39,4 +42,7 @@ def convnet(
             )
     layers["flatten"] = nn.Flatten()
     layers["linear"] = nn.Linear(width * image_size * image_size, classes)
-    return nn.Sequential(layers)
+    model = nn.Sequential(layers)
+    if init == "truncated_normal":
+        truncated_normal_(model)
+    return model
