@@ -177,7 +177,7 @@ def make_experiment(
     experiment = {
         "name": results.name,
         "baseline": baseline,
-        "seeds": max(map(len, accuracies.values())),
+        "seeds": max(map(len, accuracies.values()), default=0),
         "schemes": {scheme.split(" ")[0]: {} for scheme in accuracies},
     }
     (results / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))

@@ -1,0 +1,141 @@
+"""Pictures: every kind, from the numbers in the tables, for small studies, long grids, deep and unfinished ones."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+from studies import make_experiment, make_trial
+
+from repr_ray.results import plots, store
+from repr_ray.results.compare import compare
+
+Make = Callable[..., Path]
+BASE = [0.70, 0.71, 0.72]
+
+
+def drawn(tmp_path: Path, *folders: Path, **options: int) -> dict[str, plots.Picture]:
+    work = tmp_path / "work"
+    work.mkdir()
+    tables = store.gather(folders, work)
+    return {p.png.stem: p for p in plots.draw(tables, compare(tables), tmp_path / "plots", **options)}
+
+
+def figure(tmp_path: Path, results: Path, kind: str) -> Figure:
+    work = tmp_path / "work"
+    work.mkdir()
+    tables = store.gather([results], work)
+    comparison = compare(tables)
+    block = plots._Block("x", comparison, comparison.table, comparison.trials, tables)
+    made = plots._KINDS[kind](block)
+    assert made is not None
+    return made[0]
+
+
+def test_every_kind_as_png_and_svg(experiment: Make, tmp_path: Path) -> None:
+    pictures = drawn(tmp_path, experiment({"standard": BASE, "repr": BASE, "_$x$<b>": BASE}))
+    assert list(pictures) == ["differences", "curves", "filters", "scores", "overlap"]
+    for picture in pictures.values():
+        with Image.open(picture.png) as image:
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20  # not an empty page
+            assert image.info["Software"] == "repr_ray"
+        assert "<svg" in picture.svg.read_text()
+        assert len(picture.alt) > 40
+    assert "_$x$&lt;b&gt;" in pictures["curves"].svg.read_text()
+
+
+def test_curves_are_means_with_phases_shaded(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": BASE, "repr": BASE})
+    train, test, *_ = figure(tmp_path, results, "curves").axes
+    assert (train.get_title(), test.get_title()) == ("Training accuracy", "Test accuracy")
+    assert train.get_ylim() == test.get_ylim()
+    standard, _ = test.get_lines()
+    assert standard.get_ydata()[-1] == pytest.approx(np.mean(BASE))
+    shaded = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in test.patches]
+    assert shaded == [(2.5, 4.5), (7.5, 9.5)]
+    seeds = [line for collection in test.collections for line in getattr(collection, "get_segments", list)()]
+    assert sum(len(line) == 12 for line in seeds) == 6
+
+
+def test_schemes_differ_in_grey_too() -> None:
+    assert len(set(map(str, plots._DASHES))) == len(plots._DASHES) == len(plots._COLOURS)
+    assert len({to_hex(colour) for colour in plots._COLOURS}) == len(plots._COLOURS)
+
+
+def test_differences_show_every_seed(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": BASE, "repr": [0.72, 0.72, 0.75]})
+    [axis] = figure(tmp_path, results, "differences").axes
+    points = [line for line in axis.get_lines() if line.get_marker() == "o"]
+    assert points[0].get_xdata() == pytest.approx([2.0, 1.0, 3.0])
+    [mean] = [line for line in axis.get_lines() if line.get_marker() == "D"]
+    assert mean.get_xdata() == pytest.approx([2.0])
+
+
+def test_filters_show_what_was_dropped(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": BASE[:1], "repr": BASE[:1]})
+    [axis] = figure(tmp_path, results, "filters").axes
+    image = np.asarray(axis.images[0].get_array())
+    assert image.shape == (24, 2)  # three layers of eight filters, two cycles of one seed
+    assert image.sum(0).tolist() == [6, 6]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [f"features.{k}.conv" for k in range(3)]
+
+
+def test_a_long_grid_has_a_panel_a_scheme(tmp_path: Path) -> None:
+    grid = {
+        f"repr prune_ratio={p} s2={s}": [0.7 + p / 50, 0.71 + p / 50] for p in (0.1, 0.2, 0.3, 0.4) for s in (2, 5)
+    }
+    results = make_experiment(tmp_path / "grid", {"standard": [0.7, 0.71]} | grid, epochs=8)
+    pictures = drawn(tmp_path, results)
+    assert list(pictures) == ["ablation-01", "differences", "accuracy", "loss", "filters", "scores", "overlap"]
+    assert "the highest is +0.8 at prune_ratio 0.4" in pictures["ablation-01"].alt
+    texts = re.findall(r">([^<>]+)</text>", pictures["accuracy"].svg.read_text())
+    assert {f"repr prune_ratio={p} s2=2" for p in (0.1, 0.4)} <= set(texts)
+
+
+def test_an_ablation_over_one_field_is_a_line(tmp_path: Path) -> None:
+    grid = {f"repr ranking.score={name}": [0.7, 0.71] for name in ("random", "magnitude")}
+    results = make_experiment(tmp_path / "grid", {"standard": [0.7, 0.71]} | grid, epochs=8)
+    assert "ranking.score" in drawn(tmp_path, results)["ablation-01"].title
+
+
+def test_several_blocks_and_the_limit_on_them(tmp_path: Path) -> None:
+    schemes = {"standard": BASE[:2], "repr": BASE[:2]}
+    folders = [
+        make_experiment(tmp_path / f"lr{rate}", schemes, epochs=8, variant=f"lr={rate}", settings={"train.lr": rate})
+        for rate in (1, 2, 3)
+    ]
+    pictures = drawn(tmp_path, *folders, detailed=1, workers=1)
+    assert sum("differences" in name for name in pictures) == 3
+    assert sum("curves" in name for name in pictures) == 1
+    assert "01-cifar10-convnet-3x32-lr=1-curves" in pictures
+    assert "ablation-01" in pictures
+
+
+def test_several_processes_draw_the_same(tmp_path: Path) -> None:
+    schemes = {"standard": BASE[:2], "repr": BASE[:2]}
+    folders = [make_experiment(tmp_path / name, schemes, epochs=8, dataset=name) for name in ("a", "b")]
+    work = tmp_path / "work"
+    work.mkdir()
+    tables = store.gather(folders, work)
+    one = plots.draw(tables, compare(tables), tmp_path / "one", detailed=0, workers=1)
+    two = plots.draw(tables, compare(tables), tmp_path / "two", detailed=0, workers=2)
+    assert [p.png.read_bytes() for p in one] == [p.png.read_bytes() for p in two]
+    assert [p.svg.read_bytes() for p in one] == [p.svg.read_bytes() for p in two]
+
+
+def test_unfinished_and_diverged_trials_draw(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]}, validation=False)
+    make_trial(results, scheme="repr", done=2)
+    make_trial(results, scheme="repr", seed=1, done=0)
+    pictures = drawn(tmp_path, results)
+    assert list(pictures) == ["curves", "overlap"]
+
+
+def test_nothing_to_draw(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({})
+    make_trial(results, done=0)
+    assert drawn(tmp_path, results) == {}
