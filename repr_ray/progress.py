@@ -40,7 +40,10 @@ class Progress:
             self.live.stop()
 
     def update(self, message: dict[str, Any]) -> None:
-        """Take in one message of one trial."""
+        """Take in one message of one trial, or a note about all of them."""
+        if "trial" not in message:
+            self._print(message["note"], "yellow")
+            return
         trial = message["trial"]
         if "epoch" in message:
             self.epochs_seen += 1
