@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merge(results, experiment)
         pending = [trial for trial in trials if not TrialFolder(results, trial).done]
         if pending:
+            console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}", soft_wrap=True)
             _check(console, pending)
         with claim(results, experiment):
             if pending:
@@ -94,7 +95,6 @@ def _run(
     for trial in pending:
         TrialFolder(results, trial).announce()
     provenance = {"command": command, "commit": _commit()}
-    console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}", soft_wrap=True)
     with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
         (ray if runner == "ray" else local).run(pending, results, progress.update, provenance)
 
