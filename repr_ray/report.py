@@ -24,7 +24,7 @@ def report(
     claims: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
     output: str | Path | None = None,
-    pictures: int = 4,
+    pictures: int = 3,
     workers: int = 1,
     console: "Console | None" = None,
 ) -> "Comparison":
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
-    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="curves of the first N blocks (4)")
+    parser.add_argument("--pictures", type=int, default=3, metavar="N", help="curves of the first N blocks (3)")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
     )

@@ -10,6 +10,7 @@ corrected p is at most 0.05.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,12 @@ class Comparison:
     notes: list[str]
     unfinished: int
 
-    @property
+    @cached_property
     def answers(self) -> list[str]:
         """A sentence for every scheme that is not the baseline."""
-        rows = self.table[~self.table["is_baseline"]]
-        return [_sentence(row, self.baseline, self.table) for row in records(rows)]
+        varying = [key for key in BLOCK if self.table[key].nunique() > 1]
+        rows = records(self.table[~self.table["is_baseline"]])
+        return [_sentence(row, self.baseline, [row[key] for key in varying if row[key]]) for row in rows]
 
     @property
     def answer(self) -> str:
@@ -249,10 +251,10 @@ def _describe(group: pd.DataFrame) -> dict[str, Any]:
     counts = group["status"].value_counts()
     row |= {key: int(counts.get(key, 0)) for key in ("done", *UNFINISHED)}
     row["failed"] = len(group) - sum(row[key] for key in ("done", *UNFINISHED))
-    collapsed = done.dropna(subset="collapsed_epoch")
+    collapsed = done.set_index("seed")["collapsed_epoch"].dropna()
     row["collapsed"] = len(collapsed)
     said = [f"{count} {status}" for status, count in counts.items()]
-    said += [f"seed {r['seed']} collapsed in epoch {int(r['collapsed_epoch'])}" for r in records(collapsed)]
+    said += [f"seed {seed} collapsed in epoch {epoch:.0f}" for seed, epoch in collapsed.items()]
     running = group[group["status"] == "running"]
     if len(running):
         done_epochs, planned = running["epochs_done"].sum(), running["epochs"].sum()
@@ -270,11 +272,10 @@ def _interval(name: str, values: Array) -> dict[str, float]:
 
 def _pair(group: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """Differences to the baseline of the seeds that both have finished."""
-    columns = ["seed", "test_accuracy"]
-    both = _finished(group)[columns].merge(_finished(base)[columns], on="seed", suffixes=("", "_base"))
+    ours, theirs = (_finished(part).set_index("seed")["test_accuracy"] for part in (group, base))
     # Accuracies are counts over a test set: rounding makes equal differences equal.
-    difference = (both["test_accuracy"] - both["test_accuracy_base"]).round(12)
-    return pd.DataFrame({"seed": both["seed"], "difference": difference}).sort_values("seed")
+    difference = (ours - theirs).dropna().sort_index().round(12)
+    return pd.DataFrame({"seed": difference.index, "difference": difference.to_numpy()})
 
 
 def _missing(group: pd.DataFrame, base: pd.DataFrame, paired: Iterable[int]) -> str:
@@ -313,10 +314,8 @@ def points(fraction: float, signed: bool = False) -> str:
     return f"{100 * fraction:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _sentence(row: dict[str, Any], baseline: str, table: pd.DataFrame) -> str:
-    blocks = table[BLOCK].drop_duplicates()
-    varying = [key for key in BLOCK if blocks[key].nunique() > 1 and row[key]]
-    where = f" on {', '.join(row[key] for key in varying)}" if varying else ""
+def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
+    where = f" on {', '.join(block)}" if block else ""
     scheme = row["scheme"]
     if not row["n"]:
         return f"No trial of {scheme}{where} has finished yet ({row['status']})."

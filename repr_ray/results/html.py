@@ -1,10 +1,10 @@
 """The report as one self-contained page: no network, no other file, under 5 MB for large grids too."""
 
 import base64
-import io
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from repr_ray.results.files import write_text
 from repr_ray.results.plots import Picture
 from repr_ray.results.store import UNFINISHED, Failure, Tables
 
-_PICTURES = 3_000_000  # bytes of the page for pictures, for logs
-_LOGS = 800_000
+_PAGE = 4_800_000  # bytes of the page, of its logs
+_LOGS = 600_000
+_ROOM = 2_000  # for what is written about a picture
 _LOG = 4_000  # bytes of a log at most
 _FAILED = 20  # tracebacks shown
 
@@ -44,7 +45,8 @@ def write_page(
     loader = environment.loader
     assert loader is not None
     css, script = (Markup(loader.get_source(environment, f"report.{end}")[0]) for end in ("css", "js"))
-    page = environment.get_template("report.html").render(
+    render = partial(
+        environment.get_template("report.html").render,
         version=repr_ray.__version__,
         name=", ".join(sorted(filter(None, comparison.trials["experiment"].unique()))) or path.parent.name,
         comparison=comparison,
@@ -55,7 +57,6 @@ def write_page(
         legend=sheets.LEGEND,
         claims_legend=sheets.CLAIMS_LEGEND,
         sources=[row for row in records(published.sources()) if row["source"] in set(claims["source"])],
-        pictures=list(_embedded(pictures, path.parent)),
         groups=list(_groups(tables, comparison)),
         commands=sorted(comparison.trials["command"].dropna().unique()),
         report_command=command,
@@ -63,21 +64,19 @@ def write_page(
         css=css,
         script=script,
     )
+    room = _PAGE - len(render(pictures=[]).encode())
+    page = render(pictures=list(_embedded(pictures, path.parent, room)))
     write_text(path, page)
 
 
-def _embedded(pictures: Iterable[Picture], folder: Path) -> Iterable[dict[str, Any]]:
-    """Pictures as base64 in 128 colours while there is room; the others are linked."""
-    left = _PICTURES
+def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[dict[str, Any]]:
+    """Pictures as base64 while there is room; the others are linked."""
     for picture in pictures:
         with Image.open(picture.png) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
             width, height = image.size
-        data = base64.b64encode(buffer.getvalue()).decode()
-        if len(data) > left:
-            data = ""
-        left -= len(data)
+        data = base64.b64encode(picture.png.read_bytes()).decode()
+        data = data if len(data) + _ROOM <= room else ""
+        room -= len(data) + _ROOM
         where = picture.png.relative_to(folder).with_suffix("").as_posix()
         shown = {"data": data, "width": width, "height": height, "path": where}
         yield {"title": picture.title, "alt": picture.alt} | shown

@@ -4,7 +4,6 @@ Colours are Okabe and Ito's, told apart by line style too; percent for accuracie
 train a sub-network.
 """
 
-import io
 import itertools
 import re
 import textwrap
@@ -22,6 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -29,6 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator, PercentFormatter
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from repr_ray.results.compare import BLOCK, LEVEL, Array, Comparison, points, records
 from repr_ray.results.files import MARK, replacing
@@ -40,6 +42,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _TOGETHER = len(_COLOURS)  # schemes that share axes; more get a panel each
 _LAYERS = 6  # layers drawn as lines
 _GREY = "#8a8a8a"
+_DPI = 128
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -100,7 +103,7 @@ class _Block:
         return {str(scheme): rows for scheme, rows in wide.groupby("scheme", observed=True)}
 
 
-def draw(tables: Tables, comparison: Comparison, folder: Path, detailed: int = 4, workers: int = 1) -> list[Picture]:
+def draw(tables: Tables, comparison: Comparison, folder: Path, detailed: int = 3, workers: int = 1) -> list[Picture]:
     """Draw ablations and differences, and for the first `detailed` blocks what their trials did, into `folder`.
 
     `workers` processes draw where there are several blocks. Raises FileExistsError where a file is not ours.
@@ -145,12 +148,18 @@ _Made = tuple[Figure, str, str] | None
 
 def _save(figure: Figure, path: Path, title: str, alt: str) -> Picture:
     png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
-    with replacing(png) as temporary:
-        figure.savefig(temporary, format="png", dpi=144, metadata={"Software": MARK})
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(_DPI)
+    canvas.draw()
+    colours = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
+    with replacing(png) as temporary:  # in a palette it takes a third of the room
+        palette = colours.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        palette.save(temporary, "PNG", pnginfo=mark, dpi=(_DPI, _DPI))
+    figure.set_dpi(72)
     with replacing(svg) as temporary:
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Creator": MARK, "Date": None})
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+        figure.savefig(temporary, format="svg", metadata={"Creator": MARK, "Date": None})
     return Picture(title, alt, png, svg)
 
 
