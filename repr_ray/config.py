@@ -231,9 +231,9 @@ class Experiment(Settings):
                         " data.validation_images"
                     )
         gpus = self.resources.gpus_per_worker
-        if self.resources.workers > 1 and gpus != "auto" and gpus != int(gpus):
+        if gpus != "auto" and gpus != int(gpus) and (self.resources.workers > 1 or gpus > 1):
             raise ValueError(
-                f"resources.gpus_per_worker={gpus}: several workers need whole GPUs each"
+                f"resources.gpus_per_worker={gpus}: several workers take whole GPUs each, one worker whole GPUs or a part of one"
                 " (NCCL takes one rank per GPU); use workers=1 or a whole number"
             )
         if self.resources.workers > self.train.batch_size:

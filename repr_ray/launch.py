@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repr_ray.config import ConfigError, load
 from repr_ray.experiment import claim, merge
@@ -31,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)  # stays the terminal when Ray's output is muted
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         experiment = load(args.config, args.overrides)
         trials = plan(experiment)
@@ -55,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoints", file=sys.stderr)
-        return 130
-    except _Terminated:
-        print("\nterminated; the same command resumes from the last checkpoints", file=sys.stderr)
-        return 143
+    except BaseException as error:
+        if (number := _signal_behind(error)) is None:
+            raise
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        print(f"\n{word}; the same command resumes from the last checkpoints", file=sys.stderr)
+        return 128 + number
 
 
 _COMMAND = ("python", "-m", "repr_ray.launch")
@@ -138,13 +137,28 @@ def _commit() -> str | None:
         return None
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised in the main thread."""
+class _Stopped(BaseException):
+    """A signal, raised in the main thread."""
 
 
-def _terminate(*_: Any) -> None:
-    raise _Terminated
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped(number)
+
+
+def _signal_behind(error: BaseException | None) -> int | None:
+    """The number of the signal that led to an exception, also where Ray raised another one from it."""
+    while error is not None:
+        if isinstance(error, _Stopped):
+            return int(error.args[0])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, _stop)
+    status = main()
+    if status > 128:  # taking the interpreter down would take seconds, and nothing is left to do
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

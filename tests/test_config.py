@@ -45,6 +45,7 @@ def test_there_are_configs() -> None:
         (["data.name=mnist"], ["data.name='mnist'", "'digits'"]),
         (["name=../evil"], ["name='../evil'"]),
         (["resources.workers=2", "resources.gpus_per_worker=0.5"], ["resources.gpus_per_worker=0.5", "whole GPUs"]),
+        (["resources.gpus_per_worker=1.5"], ["resources.gpus_per_worker=1.5", "or a part of one"]),
         (["resources.workers=128"], ["train.batch_size=64", "resources.workers=128"]),
         (["epochs"], ["epochs: expected key=value"]),
         (["train.epochs={"], ["train.epochs={", "not YAML"]),

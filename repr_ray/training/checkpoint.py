@@ -34,3 +34,9 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 def newest_first(folder: Path) -> list[Path]:
     """All checkpoints in a trial's folder."""
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def newest_epoch(folder: Path) -> int:
+    """How many epochs the newest checkpoint has behind it, damaged or not; 0 without one."""
+    newest = newest_first(folder)[:1]
+    return int(newest[0].stem.removeprefix("checkpoint-")) if newest else 0

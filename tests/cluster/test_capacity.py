@@ -1,0 +1,95 @@
+"""How many trials a cluster holds, and waiting for room in the open."""
+
+import pytest
+
+from repr_ray.config import ConfigError, Resources
+from repr_ray.runners import capacity
+from repr_ray.runners.capacity import Room, slots
+
+NODE = {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "expected"),
+    [
+        ([NODE], 1, 0, 16),
+        ([NODE], 1, 1, 4),
+        ([NODE], 8, 1, 2),
+        ([NODE] * 3, 2, 0.25, 3 * 8),
+        ([NODE], 1, 0.1, 16),
+        ([{"CPU": 64.0, "GPU": 1.0}], 1, 0.1, 10),
+        ([{"CPU": 64.0, "GPU": 4.0}], 1, 0.3, 4 * 3),  # not 13: none spans two GPUs
+        ([{"CPU": 4.0, "GPU": 1.0}] * 2, 1, 2, 0),  # not 1: none spans two nodes
+        ([{"CPU": 3.0}] * 2, 2, 0, 2),  # not 3
+        ([{"node:__internal_head__": 1.0}, NODE], 1, 1, 4),  # a head that trains nothing
+        ([], 1, 1, 0),
+    ],
+)
+def test_workers_are_packed_node_by_node(
+    nodes: list[dict[str, float]], cpus: int, gpus: float, expected: int
+) -> None:
+    assert slots(nodes, cpus, gpus) == expected
+
+
+class Cluster:
+    """A cluster and a clock, both set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes: list[dict[str, float]] = []
+        self.now = 0.0
+        self.said: list[str] = []
+        monkeypatch.setattr(capacity, "monotonic", lambda: self.now)
+
+    def room(self, wait_minutes: float, **resources: object) -> Room:
+        return Room(Resources(**resources), lambda: self.nodes, self.said.append, wait_minutes)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def test_waiting_is_said_every_minute_and_ends_when_a_node_comes(cluster: Cluster) -> None:
+    cluster.nodes = [{"CPU": 8.0, "GPU": 2.0}]
+    room = cluster.room(30, workers=2, gpus_per_worker=2)
+    for cluster.now in range(0, 200, 10):
+        assert not room.check()
+    assert cluster.said == [
+        "waiting for resources: a trial needs 4 GPUs and 2 CPUs (2 workers), the cluster has 2 GPUs and 8 CPUs on 1"
+        f" node; waited {waited}, gives up in {left} min"
+        for waited, left in (("0 s", 30), ("1 min", 29), ("2 min", 28), ("3 min", 27))
+    ]
+    cluster.nodes *= 2
+    assert room.check()
+    assert cluster.said[-1] == "the cluster has room for a trial after 3 min"
+    assert room.trials() == 1
+
+
+def test_gives_up_after_the_configured_time(cluster: Cluster) -> None:
+    room = cluster.room(2, gpus_per_worker=1)
+    assert not room.check()
+    cluster.now = 119
+    assert not room.check()
+    cluster.now = 120
+    with pytest.raises(ConfigError, match=r"a trial needs 1 GPUs and 1 CPUs, .* for 2 min.*the same command resumes"):
+        room.check()
+
+
+def test_does_not_wait_where_nobody_adds_nodes(cluster: Cluster) -> None:
+    cluster.nodes = [{"CPU": 2.0}]
+    with pytest.raises(ConfigError, match=r"a trial needs 3 CPUs, the cluster has 2 CPUs on 1 node; ask for fewer$"):
+        cluster.room(0, cpus_per_worker=3).check()
+    assert not cluster.said
+
+
+def test_auto_takes_a_gpu_once_the_first_node_shows_what_there_is(cluster: Cluster) -> None:
+    """A cluster scaled to zero has no GPUs yet: deciding then would train on the CPUs of GPU nodes."""
+    cluster.nodes = [{"node:__internal_head__": 1.0}]
+    room = cluster.room(30)
+    assert not room.check()
+    cluster.nodes.append({"CPU": 8.0, "GPU": 1.0})
+    assert room.check()
+    assert room.gpus == 1
+    cluster.nodes.pop()  # all spot nodes are gone: what a trial takes stays what it was
+    assert not room.check()
+    assert room.gpus == 1
