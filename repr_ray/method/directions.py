@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repr_ray.method.scores import cosines
 
-CHUNK = 2_000_000
+CHUNK = 200_000
 """Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
 
 
