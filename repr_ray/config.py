@@ -233,8 +233,8 @@ class Experiment(Settings):
         gpus = self.resources.gpus_per_worker
         if gpus != "auto" and gpus != int(gpus) and (self.resources.workers > 1 or gpus > 1):
             raise ValueError(
-                f"resources.gpus_per_worker={gpus}: several workers take whole GPUs each, one worker whole GPUs or a part of one"
-                " (NCCL takes one rank per GPU); use workers=1 or a whole number"
+                f"resources.gpus_per_worker={gpus}: several workers take whole GPUs each (NCCL wants a GPU"
+                " per rank), one worker whole GPUs or a part of one; use a whole number"
             )
         if self.resources.workers > self.train.batch_size:
             raise ValueError(
