@@ -24,7 +24,7 @@ def report(
     claims: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
     output: str | Path | None = None,
-    pictures: int = 3,
+    pictures: int = 50,
     workers: int = 1,
     console: "Console | None" = None,
 ) -> "Comparison":
@@ -33,9 +33,9 @@ def report(
     `output` is where files go: the results folder itself, or `joined` beside the first of several. `baseline`
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
     comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
-    trials' curves, filters and scores for the first `pictures` blocks (a data set, model and variant each), drawn by
-    `workers` processes. A file that is not ours is never replaced: a note says so. Raises ValueError, one line a
-    folder, where no folder holds a trial, and for a file of claims that cannot be read.
+    trials' curves, filters and scores for blocks (a data set, model and variant each) of up to `pictures` schemes in
+    all, drawn by `workers` processes. A file that is not ours is never replaced: a note says so. Raises ValueError,
+    one line a folder, where no folder holds a trial, and for a file of claims that cannot be read.
     """
     from repr_ray.results import claims as published
     from repr_ray.results import store, tables
@@ -100,10 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
-    parser.add_argument("--pictures", type=int, default=3, metavar="N", help="curves of the first N blocks (3)")
+    parser.add_argument("--pictures", type=int, default=50, metavar="N", help="curves of N schemes at most (50)")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
     )
+    parser.add_argument("--mlflow", metavar="URI", help="log the trials that have ended to an MLflow store as well")
     options = parser.parse_args(arguments)
     formats = [name for name in options.format.split(",") if name]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -126,11 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 workers=os.cpu_count() or 1,
                 console=console,
             )
+            if options.mlflow:
+                from repr_ray.results.mlflow import log_to_mlflow
+
+                logged = log_to_mlflow([Path(folder) for folder in options.results], options.mlflow)
+                console.print(f"{logged} trials logged to {options.mlflow}", markup=False, soft_wrap=True)
             if options.watch is None or not comparison.unfinished:
                 return 0
             time.sleep(options.watch)
             console.clear()
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -90,20 +90,22 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
             row = {key: ours[key] for key in GROUP} | {"source": claim["source"], "remark": remark}
             row["match"] = "approximate" if remark else "exact"
             quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
-            rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"]))
+            rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"], not remark))
             partner = _partner(claim, standards.get(tuple(claim[key] for key in _NEEDED[:3])))
             if partner is not None and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
                 gain = round(claim["accuracy"] - partner, 6)
-                rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"]))
+                rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"], not remark))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n: int) -> dict[str, Any]:
+def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n: int, exact: bool) -> dict[str, Any]:
+    """Where settings differ from the published ones, nothing is reproduced or not: it is another experiment."""
     mean, low, high = (ours[f"{measure}_{part}"] for part in ("mean", "low", "high"))
     verdict = "cannot tell yet"
-    if n >= _FEWEST and claimed - MARGIN <= low and high <= claimed + MARGIN:
+    judged = exact and n >= _FEWEST
+    if judged and claimed - MARGIN <= low and high <= claimed + MARGIN:
         verdict = "reproduced"
-    elif n >= _FEWEST and (high < claimed - MARGIN or low > claimed + MARGIN):
+    elif judged and (high < claimed - MARGIN or low > claimed + MARGIN):
         verdict = "not reproduced"
     measured = {"measured": mean, "measured_low": low, "measured_high": high, "n": int(n)}
     return {"quantity": quantity, "claimed": claimed, "verdict": verdict} | measured

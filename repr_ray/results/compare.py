@@ -22,6 +22,7 @@ from repr_ray.results.store import UNFINISHED, Tables
 BLOCK = ["dataset", "model", "variant"]
 GROUP = [*BLOCK, "scheme"]
 LEVEL = 0.05
+_FEWEST_FOR_T = 3  # pairs below which the t-test decides nothing
 _EXACT = 20  # pairs up to which every one of the 2^n sign flips is tried
 
 Array = NDArray[np.float64]
@@ -302,11 +303,24 @@ def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
         p = sign_flip(stacked) if n > 1 else np.full(len(places), 1.0 if n else np.nan)
         for place, value in zip(places, p, strict=True):
             tested[place] |= {"p": float(value), "p_exact": n <= _EXACT, "p_smallest": min(1.0, 2 / 2**n)}
-    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row |= {"p_holm": corrected, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
+    by_t = holm([_paired_t(paired["difference"].to_numpy()) for paired in pairs])
+    for row, exact, t in zip(tested, holm([row["p"] for row in tested]), by_t, strict=True):
+        row |= {"p_holm": exact, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
         low, high = row["difference_low"], row["difference_high"]
-        sure = corrected <= LEVEL and (low > 0 or high < 0)
+        decisive = exact if row["p_holm_smallest"] <= LEVEL else t
+        sure = decisive <= LEVEL and (low > 0 or high < 0)
         row["verdict"] = "cannot tell" if not sure else "better" if low > 0 else "worse"
+
+
+def _paired_t(differences: Array) -> float:
+    """p of the t-test that belongs to the interval; it decides where n is too small for the exact test to."""
+    from scipy import stats
+
+    if len(differences) < _FEWEST_FOR_T:
+        return 1.0
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def points(fraction: float, signed: bool = False) -> str:
@@ -329,7 +343,9 @@ def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
     if row["p_holm"] > row["p"]:
         evidence += f", {row['p_holm']:.2g} after Holm's correction"
     if row["p_holm_smallest"] > LEVEL:
-        evidence += f"; n is too small to reach {LEVEL}"
+        evidence += f"; n is too small for the exact test to reach {LEVEL}"
+        if row["verdict"] != "cannot tell":
+            evidence += ", judged by the interval's t-test"
     fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
     if row["verdict"] == "cannot tell":
         difference = points(row["difference_mean"], True)

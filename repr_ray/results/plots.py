@@ -103,12 +103,20 @@ class _Block:
         return {str(scheme): rows for scheme, rows in wide.groupby("scheme", observed=True)}
 
 
-def draw(tables: Tables, comparison: Comparison, folder: Path, detailed: int = 3, workers: int = 1) -> list[Picture]:
-    """Draw ablations and differences, and for the first `detailed` blocks what their trials did, into `folder`.
+def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 50, workers: int = 1) -> list[Picture]:
+    """Draw ablations and differences, and what the trials did for blocks of `schemes` schemes in all, into `folder`.
 
-    `workers` processes draw where there are several blocks. Raises FileExistsError where a file is not ours.
+    A note says what is left out. `workers` processes draw where there are several blocks. Raises FileExistsError
+    where a file is not ours.
     """
-    blocks = len(comparison.table.groupby(BLOCK))
+    counts = comparison.table.groupby(BLOCK, sort=False).size().to_numpy()
+    blocks = len(counts)
+    detailed = int((counts.cumsum() <= max(schemes, counts[0] if schemes else 0)).sum())
+    if detailed < blocks:
+        comparison.notes.append(
+            f"curves, filters, scores and overlaps are drawn for {detailed} of {blocks} blocks;"
+            f" --pictures {counts.sum()} draws all"
+        )
     draw_block = partial(_draw_block, tables, comparison, folder, detailed)
     if min(workers, blocks) > 1:
         with ProcessPoolExecutor(min(workers, blocks), get_context("spawn")) as pool:

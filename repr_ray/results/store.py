@@ -11,9 +11,11 @@ Losses are nats per image, accuracies fractions from 0 to 1, times seconds, epoc
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,16 +187,16 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
 
     writers = {name: pq.ParquetWriter(work / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
     rows = []
-    for start in range(0, len(trials), _BATCH):
-        parts: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
-        for trial in trials[start : start + _BATCH]:
-            for name, table in trial.read(notes).items():
-                parts[name].append(table)
-        for name, tables in parts.items():
-            table = pa.concat_tables([SCHEMAS[name].empty_table(), *tables]).unify_dictionaries()
-            writers[name].write_table(table.combine_chunks())
-            if name == "trials":
-                rows.append(table)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(trials), _BATCH):
+            read = list(pool.map(_read, trials[start : start + _BATCH]))
+            notes += [note for _, found in read for note in found]
+            for name, schema in SCHEMAS.items():
+                parts = [tables[name] for tables, _ in read if name in tables]
+                table = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries()
+                writers[name].write_table(table.combine_chunks())
+                if name == "trials":
+                    rows.append(table)
     for writer in writers.values():
         writer.close()
     frame = pa.concat_tables(rows).to_pandas()
@@ -245,6 +247,11 @@ class _StoredTrial:
 
 
 _Trial = _TrialFolder | _StoredTrial
+
+
+def _read(trial: _Trial) -> tuple[dict[str, pa.Table], list[str]]:
+    notes: list[str] = []
+    return trial.read(notes), notes
 
 
 def _from_folders(folder: Path, notes: list[str]) -> Iterator[_TrialFolder]:

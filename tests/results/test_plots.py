@@ -108,7 +108,7 @@ def test_several_blocks_and_the_limit_on_them(tmp_path: Path) -> None:
         make_experiment(tmp_path / f"lr{rate}", schemes, epochs=8, variant=f"lr={rate}", settings={"train.lr": rate})
         for rate in (1, 2, 3)
     ]
-    pictures = drawn(tmp_path, *folders, detailed=1, workers=1)
+    pictures = drawn(tmp_path, *folders, schemes=2, workers=1)
     assert sum("differences" in name for name in pictures) == 3
     assert sum("curves" in name for name in pictures) == 1
     assert "01-cifar10-convnet-3x32-lr=1-curves" in pictures
@@ -121,8 +121,8 @@ def test_several_processes_draw_the_same(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     tables = store.gather(folders, work)
-    one = plots.draw(tables, compare(tables), tmp_path / "one", detailed=0, workers=1)
-    two = plots.draw(tables, compare(tables), tmp_path / "two", detailed=0, workers=2)
+    one = plots.draw(tables, compare(tables), tmp_path / "one", schemes=0, workers=1)
+    two = plots.draw(tables, compare(tables), tmp_path / "two", schemes=0, workers=2)
     assert [p.png.read_bytes() for p in one] == [p.png.read_bytes() for p in two]
     assert [p.svg.read_bytes() for p in one] == [p.svg.read_bytes() for p in two]
 

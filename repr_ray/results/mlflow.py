@@ -1,0 +1,103 @@
+"""Trials as MLflow runs, made from stored results: `pip install repr-ray[mlflow]`.
+
+A trial becomes a run once it has ended: its settings are parameters, columns of the epochs table metrics. A run that is
+there already, by the trial's name in its experiment, is left alone, so the same results can be logged again at any time.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from repr_ray.results.compare import flatten, records
+from repr_ray.results.store import UNFINISHED, gather
+
+_CURVES = (
+    *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")),
+    *("learning_rate", "filters_dropped", "images_per_second"),
+)
+_FIGURES = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
+_TAGS = (
+    "dataset",
+    "model",
+    "scheme",
+    "variant",
+    "fingerprint",
+    "status",
+    "commit",
+    "precision",
+    "versions",
+    "hardware",
+)
+_BATCH = 900  # MLflow takes 1,000 metrics and 100 parameters at once
+
+
+def log_to_mlflow(folders: Sequence[Path], tracking_uri: str) -> int:
+    """Log the trials of results folders that have ended and are not there yet; returns how many.
+
+    `tracking_uri` is MLflow's own: a server (`http://...`) or a database (`sqlite:///mlflow.db`). Raises
+    ModuleNotFoundError, saying what to install, without the extra, and ValueError where there is no trial.
+    """
+    try:
+        from mlflow.tracking import MlflowClient
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("MLflow is not installed: pip install 'repr-ray[mlflow]'") from None
+
+    client = MlflowClient(tracking_uri=tracking_uri)
+    logged = 0
+    with TemporaryDirectory() as work:
+        tables = gather(folders, Path(work))
+        ended = tables.trials[~tables.trials["status"].isin(UNFINISHED)]
+        for name, trials in ended.groupby("experiment", sort=False):
+            found = client.get_experiment_by_name(str(name))
+            experiment = found.experiment_id if found else client.create_experiment(str(name))
+            there = _names(client, experiment)
+            for trial in records(trials[~trials["trial"].isin(there)]):
+                epochs = tables.read("epochs", ["epoch", *_CURVES], [trial["trial"]])
+                _log(client, experiment, trial, epochs)
+                logged += 1
+    return logged
+
+
+def _names(client: Any, experiment: str) -> set[str]:
+    names: set[str] = set()
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        names |= {run.info.run_name for run in page if run.info.status != "RUNNING"}
+        token = page.token
+        if not token:
+            return names
+
+
+def _log(client: Any, experiment: str, trial: dict[str, Any], epochs: pd.DataFrame) -> None:
+    from mlflow.entities import Metric, Param
+
+    started, finished = _milliseconds(trial["started"]), _milliseconds(trial["finished"])
+    tags = {key: str(trial[key])[:5000] for key in _TAGS if not pd.isna(trial[key]) and trial[key] != ""}
+    run = client.create_run(experiment, start_time=started, run_name=trial["trial"], tags=tags).info.run_id
+    settings = {"seed": trial["seed"]} | flatten(json.loads(trial["settings"] or "{}"))
+    parameters = [Param(key, str(value)[:6000]) for key, value in settings.items()]
+    metrics = [
+        Metric(key, float(row[key]), started or 0, int(row["epoch"]))
+        for row in records(epochs)
+        for key in _CURVES
+        if not pd.isna(row[key])
+    ]
+    metrics += [Metric(key, float(trial[key]), finished or 0, 0) for key in _FIGURES if not pd.isna(trial[key])]
+    for start in range(0, len(parameters), 100):
+        client.log_batch(run, params=parameters[start : start + 100])
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run, metrics=metrics[start : start + _BATCH])
+    status = "FINISHED" if trial["status"] == "done" else "FAILED"
+    client.set_terminated(run, status=status, end_time=finished)
+
+
+def _milliseconds(time: str | None) -> int | None:
+    """An ISO 8601 time since 1970."""
+    return None if time is None or pd.isna(time) else math.floor(1000 * datetime.fromisoformat(time).timestamp())

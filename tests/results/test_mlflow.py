@@ -1,0 +1,43 @@
+"""Trials in a real MLflow store."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from studies import make_trial
+
+from repr_ray.results.mlflow import log_to_mlflow
+
+Make = Callable[..., Path]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_trials_become_runs_once(experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = pytest.importorskip("mlflow")
+    results = experiment({"standard": [0.7], "repr": [0.75]})
+    make_trial(results, scheme="repr", seed=1, done=3)
+    make_trial(results, scheme="repr", seed=2, done=3, error="loss is nan", status="diverged")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert log_to_mlflow([results], store) == 3
+    client = mlflow.MlflowClient(tracking_uri=store)
+    runs = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    by_scheme = {(run.data.tags["scheme"], run.data.params["seed"]): run for run in runs}
+    assert set(by_scheme) == {("standard", "0"), ("repr", "0"), ("repr", "2")}
+    done = by_scheme["repr", "0"]
+    assert done.info.status == "FINISHED"
+    assert by_scheme["repr", "2"].info.status == "FAILED"
+    assert done.data.params["train.optimizer.learning_rate"] == "0.01"
+    assert done.data.metrics["test_accuracy"] == pytest.approx(0.75)
+    history = client.get_metric_history(done.info.run_id, "train_loss")
+    assert [point.step for point in history] == list(range(12))
+    assert log_to_mlflow([results], store) == 0
+    make_trial(results, scheme="repr", seed=3)
+    assert log_to_mlflow([results], store) == 1
+
+
+def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    with pytest.raises(ModuleNotFoundError, match=r"repr-ray\[mlflow\]"):
+        log_to_mlflow([tmp_path], "sqlite:///nowhere.db")
