@@ -220,6 +220,7 @@ def network_from(folder: str) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     model = network()
     torch.save(model.state_dict(), tmp_path / "model.pt")

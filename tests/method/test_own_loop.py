@@ -1,0 +1,170 @@
+"""The same object in anybody's loop: the README's lines, mixed precision, compiled and data-parallel models."""
+
+import copy
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from networks import assert_silent, batches, stack, tensors, train
+from support import ROOT
+from torch import nn
+
+from repr_ray import RePr
+from repr_ray.distributed import checksum
+
+CYCLE = {"epochs": 7, "s1": 1, "s2": 2, "selection": {"scope": "layer"}}
+
+
+def made() -> tuple[nn.Module, torch.optim.Optimizer, RePr]:
+    torch.manual_seed(0)
+    model = stack()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    return model, optimizer, RePr(model, optimizer, **CYCLE)
+
+
+def test_the_readmes_lines() -> None:
+    section = (ROOT / "README.md").read_text().partition("## In your own training loop\n")[2].partition("\n## ")[0]
+    block = re.search(r"```python\n(.*?)```", section, flags=re.S)
+    if block is None:
+        pytest.skip("README.md has no such section yet")
+    model = stack()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    names = {"model": model, "optimizer": optimizer, "loader": batches(1), "F": F}
+    before = checksum(model)
+    exec(block[1], names)
+    assert names["repr_"].epoch == 99 and names["repr_"].cycle == 3
+    assert checksum(model) != before and all(t.isfinite().all() for t in tensors(model).values())
+
+
+def test_ray_is_not_imported() -> None:
+    code = "import sys; from repr_ray import RePr; print([m for m in ('ray', 'pandas', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_mixed_precision_with_a_gradient_scaler() -> None:
+    model, optimizer, scheme = made()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # the first steps overflow and are skipped
+    for epoch in range(7):
+        scheme.start_epoch(epoch)
+        for images, labels in batches():
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(model(images).float(), labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheme.after_step()
+            assert_silent(model, scheme.masks)
+    assert all(t.isfinite().all() for t in tensors(model).values())
+
+
+def test_gradient_accumulation() -> None:
+    """Two half batches a step, and the same weights as whole ones: with batch norm's statistics held."""
+    ends = []
+    for parts in (1, 2):
+        model, optimizer, scheme = made()
+        for epoch in range(7):
+            scheme.start_epoch(epoch)
+            model.eval()
+            for images, labels in batches():
+                optimizer.zero_grad()
+                for x, y in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+                    (F.cross_entropy(model(x), y) / parts).backward()
+                optimizer.step()
+                scheme.after_step()
+                assert_silent(model, scheme.masks)
+        ends.append(model)
+    for one, other in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiled_model() -> None:
+    """Masks change values in place: nothing is traced again, and the weights are those of the plain model."""
+    plain, optimizer, scheme = made()
+    train(plain, optimizer, scheme, 0, 7)
+    torch.manual_seed(0)
+    model = stack()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    torch._dynamo.utils.counters.clear()
+    events = train(compiled, optimizer, RePr(compiled, optimizer, **CYCLE), 0, 7)
+    assert events and checksum(model) == checksum(plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_masks_are_updated_in_place() -> None:
+    """What a captured CUDA graph reads stays where it is."""
+    model, optimizer, scheme = made()
+    addresses = [t.data_ptr() for t in (*scheme.dropped.values(), *tensors(model).values())]
+    masks = [mask.data_ptr() for _, mask in scheme.masks._masked.values()]
+    train(model, optimizer, scheme, 0, 7)
+    assert addresses == [t.data_ptr() for t in (*scheme.dropped.values(), *tensors(model).values())]
+    assert masks == [mask.data_ptr() for _, mask in scheme.masks._masked.values()]
+
+
+def test_the_model_stays_the_users() -> None:
+    """Same class, same keys, no hooks; deepcopy, export and saving work while filters are dropped."""
+    model, optimizer, scheme = made()
+    keys = list(stack().state_dict())
+    train(model, optimizer, scheme, 0, 2)
+    assert scheme.filters_dropped > 0 and type(model) is nn.Sequential and list(model.state_dict()) == keys
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    images = batches()[0][0]
+    expected = model.eval()(images)
+    assert torch.equal(copy.deepcopy(model)(images), expected)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), expected)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = stack()
+    fresh.load_state_dict(torch.load(buffer))
+    assert torch.equal(fresh.eval()(images), expected)
+
+
+def test_model_optimizer_and_scheme_are_copied_together() -> None:
+    model, optimizer, scheme = made()
+    train(model, optimizer, scheme, 0, 2)
+    twins = copy.deepcopy((model, optimizer, scheme))
+    train(model, optimizer, scheme, 2, 7)
+    train(*twins, 2, 7)
+    assert checksum(twins[0]) == checksum(model)
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # DDP sends rank 0's weights
+    model = stack()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    scheme = RePr(parallel, optimizer, **CYCLE, seed=rank, reinit={"next_layer": "default"})
+    sums, maps = [], []
+    for epoch in range(7):
+        events = scheme.start_epoch(epoch)
+        assert bool(events) == (rank == 0 and epoch in (1, 3, 4, 6))
+        for images, labels in batches():
+            optimizer.zero_grad()
+            F.cross_entropy(parallel(images[rank::2]), labels[rank::2]).backward()
+            optimizer.step()
+            scheme.after_step()
+            assert_silent(model, scheme.masks)
+        sums.append(checksum(model))
+        maps.append({name: mask.tolist() for name, mask in scheme.dropped.items()})
+    torch.save((sums, maps), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_trap_7_data_parallel_ranks_hold_the_same_model(tmp_path: Path) -> None:
+    """Rank 0 decides, even where the ranks' seeds differ."""
+    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
+    assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt")
