@@ -22,7 +22,7 @@ from repr_ray.results.store import UNFINISHED, Tables
 BLOCK = ["dataset", "model", "variant"]
 GROUP = [*BLOCK, "scheme"]
 LEVEL = 0.05
-_FEWEST_FOR_T = 3  # pairs below which the t-test decides nothing
+_FEWEST = 6  # pairs below which nothing is decided: no exact two-sided test reaches 0.05 with five
 _EXACT = 20  # pairs up to which every one of the 2^n sign flips is tried
 
 Array = NDArray[np.float64]
@@ -313,10 +313,10 @@ def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
 
 
 def _paired_t(differences: Array) -> float:
-    """p of the t-test that belongs to the interval; it decides where n is too small for the exact test to."""
+    """p of the t-test that belongs to the interval; it decides where the correction asks for more seeds."""
     from scipy import stats
 
-    if len(differences) < _FEWEST_FOR_T:
+    if len(differences) < _FEWEST:
         return 1.0
     if np.ptp(differences) == 0:
         return float(differences[0] == 0)
@@ -343,9 +343,9 @@ def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
     if row["p_holm"] > row["p"]:
         evidence += f", {row['p_holm']:.2g} after Holm's correction"
     if row["p_holm_smallest"] > LEVEL:
-        evidence += f"; n is too small for the exact test to reach {LEVEL}"
+        evidence += f"; n is too small to reach {LEVEL}"
         if row["verdict"] != "cannot tell":
-            evidence += ", judged by the interval's t-test"
+            evidence += " in the exact test, judged by the interval's t-test"
     fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
     if row["verdict"] == "cannot tell":
         difference = points(row["difference_mean"], True)

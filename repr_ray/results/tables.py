@@ -31,7 +31,7 @@ LEGEND = (
 CLAIMS_LEGEND = (
     f"Reproduced: the whole 95% interval lies within {points(MARGIN)} point of the published value; not reproduced:"
     " all of it lies farther away. Gain: over standard training, paired by seed. Best on test: selected on"
-    " the test set, as published. An approximate match differs as the note by its number says."
+    " the test set, as published. An approximate match differs as the note by its number says, and gets no verdict."
 )
 
 
