@@ -56,11 +56,13 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"--results: {folder} cannot be written: {error.strerror}") from None
     with lock:
-        holder.write_text(f"process {os.getpid()} on {platform.node()}")
-        text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_atomic(folder / FILE, text.encode())
-        yield
-        holder.unlink(missing_ok=True)
+        try:
+            holder.write_text(f"process {os.getpid()} on {platform.node()}")
+            text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            write_atomic(folder / FILE, text.encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Experiment | None:

@@ -4,6 +4,7 @@ Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interr
 """
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"{error}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
+        return 1
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
             raise
@@ -62,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + number
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COMMAND = ("python", "-m", "repr_ray.launch")
 
 
