@@ -31,6 +31,8 @@ _TRANSPARENT_MODULES = (
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
+    nn.Upsample,
+    nn.ZeroPad2d,
     nn.Flatten,
 )
 _TRANSPARENT_FUNCTIONS = {
@@ -56,9 +58,11 @@ _TRANSPARENT_FUNCTIONS = {
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
     F.adaptive_max_pool2d,
+    F.interpolate,
 }
 _TRANSPARENT_METHODS = {"relu", "relu_", "tanh", "flatten", "contiguous", "clone"}
 _MEANS = {torch.mean, "mean"}
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SHAPE_QUERIES = {"size", "dim", getattr}
 
@@ -211,7 +215,7 @@ def _follow(
                     continue
                 seen.add((user, at))
                 module = modules.get(str(user.target)) if user.op == "call_module" else None
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, _NORMS):
                     parts += _norm_parts(str(user.target), module, at)
                     paths.append((user, at))
                 elif isinstance(module, nn.Conv2d):
@@ -234,11 +238,11 @@ def _follow(
 def _output(node: torch.fx.Node, modules: dict[str, nn.Module]) -> str:
     """The batch norm that is the only user of a convolution, else the convolution."""
     users = [user for user in node.users if user.target not in _SHAPE_QUERIES]
-    follows = len(users) == 1 and isinstance(modules.get(str(users[0].target)), nn.BatchNorm2d)
+    follows = len(users) == 1 and isinstance(modules.get(str(users[0].target)), _NORMS)
     return str(users[0].target if follows and users[0].op == "call_module" else node.target)
 
 
-def _norm_parts(name: str, norm: nn.BatchNorm2d, offset: int) -> list[Part]:
+def _norm_parts(name: str, norm: nn.BatchNorm2d | nn.SyncBatchNorm, offset: int) -> list[Part]:
     if not norm.affine:
         raise CannotFollow(f"its batch norm {name} has no gamma and beta to silence it with")
     parts = [Part(f"{name}.weight", "gamma", 0, offset), Part(f"{name}.bias", "beta", 0, offset)]

@@ -332,7 +332,7 @@ def describe(events: list[LayerEvent]) -> str:
     text = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters: {per_layer}"
     relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
     if relaxed or last:
-        text += f"; {relaxed} by the relaxed rule, {last} by default initialisation"
+        text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
     if total == 0:
         text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
     return text

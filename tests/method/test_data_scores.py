@@ -1,11 +1,9 @@
 """Rankings measured on images: their definitions, that they leave no trace, and that test images stay unseen."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from networks import batches, stack, train
 from support import tiny
@@ -200,36 +198,6 @@ def test_a_trial_ranks_by_data(name: str) -> None:
     rows = [run_epoch(setup, epoch, lambda *n: heard.append(n)) for epoch in range(3)]
     assert rows[1][0]["filters_dropped"] == 4 and len(rows[1][1]) == 2
     assert bool(heard) == (name == "oracle")
-
-
-def _rank(rank: int, store: str, results: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    model = network_from(results)
-    own = [(IMAGES[i : i + 8][rank::2], LABELS[i : i + 8][rank::2]) for i in range(0, len(IMAGES), 8)]
-    for name in DATA_SCORES:
-        layers = map_filters(model).layers
-        found = score_by_data(name, model, layers, lambda: iter(own), torch.Generator().manual_seed(0))
-        torch.save(found, f"{results}/{name}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def network_from(folder: str) -> nn.Module:
-    model = stack()
-    model.load_state_dict(torch.load(f"{folder}/model.pt"))
-    return model
-
-
-@pytest.mark.slow
-def test_two_ranks_score_as_one(tmp_path: Path) -> None:
-    model = network()
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    mp.start_processes(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="spawn")
-    for name in DATA_SCORES:
-        both = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
-        for layer, alone in scores(name, model).items():
-            assert torch.equal(both[0][layer], both[1][layer])
-            torch.testing.assert_close(both[0][layer], alone, rtol=1e-4, atol=1e-7)
 
 
 def test_checksums_do_not_care_how_filters_are_ranked() -> None:

@@ -153,6 +153,11 @@ def test_parts_of_a_filter() -> None:
     assert [layer.output for layer in layers] == ["1", "3", "7"]
 
 
+def test_synchronised_batch_norms_are_batch_norms() -> None:
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(stack())
+    assert map_filters(converted) == map_filters(stack())
+
+
 def test_a_linear_layer_reads_a_block_of_inputs_per_filter() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
     part = map_filters(model).layers[0].parts[-1]

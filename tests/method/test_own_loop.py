@@ -5,12 +5,9 @@ import io
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from networks import assert_silent, batches, stack, tensors, train
 from support import ROOT
@@ -137,34 +134,3 @@ def test_model_optimizer_and_scheme_are_copied_together() -> None:
     train(model, optimizer, scheme, 2, 7)
     train(*twins, 2, 7)
     assert checksum(twins[0]) == checksum(model)
-
-
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.manual_seed(rank)  # DDP sends rank 0's weights
-    model = stack()
-    parallel = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(parallel.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
-    scheme = RePr(parallel, optimizer, **CYCLE, seed=rank, reinit={"next_layer": "default"})
-    sums, maps = [], []
-    for epoch in range(7):
-        events = scheme.start_epoch(epoch)
-        assert bool(events) == (rank == 0 and epoch in (1, 3, 4, 6))
-        for images, labels in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(parallel(images[rank::2]), labels[rank::2]).backward()
-            optimizer.step()
-            scheme.after_step()
-            assert_silent(model, scheme.masks)
-        sums.append(checksum(model))
-        maps.append({name: mask.tolist() for name, mask in scheme.dropped.items()})
-    torch.save((sums, maps), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_trap_7_data_parallel_ranks_hold_the_same_model(tmp_path: Path) -> None:
-    """Rank 0 decides, even where the ranks' seeds differ."""
-    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
-    assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt")
