@@ -24,7 +24,7 @@ def report(
     claims: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
     output: str | Path | None = None,
-    pictures: int = 50,
+    pictures: int = 30,
     workers: int = 1,
     console: "Console | None" = None,
 ) -> "Comparison":
@@ -34,8 +34,8 @@ def report(
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
     comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
     trials' curves, filters and scores for blocks (a data set, model and variant each) of up to `pictures` schemes in
-    all, drawn by `workers` processes. A file that is not ours is never replaced: a note says so. Raises ValueError,
-    one line a folder, where no folder holds a trial, and for a file of claims that cannot be read.
+    all, drawn by up to `workers` processes. A file that is not ours is never replaced: a note says so. Raises
+    ValueError, one line a folder, where no folder holds a trial, and for a file of claims that cannot be read.
     """
     from repr_ray.results import claims as published
     from repr_ray.results import store, tables
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
-    parser.add_argument("--pictures", type=int, default=50, metavar="N", help="curves of N schemes at most (50)")
+    parser.add_argument("--pictures", type=int, default=30, metavar="N", help="curves of N schemes at most (30)")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
     )

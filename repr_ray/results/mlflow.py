@@ -1,7 +1,7 @@
 """Trials as MLflow runs, made from stored results: `pip install repr-ray[mlflow]`.
 
-A trial becomes a run once it has ended: its settings are parameters, columns of the epochs table metrics. A run that is
-there already, by the trial's name in its experiment, is left alone, so the same results can be logged again at any time.
+A trial becomes a run once it has ended: its settings are parameters, columns of the epochs table metrics. A run
+that is there already, by the trial's name in its experiment, is left alone, so the same results can be logged again.
 """
 
 import json

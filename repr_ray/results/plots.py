@@ -103,10 +103,10 @@ class _Block:
         return {str(scheme): rows for scheme, rows in wide.groupby("scheme", observed=True)}
 
 
-def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 50, workers: int = 1) -> list[Picture]:
+def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30, workers: int = 1) -> list[Picture]:
     """Draw ablations and differences, and what the trials did for blocks of `schemes` schemes in all, into `folder`.
 
-    A note says what is left out. `workers` processes draw where there are several blocks. Raises FileExistsError
+    A note says what is left out. Up to `workers` processes draw. Raises FileExistsError
     where a file is not ours.
     """
     counts = comparison.table.groupby(BLOCK, sort=False).size().to_numpy()
@@ -118,8 +118,9 @@ def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 50
             f" --pictures {counts.sum()} draws all"
         )
     draw_block = partial(_draw_block, tables, comparison, folder, detailed)
-    if min(workers, blocks) > 1:
-        with ProcessPoolExecutor(min(workers, blocks), get_context("spawn")) as pool:
+    processes = min(workers, detailed // 2)  # to start one costs about as much as to draw a block
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             made = list(pool.map(draw_block, range(blocks)))
     else:
         made = [draw_block(place) for place in range(blocks)]
@@ -162,9 +163,12 @@ def _save(figure: Figure, path: Path, title: str, alt: str) -> Picture:
     colours = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     mark = PngInfo()
     mark.add_text("Software", MARK)
-    with replacing(png) as temporary:  # in a palette it takes a third of the room
-        palette = colours.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        palette.save(temporary, "PNG", pnginfo=mark, dpi=(_DPI, _DPI))
+    # In a palette it takes a third of the room; the octree rounds, so the paper is made white again.
+    indexed = colours.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette, paper = indexed.getpalette() or [], 3 * int(np.asarray(indexed)[0, 0])
+    indexed.putpalette([*palette[:paper], 255, 255, 255, *palette[paper + 3 :]])
+    with replacing(png) as temporary:
+        indexed.save(temporary, "PNG", pnginfo=mark, dpi=(_DPI, _DPI))
     figure.set_dpi(72)
     with replacing(svg) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Creator": MARK, "Date": None})
@@ -193,7 +197,7 @@ def _curves(block: _Block) -> _Made:
     for axis in panels.axes[2:]:
         axis.set_xlabel("Epoch")
     for row, kind in ((panels.axes[:2], "accuracy"), (panels.axes[2:], "loss")):
-        panels.share(row, _span(epochs), _scale(row[0], kind, epochs))
+        panels.share(row, _span(epochs), _scale(row, kind, epochs))
     handles: list[Any] = [Line2D([], [], color=c, ls=d) for c, d in zip(_COLOURS, _DASHES, strict=True)]
     handles = [*handles[: len(block.schemes)], _SUB]
     panels.legend(handles, [*block.schemes, "sub-network (S2)"], 3)
@@ -216,7 +220,7 @@ def _curves_apart(kind: str) -> Callable[[_Block], _Made]:
             _curve(axis, train.get(scheme), "#0072B2", _DASHES[1])
             _curve(axis, test.get(scheme), "#D55E00", "-")
             axis.set_title(_short(scheme))
-        panels.share(panels.axes, _span(epochs), _scale(panels.axes[0], kind, epochs))
+        panels.share(panels.axes, _span(epochs), _scale(panels.axes, kind, epochs))
         handles: list[Any] = [Line2D([], [], color="#D55E00"), Line2D([], [], color="#0072B2", ls=_DASHES[1])]
         handles += [Line2D([], [], color=_GREY), _SUB]
         names = ["test", "training", f"{block.comparison.baseline}, test", "sub-network (S2)"]
@@ -244,7 +248,8 @@ def _curve(axis: Axes, rows: pd.DataFrame | None, colour: str, dashes: Any, seed
     if seeds and len(values) > 1:
         lines = [np.column_stack([x, trial]) for trial in values]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.5, alpha=0.3))
-        axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
+        if len(values) > 2:  # that of two is wider than any picture
+            axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
     axis.plot(x, np.nanmean(values, axis=0), color=colour, linestyle=dashes)
 
 
@@ -256,6 +261,7 @@ def _band(values: Array) -> tuple[Array, Array]:
     several = count > 1
     mean, error = np.nanmean(values, axis=0), np.full(values.shape[1], np.nan)
     error[several] = stats.sem(values[:, several], axis=0, nan_policy="omit")
+    error[error == 0] = np.nan  # equal values: no band
     low, high = stats.t.interval(1 - LEVEL, np.maximum(count - 1, 1), loc=mean, scale=error)
     return np.asarray(low), np.asarray(high)
 
@@ -273,15 +279,16 @@ def _span(epochs: pd.DataFrame) -> tuple[float, float]:
     return -0.5 - 0.02 * last, last + 0.5 + 0.02 * last
 
 
-def _scale(first: Axes, kind: str, epochs: pd.DataFrame) -> tuple[float, float]:
-    """The y scale of a row of panels; a few diverged epochs do not squeeze the rest."""
+def _scale(axes: Sequence[Axes], kind: str, epochs: pd.DataFrame) -> tuple[float, float]:
+    """The y scale that panels share; a few diverged epochs do not squeeze the rest."""
     values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.0, 1.0 if kind == "accuracy" else 0.99]) if len(values) else (0.0, 1.0)
     room = 0.05 * (high - low) or 0.01
-    first.set_ylim(low - room, high + room)
+    axes[0].set_ylim(low - room, high + room)
     if kind == "accuracy":
-        first.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+        for axis in axes:
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
     return float(low - room), float(high + room)
 
 

@@ -43,6 +43,7 @@ def test_every_kind_as_png_and_svg(experiment: Make, tmp_path: Path) -> None:
         with Image.open(picture.png) as image:
             assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20  # not an empty page
             assert image.info["Software"] == "repr_ray"
+            assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
         assert "<svg" in picture.svg.read_text()
         assert len(picture.alt) > 40
     assert "_$x$&lt;b&gt;" in pictures["curves"].svg.read_text()
@@ -93,6 +94,7 @@ def test_a_long_grid_has_a_panel_a_scheme(tmp_path: Path) -> None:
     assert list(pictures) == ["ablation-01", "differences", "accuracy", "loss", "filters", "scores", "overlap"]
     assert "the highest is +0.8 at prune_ratio 0.4" in pictures["ablation-01"].alt
     texts = re.findall(r">([^<>]+)</text>", pictures["accuracy"].svg.read_text())
+    assert sum(text.endswith("%") for text in texts) >= 2 * 4  # both rows of panels
     assert {f"repr prune_ratio={p} s2=2" for p in (0.1, 0.4)} <= set(texts)
 
 
@@ -115,14 +117,16 @@ def test_several_blocks_and_the_limit_on_them(tmp_path: Path) -> None:
     assert "ablation-01" in pictures
 
 
+@pytest.mark.slow
 def test_several_processes_draw_the_same(tmp_path: Path) -> None:
-    schemes = {"standard": BASE[:2], "repr": BASE[:2]}
-    folders = [make_experiment(tmp_path / name, schemes, epochs=8, dataset=name) for name in ("a", "b")]
+    schemes = {"standard": BASE[:1], "repr": BASE[:1]}
+    folders = [make_experiment(tmp_path / name, schemes, epochs=6, dataset=name) for name in "abcd"]
     work = tmp_path / "work"
     work.mkdir()
     tables = store.gather(folders, work)
-    one = plots.draw(tables, compare(tables), tmp_path / "one", schemes=0, workers=1)
-    two = plots.draw(tables, compare(tables), tmp_path / "two", schemes=0, workers=2)
+    one = plots.draw(tables, compare(tables), tmp_path / "one", workers=1)
+    two = plots.draw(tables, compare(tables), tmp_path / "two", workers=2)
+    assert len(one) == 4 * 5
     assert [p.png.read_bytes() for p in one] == [p.png.read_bytes() for p in two]
     assert [p.svg.read_bytes() for p in one] == [p.svg.read_bytes() for p in two]
 
@@ -133,6 +137,15 @@ def test_unfinished_and_diverged_trials_draw(experiment: Make, tmp_path: Path) -
     make_trial(results, scheme="repr", seed=1, done=0)
     pictures = drawn(tmp_path, results)
     assert list(pictures) == ["curves", "overlap"]
+
+
+def test_equal_trials_have_no_band(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]})
+    [folder] = (results / "trials").iterdir()
+    other = make_trial(results, seed=1)
+    (other / "epochs.jsonl").write_bytes((folder / "epochs.jsonl").read_bytes())
+    _, test, *_ = figure(tmp_path, results, "curves").axes
+    assert test.get_lines()[0].get_ydata()[-1] == pytest.approx(0.7)
 
 
 def test_nothing_to_draw(experiment: Make, tmp_path: Path) -> None:
