@@ -1,0 +1,96 @@
+"""A real cluster of several raylets on this machine, started the way a user would."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from support import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+class LocalCluster:
+    """cluster/local.sh, with ports and a folder of its own."""
+
+    def __init__(self) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="rr", dir="/tmp"))  # short: Ray's sockets lie in it
+        self.folder = self.base / "c"
+        port = 20000 + os.getpid() % 900 * 10
+        self.env = os.environ | {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "LOCAL_CLUSTER": str(self.folder),
+            "LOCAL_CLUSTER_PORT": str(port),
+            "LOCAL_CLUSTER_TIMEOUT": "300",
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port + 1}",
+            "COLUMNS": "100",
+        }
+
+    def start(self, nodes: int, *options: str) -> None:
+        self.run("cluster/local.sh", "start", str(nodes), *options, check=True)
+
+    def stop(self) -> None:
+        self.run("cluster/local.sh", "stop", check=True)
+
+    def run(self, *command: str | Path, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with the cluster's addresses; output and errors together, as on a screen."""
+        done = subprocess.run(
+            [*map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=500,
+            cwd=ROOT,
+            env=self.env | env,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done
+
+    def launch(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+        """Start a launch and do not wait for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "repr_ray.launch", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=self.env,
+        )
+
+    def processes(self, title: str) -> list[int]:
+        """Process ids of the cluster's workers of this title, such as ImplicitFunc."""
+        lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        table = [line.split(maxsplit=2) for line in lines.splitlines()[1:]]
+        raylets = {pid for pid, _, args in table if f"{self.folder}/" in args and "raylet_socket_name" in args}
+        return [int(pid) for pid, parent, args in table if parent in raylets and args.startswith(f"ray::{title}")]
+
+    def kill(self, node: str) -> None:
+        """A node drops dead: its raylet and everything below it."""
+        os.killpg(int((self.folder / f"{node}.pid").read_text()), signal.SIGKILL)
+
+    def start_blind_node(self, hidden: Path) -> None:
+        """A node that sees an empty folder where the others see `hidden`; needs the right to mount."""
+        node = self.folder / "blind"
+        node.mkdir()
+        script = 'mount -t tmpfs none "$1" && shift && exec ray start --block --num-cpus=2 "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", hidden]
+        command += [f"--address={self.env['RAY_ADDRESS']}", f"--temp-dir={node}"]
+        with (self.folder / "blind.log").open("wb") as log:
+            port = int(self.env["LOCAL_CLUSTER_PORT"]) + 9
+            started = subprocess.Popen(
+                [*map(str, command), f"--dashboard-agent-listen-port={port}"],
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                start_new_session=True,
+            )
+        (self.folder / "blind.pid").write_text(str(started.pid))
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in (self.folder / "blind.log").read_text():
+            assert time.monotonic() < deadline, (self.folder / "blind.log").read_text()
+            time.sleep(0.2)

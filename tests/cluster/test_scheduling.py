@@ -1,0 +1,101 @@
+"""Sixty trials on clusters of pretended GPUs: how full the slots are, where drivers sit, what stays behind."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from repr_ray.config import ConfigError
+from repr_ray.runners import ray as runner
+
+SECONDS = 4.0
+"""How long a pretended trial takes."""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Starts a head without CPUs and a number of worker nodes; the runner joins it through RAY_ADDRESS."""
+    from ray.cluster_utils import Cluster
+
+    started: list[Any] = []
+
+    def start(nodes: int, **resources: float) -> Any:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        started.append(cluster)
+        for _ in range(nodes):
+            cluster.add_node(**resources)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        return cluster
+
+    yield start
+    for one in started:
+        one.shutdown()
+
+
+def pretend(config: dict[str, str], launch: Any) -> dict[str, Any]:
+    """Stands in for a trial: notes when and where it ran."""
+    import ray
+
+    begin = time.time()
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids()["GPU"]
+    time.sleep(SECONDS)
+    line = f"{begin} {time.time()} {context.get_node_id()} {','.join(gpus)}\n"
+    (launch.results / config["trial"]).write_text(line)
+    return {"failure": None}
+
+
+def schedule(results: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> list[tuple[float, float, str]]:
+    """Run sixty pretended trials: start, end and slot of each."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(runner, "_train_here", pretend)
+    trials = tiny(seeds=list(range(30)), resources=resources)
+    assert len(trials) == 60
+    runner.run(trials, results, lambda message: None, {})
+    rows = [(results / trial.name).read_text().split() for trial in trials]
+    return [(float(begin), float(end), f"{node} {gpu}") for begin, end, node, gpu in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "share"), [(1, 4, 1), (3, 2, 1), (8, 1, 1), (2, 1, 0.25)], ids=["1x4", "3x2", "8x1", "2x1/4"]
+)
+def test_slots_are_never_idle_for_long(
+    cluster: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: int,
+    gpus: int,
+    share: float,
+) -> None:
+    cluster(nodes, num_cpus=8, num_gpus=gpus)
+    ran = schedule(tmp_path, monkeypatch, gpus_per_worker=share)
+    slots = round(nodes * gpus / share)
+    assert len({slot for _, _, slot in ran}) == nodes * gpus
+    begins = sorted(begin for begin, _, _ in ran)
+    full, last = begins[slots - 1], begins[-1]  # from when every slot has started to when the last trial starts
+    assert last > full
+    busy = sum(max(0.0, min(end, last) - max(begin, full)) for begin, end, _ in ran)
+    idle = 1 - busy / (slots * (last - full))
+    print(f"{nodes} nodes x {gpus} GPUs at {share}: {slots} slots, idle {idle:.1%}")
+    assert -0.001 < idle < 0.05
+    for moment in begins:
+        assert sum(begin <= moment < end for begin, end, _ in ran) <= slots
+
+
+def test_too_large_a_trial_is_given_up_in_the_open(
+    cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(1, num_cpus=2, num_gpus=2)
+    said: list[dict[str, Any]] = []
+    trials = tiny(resources={"workers": 2, "gpus_per_worker": 2, "wait_minutes": 0.05})
+    with pytest.raises(ConfigError, match=r"a trial needs 4 GPUs and 2 CPUs \(2 workers\), the cluster has 2 GPUs"):
+        runner.run(trials, tmp_path, said.append, {})
+    assert said[0]["note"].startswith("waiting for resources: a trial needs 4 GPUs")
+    assert not (tmp_path / "trials").exists()
