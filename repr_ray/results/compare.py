@@ -4,7 +4,8 @@ Differences are of last-epoch test accuracy between trials of the same data, mod
 seed. The interval is Student's t over the differences (scipy.stats.ttest_1samp), p the exact two-sided
 sign-flip test (scipy.stats.permutation_test), corrected over the schemes of a block by Holm
 (statsmodels multipletests). A scheme is called better or worse only where the interval leaves out 0 and the
-corrected p is at most 0.05.
+corrected p is at most 0.05. Where there are too few pairs for the corrected exact p to get there, but six at least,
+the p of the paired t-test, corrected in the same way, takes its place, and the sentence says so.
 """
 
 import json
