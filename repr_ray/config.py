@@ -117,7 +117,17 @@ class Torchvision(Settings):
     """A network of torchvision, untrained, made for ImageNet's larger images."""
 
     kind: Literal["torchvision"]
-    name: Literal["resnet18", "resnet34", "resnet50", "vgg11_bn", "vgg16", "vgg16_bn", "densenet121"]
+    name: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnext50_32x4d",
+        "vgg11_bn",
+        "vgg16",
+        "vgg16_bn",
+        "densenet121",
+        "mobilenet_v2",
+    ]
 
     @property
     def label(self) -> str:

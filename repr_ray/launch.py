@@ -10,12 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repr_ray.config import ConfigError, load
 from repr_ray.experiment import claim, merge
+from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
 from repr_ray.training.folder import TrialFolder
 
@@ -118,15 +119,39 @@ def _check(console: "Console", trials: list[Trial]) -> None:
 
 
 def _show_plan(console: "Console", trials: list[Trial], results: Path) -> None:
+    """Every trial with its resources, and the convolutions that a network keeps whole."""
     from repr_ray.progress import plan_table
 
-    r = trials[0].resources
-    gpus = f"{r.gpus_per_worker} GPU" if r.gpus_per_worker == "auto" else f"{r.gpus_per_worker:g} GPU"
     rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
     console.print(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
+    for (label, scheme), left_out in _left_out(trials).items():
+        for layer, reason in left_out.items():
+            console.print(f"{label}, {scheme}: no filter of {layer} is dropped: {reason}", soft_wrap=True)
+    r = trials[0].resources
+    gpus = r.gpus_per_worker if r.gpus_per_worker == "auto" else f"{r.gpus_per_worker:g}"
     console.print(
-        f"\n{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {gpus}); results would go to {results}"
+        f"{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {gpus} GPU);"
+        f" results would go to {results}",
+        soft_wrap=True,
     )
+
+
+def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
+    """Per network and scheme, the layers that cannot lose filters, with the reason.
+
+    Plain stacks of convolutions lose filters anywhere; only other networks, and selections that name layers, are
+    built and traced, which is what torch is imported for.
+    """
+    traced = {
+        (t.model, t.data.name, t.settings): t
+        for t in trials
+        if isinstance(t.settings, RePrSettings) and (t.model.kind != "convnet" or t.settings.selection != Selection())
+    }
+    if not traced:
+        return {}
+    from repr_ray.training.setup import check
+
+    return {(t.model.label, t.scheme): check(t) for t in traced.values()}
 
 
 def _report(console: "Console", results: Path) -> None:

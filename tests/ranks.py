@@ -19,11 +19,11 @@ def main(job: Path, rank: int) -> None:
         trial.run_trial(one, results, torch.device("cpu"), lambda message: None, {})
     epoch = trial.run_epoch
 
-    def spoil(setup, number):
+    def spoil(setup, number, progress):
         if number == 1 and rank == 1:
             with torch.no_grad():
                 next(setup.model.parameters())[0, 0, 0, 0] += 2e-7
-        return epoch(setup, number)
+        return epoch(setup, number, progress)
 
     trial.run_epoch = spoil
     try:

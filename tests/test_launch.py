@@ -208,3 +208,15 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until, "waited too long"
         time.sleep(0.02)
+
+
+def test_a_dry_run_says_which_layers_stay_whole_and_refuses_unknown_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, model={"kind": "torchvision", "name": "mobilenet_v2"}, data={"name": "cifar10"})
+    status, out, _ = here(capsys, "--config", config, "--dry-run")
+    assert status == 0
+    assert "is dropped: it is a grouped or depthwise convolution" in out
+    status, _, err = here(capsys, "--config", config, "--dry-run", "schemes.repr.selection={exclude: [nowhere]}")
+    assert status == 2
+    assert "nowhere" in err

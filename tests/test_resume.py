@@ -31,9 +31,9 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "epoch":
     original = trial.run_epoch
-    def run_epoch(setup, epoch):
+    def run_epoch(setup, epoch, progress):
         if epoch == count: die()
-        return original(setup, epoch)
+        return original(setup, epoch, progress)
     trial.run_epoch = run_epoch
 else:
     def replace(path, target):
@@ -131,10 +131,10 @@ def test_precision_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(setup, "resolve_precision", lambda train, device: "fp32")
     epoch = trial.run_epoch
 
-    def stop(state: setup.Setup, number: int) -> object:
+    def stop(state: setup.Setup, number: int, progress: object) -> object:
         if number == 2:
             raise KeyboardInterrupt
-        return epoch(state, number)
+        return epoch(state, number, progress)
 
     monkeypatch.setattr(trial, "run_epoch", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -33,8 +33,9 @@ def run_epoch(setup: Setup, epoch: int, progress: Progress | None = None) -> tup
     trial, started = setup.trial, perf_counter()
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
     events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
+    training_started = perf_counter()
     loss, accuracy, rate = train_epoch(setup, epoch)
-    seconds = perf_counter() - started
+    training_seconds = perf_counter() - training_started
     if not math.isfinite(loss):
         raise Diverged(f"the training loss of epoch {epoch} is {loss}; lower train.optimizer.learning_rate")
     distributed.assert_same_model(setup.model, f"after epoch {epoch}")
@@ -54,7 +55,7 @@ def run_epoch(setup: Setup, epoch: int, progress: Progress | None = None) -> tup
         "test_accuracy": test[1],
         "learning_rate": rate,
         "filters_dropped": setup.scheme.filters_dropped,
-        "images_per_second": len(setup.train) / seconds,
+        "images_per_second": len(setup.train) / training_seconds,
         "seconds": perf_counter() - started,
         "layers": _layers(setup) if distributed.rank() == 0 else {},
     }

@@ -24,6 +24,9 @@ from repr_ray.training.setup import Setup, set_up
 Update = Callable[[dict[str, Any]], None]
 """Hears `{"trial", "epoch", ...}` after every epoch and `{"trial", "note"}` in between; must not block."""
 
+RANKING_EVERY = 10.0
+"""Seconds between two notes on a ranking that takes long."""
+
 
 def run_trial(
     trial: Trial, results: Path, device: torch.device, on_update: Update, provenance: dict[str, Any]
@@ -92,7 +95,7 @@ def _train(
         board = SummaryWriter(str(folder.path), purge_step=len(epochs))
 
     for epoch in range(len(epochs), trial.train.epochs):
-        row, events = run_epoch(setup, epoch)
+        row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None)
         epochs.append(row)
         cycles += [asdict(event) for event in events]
         if not lead:
@@ -137,6 +140,18 @@ def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int 
     while first > 0 and accuracies[first - 1] <= limit:
         first -= 1
     return first if len(accuracies) - first >= 3 else None
+
+
+class _Ranking:
+    """Says how far a ranking is, every `RANKING_EVERY` seconds; quick ones say nothing."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note, self.last = note, perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        if perf_counter() - self.last >= RANKING_EVERY:
+            self.last = perf_counter()
+            self.note(f"ranking: {done} of {total} filters")
 
 
 def _result(
