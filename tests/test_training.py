@@ -46,9 +46,9 @@ def test_a_trial_learns_and_leaves_everything(tmp_path: Path) -> None:
 
 
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
-    standard = tiny()[0]
-    run(tmp_path, standard)
-    [path] = TrialFolder(tmp_path, standard).path.glob("events.*")
+    trial = tiny()[1]
+    run(tmp_path, trial)
+    [path] = TrialFolder(tmp_path, trial).path.glob("events.*")
     data, steps = path.read_bytes(), {}
     while data:  # TFRecord: length (8), crc (4), payload, crc (4)
         length = int.from_bytes(data[:8], "little")
@@ -56,7 +56,11 @@ def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
         data = data[16 + length :]
         for value in event.summary.value:
             steps.setdefault(value.tag, []).append(event.step)
+            if value.HasField("image"):
+                width, height = value.image.width, value.image.height
     assert steps["test_accuracy"] == list(range(8))
+    assert steps["dropped_filters"] == [2]
+    assert (width, height) == (8 * 12, 2 * 12)
     assert {"train_loss", "filters_dropped", "overlap/conv1"} <= set(steps)
 
 

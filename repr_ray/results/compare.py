@@ -309,7 +309,7 @@ def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
         row |= {"p_holm": exact, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
         low, high = row["difference_low"], row["difference_high"]
         decisive = exact if row["p_holm_smallest"] <= LEVEL else t
-        sure = decisive <= LEVEL and (low > 0 or high < 0)
+        sure = max(decisive, row["p"]) <= LEVEL and (low > 0 or high < 0)
         row["verdict"] = "cannot tell" if not sure else "better" if low > 0 else "worse"
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
 from repr_ray import distributed
-from repr_ray.method.schemes import describe
+from repr_ray.method.schemes import LayerEvent, describe
 from repr_ray.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import Row, TrialFolder
@@ -116,7 +118,7 @@ def _train(
             }
             checkpoint.save(folder.path, epoch + 1, state)
         folder.write_rows("epochs", epochs)
-        _to_tensorboard(board, row)
+        _to_tensorboard(board, row, events)
         tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
 
     distributed.assert_same_model(setup.model, "at the end")
@@ -195,11 +197,21 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _to_tensorboard(board: SummaryWriter, row: Row) -> None:
+def _to_tensorboard(board: SummaryWriter, row: Row, events: list[LayerEvent]) -> None:
     for key, value in row.items():
         if isinstance(value, float):
             board.add_scalar(key, value, row["epoch"])
     board.add_scalar("filters_dropped", row["filters_dropped"], row["epoch"])
     for layer, state in row["layers"].items():
         board.add_scalar(f"overlap/{layer}", state["overlap"], row["epoch"])
+    if events and events[0].event == "drop":
+        board.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
     board.flush()
+
+
+def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:
+    """A picture of one drop: a row of squares per layer, black for dropped filters, grey beyond the last."""
+    picture = np.full((len(events), max(len(event.dropped) for event in events)), 128, np.uint8)
+    for line, event in zip(picture, events, strict=True):
+        line[: len(event.dropped)] = np.where(event.dropped, 0, 255)
+    return picture.repeat(pixels, axis=0).repeat(pixels, axis=1)
