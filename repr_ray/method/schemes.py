@@ -323,6 +323,10 @@ class RePr(Scheme):
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {"standard": Scheme, "repr": RePr}
 
 
+NEARLY_ALL = 0.85
+"""Share of a layer's filters from which dropping them calls for a warning."""
+
+
 def describe(events: list[LayerEvent]) -> str:
     """One line for a person: filters dropped or brought back per layer, with a warning where one is due."""
     verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
@@ -335,4 +339,7 @@ def describe(events: list[LayerEvent]) -> str:
         text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
     if total == 0:
         text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
+    nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
+    if nearly:
+        text += f"; WARNING: nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
     return text

@@ -1,6 +1,7 @@
 """RePr in a loop: what is frozen, what comes back, what is reset, what can be resumed."""
 
 import copy
+from dataclasses import replace
 
 import oracle
 import pytest
@@ -214,5 +215,8 @@ def test_a_cycle_is_described_in_one_line() -> None:
     assert describe(dropped).startswith("cycle 1: dropped 7 of 24 filters: 0 ")
     assert "brought back 7 of 24" in describe(returned) and "by the relaxed rule" in describe(returned)
     assert "\n" not in describe(dropped)
+    assert "nearly" not in describe(dropped)
+    whole = [replace(event, dropped=(1,) * 7 + (0,) if event is dropped[0] else event.dropped) for event in dropped]
+    assert f"WARNING: nearly the whole of {dropped[0].layer}" in describe(whole)
     nothing = make(prune_ratio=0.01)
     assert "WARNING: nothing was dropped" in describe(train(*nothing, 0, 3))
