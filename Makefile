@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test setup pin clean
+.PHONY: run test bench setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -14,6 +14,10 @@ test: $(READY)  ## lint, types and the whole test suite
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(READY)  ## minutes; writes benchmarks/results
+	$(VENV)/bin/python -m benchmarks.training
+	$(VENV)/bin/python -m benchmarks.startup
 
 setup: $(READY)
 
