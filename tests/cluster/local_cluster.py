@@ -1,6 +1,7 @@
 """A real cluster of several raylets on this machine, started the way a user would."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,12 +63,13 @@ class LocalCluster:
             env=self.env,
         )
 
-    def processes(self, title: str) -> list[int]:
-        """Process ids of the cluster's workers of this title, such as ImplicitFunc."""
-        lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        table = [line.split(maxsplit=2) for line in lines.splitlines()[1:]]
-        raylets = {pid for pid, _, args in table if f"{self.folder}/" in args and "raylet_socket_name" in args}
-        return [int(pid) for pid, parent, args in table if parent in raylets and args.startswith(f"ray::{title}")]
+    def processes(self, title: str) -> dict[int, str]:
+        """The cluster's worker processes of this title, such as ImplicitFunc: id and node."""
+        ps = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        table = [line.split(maxsplit=2) for line in ps.stdout.splitlines()]
+        raylet = re.compile(rf"--raylet_socket_name={self.folder}/(\w+)/")
+        nodes = {pid: found[1] for pid, _, args in table if (found := raylet.search(args))}
+        return {int(p): nodes[parent] for p, parent, a in table if parent in nodes and a.startswith(f"ray::{title}")}
 
     def kill(self, node: str) -> None:
         """A node drops dead: its raylet and everything below it."""
@@ -82,14 +84,14 @@ class LocalCluster:
         command += [f"--address={self.env['RAY_ADDRESS']}", f"--temp-dir={node}"]
         with (self.folder / "blind.log").open("wb") as log:
             port = int(self.env["LOCAL_CLUSTER_PORT"]) + 9
-            started = subprocess.Popen(
+            self.blind = subprocess.Popen(  # kept: Python warns of one that is forgotten while it runs
                 [*map(str, command), f"--dashboard-agent-listen-port={port}"],
                 stdout=log,
                 stderr=log,
                 env=self.env,
                 start_new_session=True,
             )
-        (self.folder / "blind.pid").write_text(str(started.pid))
+        (self.folder / "blind.pid").write_text(str(self.blind.pid))
         deadline = time.monotonic() + 120
         while "Ray runtime started" not in (self.folder / "blind.log").read_text():
             assert time.monotonic() < deadline, (self.folder / "blind.log").read_text()
