@@ -67,6 +67,7 @@ def test_a_launch_leaves_tables_and_a_comparison(
     assert "cycle 1: dropped 4 of 16 filters" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_workers_through_ray_train(tmp_path: Path) -> None:
     config = write_config(tmp_path, schemes={"repr": TINY["schemes"]["repr"]}, resources={"workers": 2})
     done = launch("--config", config, "--results", tmp_path)
@@ -75,6 +76,7 @@ def test_two_workers_through_ray_train(tmp_path: Path) -> None:
     assert result["workers"] == 2
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_cluster_has(tmp_path: Path) -> None:
     done = launch("--config", write_config(tmp_path), "--results", tmp_path, "resources.gpus_per_worker=1")
     assert done.returncode == 2
