@@ -1,15 +1,16 @@
 """What it costs to start a trial: in its Tune process directly, or as a Train worker group of one.
 
 python -m benchmarks.startup [--trials 3]: the same tiny trials one after the other on a fresh local cluster, each
-way. Seconds are from one trial's last line of log to the next one's, less what it trained.
+way. Seconds are from the end of one trial to the end of the next, less what it trained.
 """
 
 import argparse
 import json
 import os
 import tempfile
+from datetime import datetime
 from pathlib import Path
-from time import perf_counter
+from time import time
 
 import torch
 
@@ -41,18 +42,11 @@ def main() -> None:
     for name, function in (("in its Tune process", direct), ("Train worker group", on_ray._train_on_ranks)):
         on_ray._train_here = function
         with tempfile.TemporaryDirectory() as folder:
-            ended: list[float] = []
-            started = perf_counter()
-            on_ray.run(
-                trials,
-                Path(folder),
-                lambda message, ended=ended: ended.append(perf_counter()) if message.get("note") == "done" else None,
-                {},
-            )
-            trained = [
-                json.loads((Path(folder) / "trials" / t.name / "result.json").read_text())["wall_seconds"]
-                for t in trials
-            ]
+            started = time()
+            on_ray.run(trials, Path(folder), lambda message: None, {})
+            results = [json.loads((Path(folder) / "trials" / t.name / "result.json").read_text()) for t in trials]
+        ended = [datetime.fromisoformat(result["finished"]).timestamp() for result in results]
+        trained = [result["wall_seconds"] for result in results]
         arms.append(Arm("first trial, with Ray's start", name, [ended[0] - started - trained[0]]))
         later = [after - before - own for before, after, own in zip(ended, ended[1:], trained[1:], strict=False)]
         arms.append(Arm("every later trial", name, later))

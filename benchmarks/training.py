@@ -92,6 +92,7 @@ def _ours(trial: Trial, data: Split, precision: str, device: torch.device) -> Ca
         train=batches,
         validation=batches,
         test=batches,
+        ranking=None,
         chance=0.1,
     )
 
