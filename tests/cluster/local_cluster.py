@@ -17,10 +17,13 @@ BIN = Path(sys.executable).parent
 class LocalCluster:
     """cluster/local.sh, with ports and a folder of its own."""
 
+    count = 0
+
     def __init__(self) -> None:
+        LocalCluster.count += 1
         self.base = Path(tempfile.mkdtemp(prefix="rr", dir="/tmp"))  # short: Ray's sockets lie in it
         self.folder = self.base / "c"
-        port = 20000 + os.getpid() % 900 * 10
+        port = 20000 + os.getpid() % 225 * 40 + LocalCluster.count * 10
         self.env = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "LOCAL_CLUSTER": str(self.folder),
