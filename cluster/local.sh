@@ -38,7 +38,7 @@ start() {
         node "worker$i" $((port + 2 + i)) --address="127.0.0.1:$port" "${@:2}"
     done
     await started "$count" worker
-    await curl --silent --fail --output /dev/null "http://127.0.0.1:$dashboard/api/version"
+    await curl --silent --output /dev/null "http://127.0.0.1:$dashboard/api/version"
     echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
 }
 
