@@ -223,27 +223,27 @@ def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
 
     trial = launch.trials[config["trial"]]
     resources, gpus = trial.resources, launch.gpus
-    scratch = tempfile.mkdtemp(prefix="repr_ray-")
-    while True:
-        trainer = TorchTrainer(
-            _train_rank,
-            train_loop_config={"trial": trial, "launch": launch},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-            ),
-            run_config=ray.train.RunConfig(storage_path=scratch),
-        )
-        try:
-            launch.start(trial)
-            trainer.fit()
-            return {"failure": None}
-        except Exception as error:
-            if not _died(error):
-                return {"failure": failure(error)}
-            launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
+    with tempfile.TemporaryDirectory(prefix="repr_ray-", ignore_cleanup_errors=True) as scratch:
+        while True:
+            trainer = TorchTrainer(
+                _train_rank,
+                train_loop_config={"trial": trial, "launch": launch},
+                torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=resources.workers,
+                    use_gpu=gpus > 0,
+                    resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+                ),
+                run_config=ray.train.RunConfig(storage_path=scratch),
+            )
+            try:
+                launch.start(trial)
+                trainer.fit()
+                return {"failure": None}
+            except Exception as error:
+                if not _died(error):
+                    return {"failure": failure(error)}
+                launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
 
 
 def _died(error: Exception) -> bool:
