@@ -1,6 +1,7 @@
 """Tables, statistics and pictures from stored results: `python -m repr_ray.report RESULTS [RESULTS ...]`."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -8,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from repr_ray.remote import Folder, Remote, light, opened, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +50,7 @@ def report(
     with tempfile.TemporaryDirectory() as work:
         gathered = store.gather(paths, Path(work))
         comparison = compare(gathered, baseline)
-        comparison.notes.extend(gathered.notes)
+        comparison.notes.extend(map(shown, gathered.notes))
         claimed = published.check(comparison, known)
         failed = [failure for path in paths for failure in store.failures(path)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
@@ -60,7 +63,7 @@ def report(
                 make(target / name)
                 written.append(name)
             except FileExistsError as error:
-                comparison.notes.append(str(error))
+                comparison.notes.append(shown(error))
 
         for name in store.SCHEMAS:
             write(f"{name}.parquet", lambda path: gathered.publish(path))
@@ -85,7 +88,7 @@ def report(
             write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets))
     if console:
         tables.print_comparison(console, comparison, schemes, checked)
-        tables.print_text(console, f"written to {target}: {', '.join(written)}")
+        tables.print_text(console, f"written to {shown(target)}: {', '.join(written)}")
         if failed:
             console.print()
             tables.print_sheet(console, failures)
@@ -95,7 +98,7 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m repr_ray.report", description=__doc__)
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME")
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME or s3://...")
     parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
@@ -115,32 +118,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:  # a job log: as wide as the tables are made for
         console.width = max(console.width, 100)
+    stack = contextlib.ExitStack()
     try:
+        folders = [stack.enter_context(opened(folder, waits=())) for folder in dict.fromkeys(options.results)]
+        output = _output(options.output, folders, stack)
         while True:
+            for folder in {*folders, output}:
+                folder.pull(wanted=light)
             comparison = report(
-                options.results,
+                [folder.path for folder in folders],
                 baseline=options.baseline,
                 claims=options.claims,
                 formats=formats,
-                output=options.output,
+                output=output.path,
                 pictures=options.pictures,
                 workers=os.cpu_count() or 1,
                 console=console,
             )
+            output.push()
             if options.mlflow:
                 from repr_ray.results.mlflow import log_to_mlflow
 
-                logged = log_to_mlflow([Path(folder) for folder in options.results], options.mlflow)
+                logged = log_to_mlflow([folder.path for folder in folders], options.mlflow)
                 console.print(f"{logged} trials logged to {options.mlflow}", markup=False, soft_wrap=True)
             if options.watch is None or not comparison.unfinished:
                 return 0
             time.sleep(options.watch)
             console.clear()
-    except (ValueError, ModuleNotFoundError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(shown(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        stack.close()
+
+
+def _output(asked: str | None, folders: Sequence[Folder], stack: contextlib.ExitStack) -> Folder:
+    """Where files go when it is not said: see `report`."""
+    if asked:
+        return stack.enter_context(opened(asked, waits=()))
+    if len(folders) == 1:
+        return folders[0]
+    if isinstance(folders[0], Remote):
+        raise ValueError(
+            "--output: say where the tables of several folders go, the first of which is on object storage"
+        )
+    return Folder(folders[0].path.parent / "joined")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     assert (results / "comparison.parquet").exists()
 
 
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    results = make_experiment(tmp_path / "study", SCHEMES)
+    (results / "plots").write_text("my own")
+    (results / "report.html").mkdir()
+    notes = "\n".join(report([results]).notes)
+    assert "plots is a file" in notes
+    assert "report.html was not written by repr_ray" in notes
+    assert (results / "comparison.md").exists()
+
+
 def test_ours_are_replaced(tmp_path: Path) -> None:
     results = make_experiment(tmp_path / "study", {"standard": [0.7]})
     report([results])

@@ -77,6 +77,8 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
     """Every claim that a row of the comparison can be held against, with a verdict. See `COLUMNS`."""
     settings = comparison.trials.groupby(GROUP)["settings"].first()
     standards = dict(iter(claims[claims["scheme"] == "standard"].groupby(_NEEDED[:3])))
+    of_standard = [_partner(row, standards.get(tuple(row[key] for key in _NEEDED[:3]))) for row in records(claims)]
+    claims = claims.assign(standard=pd.Series(of_standard, claims.index, dtype=float))
     rows = []
     for ours in records(comparison.table[comparison.table["n"] > 0]):
         used = json.loads(settings[tuple(ours[key] for key in GROUP)] or "{}")
@@ -91,9 +93,8 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
             row["match"] = "approximate" if remark else "exact"
             quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
             rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"], not remark))
-            partner = _partner(claim, standards.get(tuple(claim[key] for key in _NEEDED[:3])))
-            if partner is not None and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
-                gain = round(claim["accuracy"] - partner, 6)
+            if not pd.isna(claim["standard"]) and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
+                gain = round(claim["accuracy"] - claim["standard"], 6)
                 rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"], not remark))
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -304,9 +304,13 @@ def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
         p = sign_flip(stacked) if n > 1 else np.full(len(places), 1.0 if n else np.nan)
         for place, value in zip(places, p, strict=True):
             tested[place] |= {"p": float(value), "p_exact": n <= _EXACT, "p_smallest": min(1.0, 2 / 2**n)}
-    by_t = holm([_paired_t(paired["difference"].to_numpy()) for paired in pairs])
-    for row, exact, t in zip(tested, holm([row["p"] for row in tested]), by_t, strict=True):
-        row |= {"p_holm": exact, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
+    by_flip = holm([row["p"] for row in tested])
+    for row, corrected in zip(tested, by_flip, strict=True):
+        row |= {"p_holm": corrected, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
+    by_t = by_flip
+    if any(row["p_holm_smallest"] > LEVEL for row in tested):
+        by_t = holm([_paired_t(paired["difference"].to_numpy()) for paired in pairs])
+    for row, exact, t in zip(tested, by_flip, by_t, strict=True):
         low, high = row["difference_low"], row["difference_high"]
         decisive = exact if row["p_holm_smallest"] <= LEVEL else t
         sure = max(decisive, row["p"]) <= LEVEL and (low > 0 or high < 0)

@@ -11,6 +11,8 @@ _WINDOW = 1 << 14
 
 def is_ours(path: Path) -> bool:
     """Whether a file was written by this package: its first or last 16 KiB hold the mark."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         head = file.read(_WINDOW)
         file.seek(max(0, path.stat().st_size - _WINDOW))
@@ -25,6 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not is_ours(path):
         raise FileExistsError(f"{path} was not written by {MARK}: left as it is")
+    if path.parent.is_file():
+        raise FileExistsError(f"{path.parent} is a file: {path.name} is not written")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

@@ -26,6 +26,7 @@ _PAGE = 4_800_000  # bytes of the page, of its logs
 _LOGS = 600_000
 _ROOM = 2_000  # for what is written about a picture
 _LOG = 4_000  # bytes of a log at most
+_SHOWN = ["trial", "seed", "status", "epochs", "epochs_done", "test_accuracy", "collapsed_epoch", "wall_seconds"]
 _FAILED = 20  # tracebacks shown
 
 
@@ -39,12 +40,10 @@ def write_page(
     command: str,
 ) -> None:
     """Write report.html; `command` is what makes it again."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("repr_ray.results", "data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    loader = environment.loader
-    assert loader is not None
-    css, script = (Markup(loader.get_source(environment, f"report.{end}")[0]) for end in ("css", "js"))
+    loader = jinja2.PackageLoader("repr_ray.results", "data")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    own = (loader.get_source(environment, f"report.{end}")[0] for end in ("css", "js"))
+    css, script = (Markup(text) for text in own)  # noqa: S704 - files of this package, nothing from results
     render = partial(
         environment.get_template("report.html").render,
         version=repr_ray.__version__,
@@ -53,9 +52,7 @@ def write_page(
         schemes=sheets.comparison_sheet(comparison),
         claims=sheets.claims_sheet(claims),
         failures=sheets.failures_sheet(failures),
-        tracebacks=[{"trial": f.trial, "text": _traceback(f)} for f in failures[:_FAILED]],
-        legend=sheets.LEGEND,
-        claims_legend=sheets.CLAIMS_LEGEND,
+        tracebacks=[{"trial": f.trial, "text": f.traceback} for f in failures[:_FAILED]],
         sources=[row for row in records(published.sources()) if row["source"] in set(claims["source"])],
         groups=list(_groups(tables, comparison)),
         commands=sorted(comparison.trials["command"].dropna().unique()),
@@ -83,10 +80,12 @@ def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[
 
 
 def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
-    """Every trial under its data set, model and scheme, whose config they share but for the seed."""
+    """Every trial under its data set, model and scheme, whose config they share but for the seed; failures first."""
     room = min(_LOG, _LOGS // len(comparison.trials))
     status = comparison.table.set_index(GROUP)["status"]
-    for key, rows in comparison.trials.groupby(GROUP, sort=False):
+    trials = comparison.trials.assign(well=comparison.trials["status"].isin(("done", *UNFINISHED)))
+    trials = trials.sort_values("well", kind="stable")  # groups go by their first trial
+    for key, rows in trials.groupby(GROUP, sort=False):
         first = rows.iloc[0]
         config = json.loads(first["settings"] or "{}") | {"resources": json.loads(first["resources"] or "{}")}
         yield {
@@ -95,7 +94,7 @@ def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
             "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
             "trials": [
                 {"name": row["trial"], "said": _said(row), "log": _tail(tables.sources.get(row["trial"]), room)}
-                for row in records(rows)
+                for row in records(rows[_SHOWN])
             ],
         }
 
@@ -123,13 +122,6 @@ def _tail(folder: Path | None, size: int) -> str:
         file.seek(max(0, length - size))
         text = file.read().decode("utf-8", "replace")
     return text if length <= size else text.partition("\n")[2] or text
-
-
-def _traceback(failure: Failure) -> str:
-    try:
-        return str(json.loads((failure.folder / "error.json").read_bytes()).get("traceback") or failure.message)
-    except (OSError, ValueError):
-        return failure.message
 
 
 def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:

@@ -10,12 +10,14 @@
 Losses are nats per image, accuracies fractions from 0 to 1, times seconds, epochs and cycles count from 0.
 """
 
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,17 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 import yaml
+from numpy.typing import NDArray
 
 import repr_ray
 from repr_ray.results.files import MARK, replacing
 
 VERSION = "1"  # of the tables' columns
 _VERSION_KEY = f"{MARK}.tables".encode()
-_BATCH = 64  # trials a Parquet row group
+_BATCH = 64  # trials read at once, and a Parquet row group at most
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_PYTHON: dict[pa.DataType, Any] = {_TEXT: str, _INT: int, _REAL: (int, float)}
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _ID = {
     "experiment": _TEXT,
@@ -83,6 +87,7 @@ _RESULT = {
     "commit": _TEXT,
     "command": _TEXT,
 }
+_KEYS = {"epochs.jsonl": ["epoch"], "cycles.jsonl": ["cycle", "event", "epoch", "layer"]}  # of a line
 _FIGURES = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy"))
 _AS_JSON = ("versions", "hardware")
 
@@ -145,7 +150,7 @@ class Failure:
     status: str
     message: str  # the first line of the real error
     epoch: int | None
-    folder: Path
+    traceback: str
 
 
 def failures(folder: Path) -> list[Failure]:
@@ -155,10 +160,16 @@ def failures(folder: Path) -> list[Failure]:
         if (path.parent / "result.json").exists():
             continue
         error = _read_json(path, [])
-        lines = str(error.get("message") or "").strip().splitlines()
-        message = lines[0] if lines else "no message was stored"
+        message = str(error.get("message") or "").strip() or "no message was stored"
+        epoch = error.get("epoch")
         found.append(
-            Failure(path.parent.name, error.get("status", "failed"), message, error.get("epoch"), path.parent)
+            Failure(
+                trial=path.parent.name,
+                status=str(error.get("status", "failed")),
+                message=message.splitlines()[0],
+                epoch=epoch if isinstance(epoch, int) else None,
+                traceback=str(error.get("traceback") or message),
+            )
         )
     return found
 
@@ -175,133 +186,177 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     baseline = None
     for folder in folders:
         experiment = _read_yaml(folder / "experiment.yaml", notes)
-        baseline = baseline or experiment.get("baseline")
-        found: list[_Trial] = [*_from_folders(folder, notes)] or [*_from_parquet(folder, notes)]
+        baseline = baseline or str(experiment.get("baseline") or "")
+        found = [*_from_folders(folder, notes)] or [*_from_parquet(folder, notes)]
         if not found:
             notes.append(_describe_foreign(folder))
-        rank = {name: place for place, name in enumerate(experiment.get("schemes") or {})}
+        schemes = experiment.get("schemes")
+        rank = {str(name): place for place, name in enumerate(schemes)} if isinstance(schemes, dict) else {}
         trials += sorted(found, key=lambda trial: _order(trial.row, rank))
     if not trials:
         raise ValueError("\n".join(notes))
     trials = _once(trials, notes)
 
-    writers = {name: pq.ParquetWriter(work / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
-    rows = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(trials), _BATCH):
-            read = list(pool.map(_read, trials[start : start + _BATCH]))
-            notes += [note for _, found in read for note in found]
-            for name, schema in SCHEMAS.items():
-                parts = [tables[name] for tables, _ in read if name in tables]
-                table = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries()
-                writers[name].write_table(table.combine_chunks())
-                if name == "trials":
-                    rows.append(table)
-    for writer in writers.values():
-        writer.close()
-    frame = pa.concat_tables(rows).to_pandas()
-    sources = {trial.row["trial"]: trial.folder for trial in trials if isinstance(trial, _TrialFolder)}
-    return Tables(work, frame, sources, notes, baseline)
+    with ExitStack() as open_files:
+        paths = {name: work / f"{name}.parquet" for name in SCHEMAS}
+        writers = {n: open_files.enter_context(pq.ParquetWriter(paths[n], schema)) for n, schema in SCHEMAS.items()}
+        for parts in _read(trials, notes):
+            for name, table in parts.items():
+                if table.num_rows:
+                    writers[name].write_table(table.unify_dictionaries().combine_chunks())
+        rows = pa.Table.from_pylist([trial.row for trial in trials], SCHEMAS["trials"])
+        writers["trials"].write_table(rows)
+    sources = {trial.row["trial"]: trial.folder for trial in trials if not trial.stored}
+    return Tables(work, rows.to_pandas(), sources, notes, baseline or None)
 
 
 @dataclass
-class _TrialFolder:
-    """A trial that is read from its folder."""
+class _Trial:
+    """A row of the trials table, and where the rest is: the trial's folder or, if `stored`, that of the tables."""
 
     folder: Path
     row: dict[str, Any]
-
-    def read(self, notes: list[str]) -> dict[str, pa.Table]:
-        row, name = self.row, self.row["trial"]
-        epochs = _read_lines(self.folder / "epochs.jsonl", _EPOCH, notes, name)
-        cycles = _read_lines(self.folder / "cycles.jsonl", _EVENT, notes, name)
-        row |= _figures(epochs)
-        if row["status"] == "waiting" and epochs.num_rows:
-            row["status"] = "running"
-        ids = {key: _repeat(row[key], epochs.num_rows) for key in _ID if key != "seed"}
-        ids["seed"] = pa.array(np.full(epochs.num_rows, row["seed"]))
-        epoch_columns = ids | {key: epochs[key] for key in _EPOCH}
-        return {
-            "trials": pa.Table.from_pylist([row], SCHEMAS["trials"]),
-            "epochs": pa.table(epoch_columns).cast(SCHEMAS["epochs"]),
-            "layers": _layers(name, epochs),
-            "cycles": _cycles(name, cycles),
-        }
+    stored: bool = False
 
 
-@dataclass
-class _StoredTrial:
-    """A trial of which only the Parquet tables are left."""
-
-    folder: Path
-    row: dict[str, Any]
-
-    def read(self, notes: list[str]) -> dict[str, pa.Table]:
-        tables = {"trials": pa.Table.from_pylist([self.row], SCHEMAS["trials"])}
-        for name in ("epochs", "layers", "cycles"):
-            path = self.folder / f"{name}.parquet"
-            if _table_version(path) == VERSION:
-                only = pc.field("trial") == self.row["trial"]
-                tables[name] = pq.read_table(path, filters=only).cast(SCHEMAS[name])
-        return tables
+_Parts = dict[str, pa.Table]  # some rows of the long tables, by table
+_Index = NDArray[np.int64]  # which trial of a batch a row is of
 
 
-_Trial = _TrialFolder | _StoredTrial
+def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_Parts]:
+    """The long tables, part by part in the order of the trials, whose own rows are completed on the way."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        for tables, run in itertools.groupby(trials, key=lambda trial: trial.folder if trial.stored else None):
+            if tables:
+                yield from _read_stored(tables, [trial.row["trial"] for trial in run])
+                continue
+            blocks = [list(block) for _, block in itertools.groupby(run, key=_network)]
+            batches = [block[k : k + _BATCH] for block in blocks for k in range(0, len(block), _BATCH)]
+            for start in range(0, len(batches), threads):
+                for parts, found in pool.map(_read_batch, batches[start : start + threads]):
+                    notes += found
+                    yield parts
 
 
-def _read(trial: _Trial) -> tuple[dict[str, pa.Table], list[str]]:
+def _network(trial: _Trial) -> tuple[str, ...]:
+    """What trials share whose epochs have the same layers, in the same order."""
+    return tuple(trial.row[key] for key in ("dataset", "model", "variant"))
+
+
+def _read_stored(folder: Path, trials: list[str]) -> Iterator[_Parts]:
+    wanted = pa.array(trials, _TEXT)
+    for name in ("epochs", "layers", "cycles"):
+        path = folder / f"{name}.parquet"
+        if not _unusable(path):
+            with pq.ParquetFile(path) as file:
+                for place in range(file.num_row_groups):
+                    table = file.read_row_group(place)
+                    found = pc.is_in(table["trial"].cast(_TEXT), value_set=wanted)
+                    yield {name: table.filter(found).cast(SCHEMAS[name])}
+
+
+def _read_batch(trials: list[_Trial]) -> tuple[_Parts, list[str]]:
+    """The long tables of trials of the same network, and notes. What is broken in one costs the others nothing."""
     notes: list[str] = []
-    return trial.read(notes), notes
+    try:
+        return _parts(trials, notes), notes
+    except (ValueError, TypeError, OSError) as error:  # those of pyarrow are among them
+        if len(trials) == 1:
+            return {}, [f"{trials[0].folder}: epochs and cycles are left out ({str(error).splitlines()[0]})"]
+    single = [_read_batch([trial]) for trial in trials]
+    parts = {
+        name: pa.concat_tables([schema.empty_table(), *(tables[name] for tables, _ in single if tables)])
+        for name, schema in SCHEMAS.items()
+        if name != "trials"
+    }
+    return parts, [note for _, found in single for note in found]
 
 
-def _from_folders(folder: Path, notes: list[str]) -> Iterator[_TrialFolder]:
+def _parts(trials: list[_Trial], notes: list[str]) -> _Parts:
+    epochs, of_epoch = _read_lines(trials, "epochs.jsonl", _EPOCH, notes)
+    events, of_event = _read_lines(trials, "cycles.jsonl", _EVENT, notes)
+    ids = {key: pa.array([trial.row[key] for trial in trials], kind) for key, kind in _ID.items()}
+    per_epoch = {key: values.take(pa.array(of_epoch)) for key, values in ids.items()}
+    parts = {
+        "epochs": pa.table(per_epoch | {key: epochs[key] for key in _EPOCH}).cast(SCHEMAS["epochs"]),
+        "layers": _layers(ids["trial"], of_epoch, epochs),
+        "cycles": _cycles(ids["trial"], of_event, events),
+    }
+    columns = {key: epochs[key].to_numpy() for key in ("epoch", *_FIGURES)}
+    ends = np.searchsorted(of_epoch, np.arange(len(trials) + 1))
+    for trial, start, end in zip(trials, ends[:-1], ends[1:], strict=True):
+        trial.row |= _figures({key: values[start:end] for key, values in columns.items()})
+        if trial.row["status"] == "waiting" and end > start:
+            trial.row["status"] = "running"
+    return parts
+
+
+def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
     for path in sorted(folder.glob("trials/*/")):
-        problem = None
         config = _read_yaml(path / "config.yaml", notes)
-        if not config:
-            problem = "no readable config.yaml"
-        elif missing := [key for key in ("dataset", "model", "scheme", "seed") if key not in config]:
-            problem = f"its config.yaml lacks {', '.join(missing)}"
-        if problem:
-            notes.append(f"{path} is not a trial ({problem}): left out")
-            continue
         result, error = _read_json(path / "result.json", notes), _read_json(path / "error.json", notes)
         row = dict.fromkeys(SCHEMAS["trials"].names) | {key: result.get(key) for key in _RESULT}
-        row |= {key: str(config[key]) for key in ("dataset", "model", "scheme")}
+        row |= {key: str(config.get(key, "")) for key in ("dataset", "model", "scheme")}
         row |= {key: str(config.get(key) or "") for key in ("experiment", "variant", "fingerprint")}
-        row |= {"trial": path.name, "seed": int(config["seed"]), "epochs": config.get("epochs")}
+        row |= {"trial": path.name, "seed": config.get("seed"), "epochs": config.get("epochs")}
         row |= {key: json.dumps(result[key], sort_keys=True) for key in _AS_JSON if key in result}
         row |= {
             key: json.dumps(config.get(key) or {}, sort_keys=True, default=str) for key in ("settings", "resources")
         }
-        row["status"] = "done" if result else error.get("status", "failed") if error else "waiting"
+        row["status"] = "done" if result else str(error.get("status", "failed")) if error else "waiting"
         if error and not result:
             row["message"] = str(error.get("message") or "").strip()
-        yield _TrialFolder(path, row)
+        if problem := _problem(config, result, row):
+            notes.append(f"{path} is not a trial ({problem}): left out")
+        else:
+            yield _Trial(path, row)
 
 
-def _from_parquet(folder: Path, notes: list[str]) -> Iterator[_StoredTrial]:
+def _problem(config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:
+    """What keeps a folder from being a trial, empty where nothing does."""
+    if not config:
+        return "no readable config.yaml"
+    if missing := [key for key in ("dataset", "model", "scheme", "seed") if config.get(key) is None]:
+        return f"its config.yaml lacks {', '.join(missing)}"
+    settings = config.get("settings") or {}
+    blocks = [("settings", settings), ("resources", config.get("resources"))]
+    blocks += [(key, settings.get(key)) for key in ("data", "scheme") if isinstance(settings, dict)]
+    blocks += [(key, result.get(key)) for key in _AS_JSON]
+    if wrong := [f"{key}={value!r} is no mapping" for key, value in blocks if not isinstance(value or {}, dict)]:
+        return wrong[0]
+    for column in SCHEMAS["trials"]:
+        value = row[column.name]
+        if value is not None and not isinstance(value, _PYTHON[column.type]):
+            return f"{column.name}={value!r} is not of type {column.type}"
+    return ""
+
+
+def _from_parquet(folder: Path, notes: list[str]) -> Iterator[_Trial]:
     path = folder / "trials.parquet"
     if not path.exists():
         return
-    for name in SCHEMAS:
-        table = folder / f"{name}.parquet"
-        if (version := _table_version(table)) != VERSION:
-            found = f"is of version {version}" if version else "is not a table of repr_ray"
-            notes.append(f"{table} {found}, this reads version {VERSION}: left out")
-    if _table_version(path) == VERSION:
-        for row in pq.read_table(path).cast(SCHEMAS["trials"]).to_pylist():
-            yield _StoredTrial(folder, row)
+    notes += [
+        f"{table} {problem}: left out" for n in SCHEMAS if (problem := _unusable(table := folder / f"{n}.parquet"))
+    ]
+    if not _unusable(path):
+        for row in pq.read_table(path).to_pylist():
+            yield _Trial(folder, row, stored=True)
 
 
-def _table_version(path: Path) -> str | None:
-    """The version of a table's columns, None where it is no table of ours."""
+def _unusable(path: Path) -> str:
+    """What keeps a file from being one of our tables, empty where nothing does."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        return "is missing"
     except (OSError, pa.ArrowInvalid):
-        return None
-    version = metadata.get(_VERSION_KEY)
-    return version.decode() if version else None
+        return f"is not a table of {MARK}"
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"").decode()
+    if version != VERSION:
+        found = f"is of version {version}" if version else f"is not a table of {MARK}"
+        return f"{found}, this reads version {VERSION}"
+    return "" if schema.equals(SCHEMAS[path.stem]) else f"has other columns than version {VERSION}"
 
 
 def _describe_foreign(folder: Path) -> str:
@@ -342,13 +397,13 @@ def _order(row: dict[str, Any], rank: dict[str, int]) -> tuple[Any, ...]:
 def _read_yaml(path: Path, notes: list[str]) -> dict[str, Any]:
     """A mapping, empty where there is none to read."""
     try:
-        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     except FileNotFoundError:
         return {}
     except (OSError, yaml.YAMLError) as error:
         notes.append(f"{path} cannot be read ({str(error).splitlines()[0]})")
         return {}
-    return content if isinstance(content, dict) else {}
+    return _mapping(content, path, notes)
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -360,34 +415,61 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         notes.append(f"{path} cannot be read ({error})")
         return {}
-    return content if isinstance(content, dict) else {}
+    return _mapping(content, path, notes)
 
 
-def _read_lines(path: Path, columns: dict[str, pa.DataType], notes: list[str], trial: str) -> pa.Table:
-    """A file of JSON lines; a line that is cut off, as of a killed trial, is left out with a note."""
+def _mapping(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:
+    if isinstance(content, dict):
+        return content
+    notes.append(f"{path} holds no mapping: left out")
+    return {}
+
+
+def _read_lines(
+    trials: list[_Trial], name: str, columns: dict[str, pa.DataType], notes: list[str]
+) -> tuple[pa.Table, _Index]:
+    """The JSON lines of some trials, and whose each is. Of a single trial what cannot be read is left out."""
     schema = pa.schema(columns)
-    content = path.read_bytes() if path.exists() else b""
-    if not content.strip():
-        return schema.empty_table()
-    options = pj.ParseOptions(explicit_schema=schema)
+    paths = [trial.folder / name for trial in trials]
+    contents = [path.read_bytes().strip() if path.exists() else b"" for path in paths]
     try:
-        table = _parse_lines(content, options)
+        table, index = _parse_lines(contents, schema)
     except pa.ArrowInvalid:
+        if len(trials) > 1:
+            raise
+        [content], trial = contents, trials[0].row["trial"]
         lines = [line for line in content.splitlines() if line.strip()]
         good = [line for line in lines if _is_object(line)]
-        notes.append(f"{trial}: {len(lines) - len(good)} of {len(lines)} lines of {path.name} cannot be read")
+        if len(good) < len(lines):  # as the last line of a killed trial
+            notes.append(f"{trial}: {len(lines) - len(good)} of {len(lines)} lines of {name} cannot be read")
         try:
-            table = _parse_lines(b"\n".join(good), options)
+            table, index = _parse_lines([b"\n".join(good)], schema)
         except pa.ArrowInvalid as error:
-            notes.append(f"{trial}: {path.name} is left out ({error})")
-            return schema.empty_table()
-    return table.filter(table["epoch"].is_valid()) if table["epoch"].null_count else table
+            notes.append(f"{trial}: {name} is left out ({error})")
+            table, index = _parse_lines([b""], schema)
+    # A line written again, as by a process that had been taken for dead, takes the place of the first.
+    keys = table.select(_KEYS[name]).to_pandas().assign(trial=index)
+    again = keys.duplicated(keep="last").to_numpy()
+    notes += [
+        f"{trials[k].row['trial']}: lines of {name} are there twice, the last counts" for k in np.unique(index[again])
+    ]
+    kept = ~again & keys["epoch"].notna().to_numpy()
+    return (table, index) if kept.all() else (table.filter(pa.array(kept)), index[kept])
 
 
-def _parse_lines(content: bytes, options: pj.ParseOptions) -> pa.Table:
+def _parse_lines(contents: list[bytes], schema: pa.Schema) -> tuple[pa.Table, _Index]:
+    counts = [content.count(b"\n") + 1 if content else 0 for content in contents]
+    index = np.repeat(np.arange(len(contents)), counts)
+    if not len(index):
+        return schema.empty_table(), index
+    joined = b"\n".join(filter(None, contents))
     # A block has to hold the longest line, and one block also keeps the inferred types in step.
-    read = pj.ReadOptions(use_threads=False, block_size=len(content) + 1)
-    return pj.read_json(pa.BufferReader(content), read, options)
+    read = pj.ReadOptions(use_threads=False, block_size=len(joined) + 1)
+    table = pj.read_json(pa.BufferReader(joined), read, pj.ParseOptions(explicit_schema=schema))
+    table.validate(full=True)  # text that is not UTF-8
+    if table.num_rows != len(index):
+        raise pa.ArrowInvalid("not one object a line")
+    return table, index
 
 
 def _is_object(line: bytes) -> bool:
@@ -397,15 +479,10 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _repeat(value: str | None, rows: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([value], _TEXT))
-
-
-def _figures(epochs: pa.Table) -> dict[str, Any]:
+def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """What the trials table says about a trial's epochs: how far it is, its last and its best figures."""
-    if not epochs.num_rows:
+    if not len(columns["epoch"]):
         return {"epochs_done": 0}
-    columns = {key: epochs[key].to_numpy() for key in ("epoch", *_FIGURES)}
     epoch, test, val = columns["epoch"], columns["test_accuracy"], columns["val_accuracy"]
     last = epoch.argmax()
     figures: dict[str, Any] = {key: float(columns[key][last]) for key in _FIGURES}
@@ -418,7 +495,7 @@ def _figures(epochs: pa.Table) -> dict[str, Any]:
     return figures
 
 
-def _layers(trial: str, epochs: pa.Table) -> pa.Table:
+def _layers(trials: pa.Array, index: _Index, epochs: pa.Table) -> pa.Table:
     """The `layers` struct of every epoch as rows: epoch by epoch, layers in the network's order."""
     schema = SCHEMAS["layers"]
     if "layers" not in epochs.column_names or not pa.types.is_struct(epochs["layers"].type):
@@ -427,11 +504,10 @@ def _layers(trial: str, epochs: pa.Table) -> pa.Table:
     names = [child.name for child in struct.type]
     columns = {key: [pc.struct_field(struct, [name, key]) for name in names] for key in schema.names[3:]}
     values = {key: np.stack([c.to_numpy(zero_copy_only=False) for c in cs], 1) for key, cs in columns.items()}
-    rows = len(struct)
-    layer = np.tile(np.arange(len(names), dtype=np.int32), rows)
+    layer = np.tile(np.arange(len(names), dtype=np.int32), len(struct))
     table = pa.table(
         {
-            "trial": _repeat(trial, rows * len(names)),
+            "trial": trials.take(pa.array(np.repeat(index, len(names)))),
             "epoch": np.repeat(epochs["epoch"].to_numpy(), len(names)),
             "layer": pa.DictionaryArray.from_arrays(layer, names),
         }
@@ -445,22 +521,18 @@ def _layers(trial: str, epochs: pa.Table) -> pa.Table:
     )
 
 
-def _cycles(trial: str, events: pa.Table) -> pa.Table:
-    """Every filter of every event as a row."""
-    dropped = [row or [] for row in events["dropped"].to_pylist()]
-    scores = events["scores"].to_pylist()
-    counts = np.array([len(row) for row in dropped], dtype=np.int64)
+def _cycles(trials: pa.Array, index: _Index, events: pa.Table) -> pa.Table:
+    """Every filter of every event as a row; without a score where an event has not one for each filter."""
+    dropped, scores = events["dropped"].combine_chunks(), events["scores"].combine_chunks()
+    counts, scored = (pc.list_value_length(c).fill_null(0).to_numpy().astype(np.int64) for c in (dropped, scores))
     event = np.repeat(np.arange(events.num_rows), counts)
-    flat = [
-        value
-        for row, mask in zip(scores, dropped, strict=True)
-        for value in (row if row and len(row) == len(mask) else [None] * len(mask))
-    ]
+    score = np.full(len(event), np.nan)
+    score[(scored == counts)[event]] = scores.filter(pa.array(scored == counts)).flatten().to_numpy(False)
     columns = {
-        "trial": _repeat(trial, len(event)),
+        "trial": trials.take(pa.array(index[event])),
         **{key: events[key].combine_chunks().take(event) for key in ("cycle", "event", "epoch", "layer")},
         "filter": (np.arange(len(event)) - np.repeat(counts.cumsum() - counts, counts)).astype(np.int32),
-        "score": pa.array(flat, pa.float32()),
-        "dropped": pa.array([bool(value) for mask in dropped for value in mask], pa.bool_()),
+        "score": pa.array(score.astype(np.float32), from_pandas=True),
+        "dropped": dropped.flatten().fill_null(0).cast(pa.bool_()),
     }
     return pa.table(columns).select(SCHEMAS["cycles"].names).cast(SCHEMAS["cycles"])

@@ -71,12 +71,12 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
         headings += [" · ".join(filter(None, [_heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
         cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
-    return Sheet([column for column, _ in _COLUMNS], cells, headings)
+    return Sheet([column for column, _ in _COLUMNS], cells, headings, [LEGEND])
 
 
 def claims_sheet(claims: pd.DataFrame) -> Sheet:
-    """Published beside measured, in percent; gains in points."""
-    names = ("Source", "Scheme", "Quantity", "Claimed", "Measured [95%]", "n", "Verdict", "Match")
+    """Published beside measured, in percent; gains in points; a block a source."""
+    names = ("Scheme", "Quantity", "Claimed", "Measured [95%]", "n", "Verdict", "Match")
     numbers = ("Claimed", "Measured [95%]", "n")
     remarks = list(dict.fromkeys(filter(None, claims["remark"])))
     rows, headings = [], []
@@ -86,15 +86,15 @@ def claims_sheet(claims: pd.DataFrame) -> Sheet:
         measured = bounded(row["measured"], row["measured_low"], row["measured_high"], signed=gain)
         rows.append(
             [
-                *(Cell(row[key], row[key]) for key in ("source", "scheme", "quantity")),
+                *(Cell(row[key], row[key]) for key in ("scheme", "quantity")),
                 Cell(points(row["claimed"], gain), row["claimed"]),
                 Cell(measured, row["measured"]),
                 Cell(str(row["n"]), row["n"]),
                 *(Cell(text, text) for text in (row["verdict"], match)),
             ]
         )
-        headings.append(_heading(row))
-    footnotes = [f"({place}) {remark}" for place, remark in enumerate(remarks, 1)]
+        headings.append(f"{row['source']}: {_heading(row)}")
+    footnotes = [f"({place}) {remark}" for place, remark in enumerate(remarks, 1)] + [CLAIMS_LEGEND]
     return Sheet([Column(name, number=name in numbers) for name in names], rows, headings, footnotes)
 
 
@@ -188,10 +188,12 @@ _WRAPS = 26  # the width at which a column of words is wrapped
 
 def print_sheet(console: Console, sheet: Sheet) -> None:
     """Print a sheet in the console's width; columns there is no room for follow in a second table."""
-    widths = [
-        min(max(*map(len, column.name.split()), *(len(_say(console, row[place].text)) for row in sheet.rows)), _WRAPS)
-        for place, column in enumerate(sheet.columns)
+    texts = [[_say(console, row[place].text).plain for row in sheet.rows] for place in range(len(sheet.columns))]
+    words = [
+        max(map(len, " ".join([column.name, *said]).split()))
+        for column, said in zip(sheet.columns, texts, strict=True)
     ]
+    widths = [min(max(most, *map(len, said)), _WRAPS) for most, said in zip(words, texts, strict=True)]
     left = [
         place
         for place in range(len(widths))
@@ -204,14 +206,16 @@ def print_sheet(console: Console, sheet: Sheet) -> None:
             if not sheet.columns[spare].spare or len(part) == 2:
                 break
             part.remove(spare)
-        _print_columns(console, sheet, part, widths)
+        _print_columns(console, sheet, part, widths, words)
         left = [place for place in left if place not in part]
         left = left and [0, *left]
     for footnote in sheet.footnotes:
         print_text(console, footnote, "dim")
 
 
-def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[int]) -> None:
+def _print_columns(
+    console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[int], words: Sequence[int]
+) -> None:
     for heading, rows in _blocks(sheet):
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for place in places:
@@ -220,7 +224,7 @@ def _print_columns(console: Console, sheet: Sheet, places: Sequence[int], widths
                 _say(console, column.name),
                 justify="right" if column.number else "left",
                 width=widths[place] if column.number else None,
-                min_width=min(widths[place], 10),
+                min_width=min(widths[place], words[place]),
                 overflow="fold",
             )
         for row in rows:
@@ -238,13 +242,10 @@ def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, c
         for answer in comparison.answers:
             print_text(console, f"- {answer}")
     console.print()
-    print_sheet(console, schemes)
-    print_text(console, LEGEND, "dim")
-    console.print()
-    if claims.rows:
-        print_sheet(console, claims)
-        print_text(console, CLAIMS_LEGEND, "dim")
-        console.print()
+    for sheet in (schemes, claims):
+        if sheet.rows:
+            print_sheet(console, sheet)
+            console.print()
     for note in comparison.notes[:_NOTES]:
         print_text(console, f"note: {note}")
     if len(comparison.notes) > _NOTES:
@@ -333,8 +334,9 @@ def latex_sheet(sheet: Sheet) -> str:
     """A booktabs table of the columns that fit a page; a longtable where the rows do not."""
     kept = [place for place, column in enumerate(sheet.columns) if column.spare <= 5]
     environment = "longtable" if len(sheet.rows) > 40 else "tabular"
-    layout = "l" + "".join("r" if sheet.columns[place].number else "p{9em}" for place in kept[1:])
-    lines = [rf"\begin{{{environment}}}{{{layout}}}", r"\toprule"]
+    words = r">{\raggedright\arraybackslash}p{5.5em}"
+    layout = "".join("r" if sheet.columns[place].number else words for place in kept[1:])
+    lines = [r"{\footnotesize\setlength{\tabcolsep}{2.5pt}", rf"\begin{{{environment}}}{{l{layout}}}", r"\toprule"]
     lines.append(" & ".join(latex(sheet.columns[place].name) for place in kept) + r" \\")
     for heading, rows in _blocks(sheet):
         lines.append(r"\midrule")
@@ -344,7 +346,7 @@ def latex_sheet(sheet: Sheet) -> str:
         lines += ["{}" + " & ".join(latex(row[place].text) for place in kept) + r" \\" for row in rows]
     lines += [r"\bottomrule", rf"\end{{{environment}}}"]
     lines += [rf"\par\smallskip {latex(footnote)}" for footnote in sheet.footnotes]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, r"\par}"]) + "\n"
 
 
 # Files
@@ -357,15 +359,15 @@ def write_markdown(path: Path, comparison: Comparison, sheets: Sequence[tuple[st
     if len(comparison.answers) > 1:
         parts.append("".join(f"- {markdown(answer)}\n" for answer in comparison.answers))
     parts += [f"## {title}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
-    parts += [f"{markdown(LEGEND)}\n"]
     if comparison.notes:
         parts.append("## Notes\n\n" + "".join(f"- {markdown(note)}\n" for note in comparison.notes))
     write_text(path, "\n".join(parts))
 
 
 def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]]) -> None:
-    """The sheets, to be included with `\\input` after `\\usepackage{booktabs,longtable}`."""
-    head = f"% {MARK} {repr_ray.__version__}: \\usepackage{{booktabs,longtable}}, then \\input this file\n"
+    """The sheets, to be included with `\\input`; as wide as a page with margins of an inch."""
+    packages = r"\usepackage{array,booktabs,longtable} \usepackage[margin=1in]{geometry}"
+    head = f"% {MARK} {repr_ray.__version__}: {packages}, then \\input this file\n"
     write_text(path, head + "\n\\bigskip\n\n".join(latex_sheet(sheet) for _, sheet in sheets if sheet.rows))
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,24 @@ def test_the_answer_is_on_top_and_failures_come_first(browser: Any, page: Path) 
     assert len(re.findall(r"epoch \d+ test accuracy", text)) >= 9 * 12  # the logs
 
 
+def test_trials_have_config_and_log_failures_first(browser: Any, page: Path) -> None:
+    view(browser, page)
+    section = "document.querySelector('section[aria-labelledby=trials-title]')"
+    trials = browser.execute_script(
+        f"return [...{section}.querySelectorAll(':scope > details > details')]"
+        ".map((d) => [d.querySelector('summary').textContent, d.querySelector('pre').textContent])"
+    )
+    names = [name for name, _ in trials]
+    assert names[0] == "Config"
+    assert "seed 4, out of memory" in names[1]
+    assert len([name for name in names if "seed" in name]) == 11
+    configs = [text for name, text in trials if name == "Config"]
+    assert len(configs) == 3
+    assert all("learning_rate: 0.01" in text for text in configs)
+    assert "s1: 3" in configs[0]
+    assert all("test accuracy" in text for name, text in trials if "seed" in name)
+
+
 def test_it_sorts(browser: Any, page: Path) -> None:
     view(browser, page)
     assert column(browser, "Scheme") == ["standard", "repr", EVIL]
@@ -114,6 +133,26 @@ def test_it_is_accessible_and_fits(browser: Any, page: Path, width: int, dark: b
     found = browser.execute_async_script("const done = arguments[0]; axe.run().then(done)")
     assert [(v["id"], [n["html"][:100] for n in v["nodes"][:3]]) for v in found["violations"]] == []
     assert len(found["passes"]) > 20
+
+
+def test_a_running_page_reads_itself_again(browser: Any, tmp_path: Path) -> None:
+    results = make_experiment(tmp_path / "study", {"standard": [0.7, 0.71]})
+    running = make_trial(results, scheme="repr", done=4)
+    report([results], formats=["html"], pictures=0)
+    sooner = "const wait = setInterval; window.setInterval = (act, time) => wait(act, time / 50);"
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": sooner})
+    try:
+        view(browser, results / "report.html")
+        assert "1 of 3 trials are unfinished" in browser.page_source
+        shutil.rmtree(running)
+        make_trial(results, scheme="repr")
+        report([results], formats=["html"], pictures=0)
+        deadline = time.monotonic() + 30
+        while "unfinished" in browser.page_source and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "unfinished" not in browser.page_source
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
 
 def test_a_finished_page_does_not_refresh(browser: Any, tmp_path: Path) -> None:

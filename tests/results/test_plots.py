@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 from studies import make_experiment, make_trial
 
 from repr_ray.results import plots, store
 from repr_ray.results.compare import compare
+from repr_ray.results.plots import style
+from repr_ray.results.plots.block import Block
 
 Make = Callable[..., Path]
 BASE = [0.70, 0.71, 0.72]
@@ -30,8 +31,8 @@ def figure(tmp_path: Path, results: Path, kind: str) -> Figure:
     work.mkdir()
     tables = store.gather([results], work)
     comparison = compare(tables)
-    block = plots._Block("x", comparison, comparison.table, comparison.trials, tables)
-    made = plots._KINDS[kind](block)
+    block = Block("x", comparison, comparison.table, comparison.trials, tables)
+    made = plots.KINDS[kind](block)
     assert made is not None
     return made[0]
 
@@ -63,8 +64,8 @@ def test_curves_are_means_with_phases_shaded(experiment: Make, tmp_path: Path) -
 
 
 def test_schemes_differ_in_grey_too() -> None:
-    assert len(set(map(str, plots._DASHES))) == len(plots._DASHES) == len(plots._COLOURS)
-    assert len({to_hex(colour) for colour in plots._COLOURS}) == len(plots._COLOURS)
+    for looks in (style.COLOURS, style.DASHES, style.MARKERS):
+        assert len(set(map(str, looks))) == len(style.COLOURS)
 
 
 def test_differences_show_every_seed(experiment: Make, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from studies import LAYERS, make_trial
 
 from repr_ray.results import store
@@ -93,6 +95,25 @@ def test_a_cut_off_line_costs_that_line_only(experiment: Make, tmp_path: Path) -
     assert tables.notes == [f"{folder.name}: 1 of 12 lines of epochs.jsonl cannot be read"]
 
 
+def test_a_line_written_twice_counts_once(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7], "repr": [0.7]})
+    [folder] = (results / "trials").glob("*repr*")
+    for name in ("epochs.jsonl", "cycles.jsonl"):
+        lines = (folder / name).read_text().splitlines()
+        again = json.dumps(json.loads(lines[0]) | {"train_loss": 9.0, "dropped": [0] * 8})
+        (folder / name).write_text("\n".join([*lines, again]) + "\n")
+    tables = gather(tmp_path, results)
+    assert tables.notes == [
+        f"{folder.name}: lines of {name} are there twice, the last counts"
+        for name in ("epochs.jsonl", "cycles.jsonl")
+    ]
+    epochs = tables.read("epochs", ["epoch", "train_loss"], [folder.name])
+    assert sorted(epochs["epoch"]) == list(range(12))
+    assert epochs["train_loss"].max() == 9.0
+    cycles = tables.read("cycles", ["event", "cycle", "layer", "filter"], [folder.name])
+    assert not cycles.duplicated().any()
+
+
 def test_values_that_are_not_numbers_survive(experiment: Make, tmp_path: Path) -> None:
     results = experiment({"standard": [0.7]}, validation=False)
     folder = make_trial(results, seed=1, done=3, error="loss is nan", status="diverged", validation=False)
@@ -105,7 +126,36 @@ def test_values_that_are_not_numbers_survive(experiment: Make, tmp_path: Path) -
     assert tables.trials["best_val_epoch"].isna().all()
 
 
-@pytest.mark.parametrize("content", [b"\x00\xff garbage", b"[1, 2]\n", b'{"epoch": "three"}\n'])
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("config.yaml", {"seed": "abc"}, "is not a trial (seed='abc' is not of type int64)"),
+        ("config.yaml", {"epochs": "ten"}, "is not a trial (epochs='ten' is not of type int64)"),
+        ("config.yaml", {"settings": {"scheme": "repr"}}, "is not a trial (scheme='repr' is no mapping)"),
+        ("result.json", {"wall_seconds": "long"}, "is not a trial (wall_seconds='long' is not of type double)"),
+        ("result.json", {"versions": "x"}, "is not a trial (versions='x' is no mapping)"),
+        ("epochs.jsonl", {"layers": {"a": {"overlap": "x"}}}, "epochs and cycles are left out"),
+    ],
+)
+def test_a_value_that_does_not_belong_is_named(
+    experiment: Make, tmp_path: Path, file: str, change: dict[str, Any], said: str
+) -> None:
+    results = experiment({"standard": [0.7, 0.71]})
+    path = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name) / file
+    text = path.read_text()
+    content = json.loads(text.splitlines()[0]) if file == "epochs.jsonl" else yaml.safe_load(text)
+    path.write_text(json.dumps(content | change))  # YAML holds JSON
+    tables = gather(tmp_path, results)
+    [note] = tables.notes
+    assert path.parent.name in note
+    assert said in note
+    finished = tables.trials.loc[tables.trials["epochs_done"] == 12, "test_accuracy"]
+    assert finished.tolist() == [0.7]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x00\xff garbage", b'{"epoch": 0, "phase": "f\xe9ll"}\n', b"[1, 2]\n", b'{"epoch": "three"}\n']
+)
 def test_a_file_of_something_else_is_left_out(experiment: Make, tmp_path: Path, content: bytes) -> None:
     results = experiment({"standard": [0.7, 0.71]})
     folder = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name)
@@ -158,10 +208,14 @@ def test_tables_of_another_version_are_named(experiment: Make, tmp_path: Path) -
     old = pq.read_table(other / "trials.parquet").replace_schema_metadata({"repr_ray.tables": "0"})
     pq.write_table(old, other / "trials.parquet")
     pq.write_table(pa.table({"x": [1]}), other / "epochs.parquet")
+    pq.write_table(pq.read_table(other / "layers.parquet").drop_columns(["overlap"]), other / "layers.parquet")
+    (other / "cycles.parquet").unlink()
     before = hashes(other)
     notes = "\n".join(gather(tmp_path, results, other).notes)
     assert "trials.parquet is of version 0, this reads version 1" in notes
     assert "epochs.parquet is not a table of repr_ray" in notes
+    assert "layers.parquet has other columns than version 1" in notes
+    assert "cycles.parquet is missing" in notes
     assert hashes(other) == before
 
 
@@ -183,3 +237,28 @@ def test_gathering_changes_nothing_and_is_deterministic(experiment: Make, tmp_pa
     assert hashes(one.folder).values() != []
     assert sorted(hashes(one.folder).values()) == sorted(hashes(two.folder).values())
     assert one.trials["scheme"].unique().tolist() == ["standard", "repr lr=9", "repr lr=10", "a"]
+
+
+def test_trials_of_several_networks_some_stored_some_broken(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    deep = {f"features.{k}.conv": 4 for k in (0, 2, 1)}
+    for seed in range(2):
+        make_trial(one, scheme="repr", seed=seed, accuracy=0.7, layers=deep)
+        make_trial(two, scheme="repr", seed=seed, accuracy=0.75, model="other", layers=LAYERS)
+    whole = gather(tmp_path, one, two)
+    stored = gather(tmp_path, one)
+    shutil.rmtree(one)
+    for name in store.SCHEMAS:
+        stored.publish(one / f"{name}.parquet")
+    broken = next((two / "trials").glob("*-s0-*"))
+    with (broken / "cycles.jsonl").open("a") as file:
+        file.write('{"cycle": 9, "lay')
+    again = gather(tmp_path, one, two)
+    assert again.notes == [f"{broken.name}: 1 of 13 lines of cycles.jsonl cannot be read"]
+    assert again.trials.equals(whole.trials)
+    layers = again.read("layers", ["epoch", "layer"], [again.trials["trial"].iloc[0]])
+    assert layers.loc[layers["epoch"] == 0, "layer"].tolist() == list(deep)
+    for name in ("epochs", "layers", "cycles"):
+        columns = [column for column in store.SCHEMAS[name].names if column != "trial"]
+        tables = [t.read(name, columns, t.trials["trial"]) for t in (whole, again)]
+        assert tables[0].equals(tables[1])

@@ -55,6 +55,15 @@ def test_the_terminal_table_fits(awkward: Comparison, width: int) -> None:
         assert column.name.split(",")[0].split()[0] in words, f"{column.name} is not shown"
 
 
+def test_the_terminal_shows_every_claim_whole(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.71, 0.72], "repr-inverse": [0.7, 0.71, 0.72]})
+    (tmp_path / "work").mkdir()
+    text = printed(compare(store.gather([results], tmp_path / "work")), 80)
+    table = text[text.index("Quantity") :]
+    for word in ("Claimed", "Measured", "Verdict", "Match", "approximate", "SweetWind1996:"):
+        assert word in table
+
+
 def test_a_terminal_without_unicode(awkward: Comparison) -> None:
     text = printed(awkward, 100, "ascii")
     assert "71.0 +/- 1.0" in text
@@ -98,9 +107,12 @@ def test_latex_escapes(awkward: Comparison, tmp_path: Path) -> None:
 def test_latex_compiles(awkward: Comparison, tmp_path: Path) -> None:
     sheet = tables.comparison_sheet(awkward)
     long = tables.Sheet(sheet.columns, sheet.rows * 10, sheet.headings * 10)
-    tables.write_latex(tmp_path / "c.tex", [("Schemes", sheet), ("Long", long)])
+    claimed = tables.claims_sheet(claims.check(awkward, claims.load()))
+    tables.write_latex(tmp_path / "c.tex", [("Schemes", sheet), ("Claims", claimed), ("Long", long)])
+    text = (tmp_path / "c.tex").read_text()
+    packages = text.split(": ", 1)[1].split(", then")[0]  # as the file's first line says
     (tmp_path / "main.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs,longtable}\\begin{document}\\input{c.tex}\\end{document}"
+        f"\\documentclass{{article}}{packages}\\begin{{document}}\\input{{c.tex}}\\end{{document}}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

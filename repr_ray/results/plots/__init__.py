@@ -1,0 +1,92 @@
+"""Pictures from the tables, drawn by matplotlib: `draw` makes them all.
+
+| file | picture |
+|---|---|
+| `differences.py` | differences to the baseline, paired by seed |
+| `curves.py` | accuracy and loss over epochs, together or in a panel a scheme |
+| `filters.py` | which filters are dropped in which cycle |
+| `scores.py` | how the filters' scores spread |
+| `overlap.py` | how orthogonal the filters of a layer are over time |
+| `grid.py` | what a grid of schemes shows |
+
+Each takes a `block.Block` and gives a figure in the manner of `style.py`. Accuracies are percent, epochs that train a
+sub-network have a grey band.
+"""
+
+import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from repr_ray.results.compare import BLOCK, Comparison
+from repr_ray.results.plots.block import Block
+from repr_ray.results.plots.curves import apart, together
+from repr_ray.results.plots.differences import differences
+from repr_ray.results.plots.filters import filters
+from repr_ray.results.plots.grid import ablations
+from repr_ray.results.plots.overlap import overlap
+from repr_ray.results.plots.scores import scores
+from repr_ray.results.plots.style import Maker, Picture, save, styled
+from repr_ray.results.store import Tables
+
+__all__ = ["KINDS", "Picture", "draw"]
+
+KINDS: dict[str, Maker] = {
+    "differences": differences,
+    "curves": together,
+    "accuracy": apart("accuracy"),
+    "loss": apart("loss"),
+    "filters": filters,
+    "scores": scores,
+    "overlap": overlap,
+}
+"""The pictures of a block by the names of their files."""
+
+
+def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30, workers: int = 1) -> list[Picture]:
+    """Draw ablations and differences, and what the trials did for blocks of `schemes` schemes in all, into `folder`.
+
+    A note says what is left out. Up to `workers` processes draw. Raises FileExistsError
+    where a file is not ours.
+    """
+    counts = comparison.table.groupby(BLOCK, sort=False).size().to_numpy()
+    blocks = len(counts)
+    detailed = int((counts.cumsum() <= max(schemes, counts[0] if schemes else 0)).sum())
+    if detailed < blocks:
+        comparison.notes.append(
+            f"curves, filters, scores and overlaps are drawn for {detailed} of {blocks} blocks;"
+            f" --pictures {counts.sum()} draws all"
+        )
+    draw_block = partial(_draw_block, tables, comparison, folder, detailed)
+    processes = min(workers, detailed // 2)  # to start one costs about as much as to draw a block
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            made = list(pool.map(draw_block, range(blocks)))
+    else:
+        made = [draw_block(place) for place in range(blocks)]
+    with styled():
+        studies = [
+            save(figure, folder / f"ablation-{place:02d}", title, alt)
+            for place, (figure, title, alt) in enumerate(ablations(comparison), 1)
+        ]
+    return studies + [picture for pictures in made for picture in pictures]
+
+
+def _draw_block(tables: Tables, comparison: Comparison, folder: Path, detailed: int, place: int) -> list[Picture]:
+    key, rows = list(comparison.table.groupby(BLOCK, sort=False))[place]
+    name = " · ".join(str(part) for part in key if part)
+    chosen = (comparison.trials[BLOCK] == list(key)).all(axis=1)
+    block = Block(name, comparison, rows, comparison.trials[chosen], tables)
+    prefix = "" if len(rows) == len(comparison.table) else f"{place + 1:02d}-{_slug(name)}-"
+    pictures = []
+    with styled():
+        for kind, make in KINDS.items():
+            if (kind == "differences" or place < detailed) and (made := make(block)):
+                figure, title, alt = made
+                pictures.append(save(figure, folder / f"{prefix}{kind}", f"{title}: {name}", alt))
+    return pictures
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-")

@@ -1,0 +1,158 @@
+"""Accuracy and loss over epochs, training and test side by side: means with intervals over thin lines of seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from repr_ray.results.compare import LEVEL, Array, points, records
+from repr_ray.results.plots.block import Block
+from repr_ray.results.plots.style import (
+    BLUE,
+    COLOURS,
+    DASHES,
+    MARKERS,
+    SHADE,
+    VERMILION,
+    Made,
+    Maker,
+    Panels,
+    arrange,
+    short,
+    some,
+)
+
+_TOGETHER = len(COLOURS)  # schemes that share axes; more get a panel each
+_SUB = (Patch(color=SHADE), "sub-network (S2)")
+_MARKS = 8  # markers on a line
+
+
+def together(block: Block) -> Made:
+    """Training and test, accuracy and loss, of schemes that share axes."""
+    epochs, schemes = block.epochs, block.schemes
+    if epochs.empty or len(schemes) > _TOGETHER:
+        return None
+    looks = [
+        {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
+        for colour, dashes, marker in zip(COLOURS, DASHES, MARKERS, strict=True)
+    ]
+    legend = [(Line2D([], [], **look), scheme) for look, scheme in zip(looks, schemes, strict=False)]
+    panels = Panels.make(4, 2, (4.5, 2.5), gap=(0.35, 0.5), x_label="Epoch", legend=[*legend, _SUB])
+    measures = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
+    for axis, measure in zip(panels.axes, measures, strict=True):
+        shade(axis, epochs)
+        curves = _by_scheme(epochs, measure)
+        for place, scheme in enumerate(schemes):
+            _curve(axis, curves.get(scheme), looks[place], stagger=place / len(schemes))
+        part, kind = measure.split("_")
+        axis.set_title(f"{'Training' if part == 'train' else 'Test'} {kind}")
+    for row, kind in ((panels.axes[:2], "accuracy"), (panels.axes[2:], "loss")):
+        panels.share(row, span(epochs), _scale(row, kind, epochs))
+    return panels.figure, "Accuracy and loss, mean with 95% interval and every seed", _said(block)
+
+
+def apart(kind: str) -> Maker:
+    """Training and test in a panel a scheme, where there are too many for one."""
+
+    def make(block: Block) -> Made:
+        epochs, schemes, baseline = block.epochs, block.schemes, block.comparison.baseline
+        if epochs.empty or len(schemes) <= _TOGETHER:
+            return None
+        looks = {
+            "test": {"color": VERMILION, "linestyle": "-"},
+            "training": {"color": BLUE, "linestyle": DASHES[1]},
+            f"{baseline}, test": {"color": "black", "linestyle": DASHES[2], "linewidth": 1.1},
+        }
+        legend = [(Line2D([], [], **look), name) for name, look in looks.items()]
+        panels = Panels.make(len(schemes), *arrange(len(schemes)), x_label="Epoch", legend=[*legend, _SUB])
+        train, test = _by_scheme(epochs, f"train_{kind}"), _by_scheme(epochs, f"test_{kind}")
+        for axis, scheme in zip(panels.axes, schemes, strict=True):
+            shade(axis, epochs[epochs["scheme"] == scheme])
+            of_test, of_training, of_baseline = looks.values()
+            _curve(axis, train.get(scheme), of_training)
+            _curve(axis, test.get(scheme), of_test)
+            if scheme != baseline:
+                _curve(axis, test.get(baseline), of_baseline, seeds=False)
+            axis.set_title(short(scheme))
+        panels.share(panels.axes, span(epochs), _scale(panels.axes, kind, epochs))
+        return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _said(block)
+
+    return make
+
+
+def _said(block: Block) -> str:
+    done = [row for row in records(block.table) if row["n"]]
+    figures = [f"{row['scheme']} {points(row['test_accuracy_mean'])}%" for row in done]
+    return (
+        f"Per epoch, on training and test images, of {len(block.schemes)} schemes. Mean test accuracy in the last"
+        f" epoch: {some(figures) or 'none has finished'}."
+    )
+
+
+def _by_scheme(epochs: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
+    """A row a trial, a column an epoch, by scheme."""
+    wide = epochs.dropna(subset=measure).set_index(["scheme", "trial", "epoch"])[measure].unstack("epoch")
+    return {str(scheme): rows for scheme, rows in wide.groupby("scheme", observed=True)}
+
+
+def _curve(
+    axis: Axes, rows: pd.DataFrame | None, look: dict[str, Any], seeds: bool = True, stagger: float = 0.0
+) -> None:
+    """Mean and 95% interval over the trials of a scheme, and a thin line each."""
+    if rows is None:
+        return
+    rows = rows.dropna(axis="columns", how="all")
+    x, values, colour = rows.columns.to_numpy(dtype=float), rows.to_numpy(dtype=float), look["color"]
+    if seeds and len(values) > 1:
+        lines = [np.column_stack([x, trial]) for trial in values]
+        axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.5, alpha=0.3))
+        if len(values) > 2:  # that of two is wider than any picture
+            axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
+    step = -(-len(x) // _MARKS)
+    axis.plot(x, np.nanmean(values, axis=0), markevery=(int(stagger * step), step), **look)
+
+
+def _band(values: Array) -> tuple[Array, Array]:
+    """The 95% t-interval of the mean of each column; NaN where it has fewer than two values."""
+    from scipy import stats
+
+    count = (~np.isnan(values)).sum(axis=0)
+    several = count > 1
+    mean, error = np.nanmean(values, axis=0), np.full(values.shape[1], np.nan)
+    error[several] = stats.sem(values[:, several], axis=0, nan_policy="omit")
+    error[error == 0] = np.nan  # equal values: no band
+    low, high = stats.t.interval(1 - LEVEL, np.maximum(count - 1, 1), loc=mean, scale=error)
+    return np.asarray(low), np.asarray(high)
+
+
+def shade(axis: Axes, epochs: pd.DataFrame) -> None:
+    """Grey where any of the trials trains a sub-network; epoch e is shaded from e - 1/2 to e + 1/2."""
+    sub = np.unique(epochs.loc[epochs["phase"] == "sub", "epoch"])
+    for run in np.split(sub, np.flatnonzero(np.diff(sub) > 1) + 1):
+        if len(run):
+            axis.axvspan(run[0] - 0.5, run[-1] + 0.5, color=SHADE, linewidth=0, zorder=0)
+
+
+def span(epochs: pd.DataFrame) -> tuple[float, float]:
+    """The x scale."""
+    last = float(epochs["epoch"].max())
+    return -0.5 - 0.02 * last, last + 0.5 + 0.02 * last
+
+
+def _scale(axes: Sequence[Axes], kind: str, epochs: pd.DataFrame) -> tuple[float, float]:
+    """The y scale that panels share; a few diverged epochs do not squeeze the rest."""
+    values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.0, 1.0 if kind == "accuracy" else 0.99]) if len(values) else (0.0, 1.0)
+    room = 0.05 * (high - low) or 0.01
+    axes[0].set_ylim(low - room, high + room)
+    if kind == "accuracy":
+        for axis in axes:
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+    return float(low - room), float(high + room)

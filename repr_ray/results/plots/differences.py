@@ -1,0 +1,57 @@
+"""Differences to the baseline, paired by seed."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from repr_ray.results.compare import BLOCK, points, records
+from repr_ray.results.plots.block import Block
+from repr_ray.results.plots.style import BLUE, GREY, VERMILION, Made, Panels, short, some
+
+_VERDICTS = {  # colour, marker, and what fills it
+    "better": (BLUE, ">", BLUE),
+    "worse": (VERMILION, "<", VERMILION),
+    "cannot tell": ("black", "D", "white"),
+}
+
+
+def differences(block: Block) -> Made:
+    """Every seed as a dot, mean and 95% interval above them, a row a scheme."""
+    pairs = block.comparison.pairs
+    pairs = pairs[(pairs[BLOCK] == block.table[BLOCK].iloc[0].tolist()).all(axis=1)]
+    seeds = {scheme: 100 * found.to_numpy(dtype=float) for scheme, found in pairs.groupby("scheme")["difference"]}
+    rows = [row for row in records(block.table) if row["scheme"] in seeds]
+    if not rows:
+        return None
+    base = block.comparison.baseline
+    names = [short(row["scheme"], 34) for row in rows]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    legend = [(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4), "a seed")]
+    for verdict, (colour, marker, face) in _VERDICTS.items():
+        legend.append((Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2), verdict))
+    panels = Panels.make(
+        1,
+        1,
+        (6.0, 0.5 + 0.32 * len(rows)),
+        left=0.4 + 0.07 * longest,
+        x_label=f"Test accuracy less that of {base}, percentage points",
+        legend=legend,
+    )
+    [axis] = panels.axes
+    axis.axvline(0, color="black", linewidth=0.9)
+    dots = [(value, place + 0.17) for place, row in enumerate(rows) for value in seeds[row["scheme"]]]
+    axis.plot(*np.transpose(dots), "o", color=GREY, markersize=3.5, alpha=0.8)
+    for verdict, (colour, marker, face) in _VERDICTS.items():
+        chosen = [(place - 0.12, row) for place, row in enumerate(rows) if row["verdict"] == verdict]
+        if chosen:
+            y = [height for height, _ in chosen]
+            mean, low, high = (
+                [100 * row[f"difference_{part}"] for _, row in chosen] for part in ("mean", "low", "high")
+            )
+            axis.hlines(y, low, high, color=colour, linewidth=2)
+            axis.plot(mean, y, marker, color=colour, markerfacecolor=face, markersize=6)
+    axis.set_yticks(range(len(rows)), names)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.grid(False, axis="y")
+    said = some([f"{row['scheme']} {points(row['difference_mean'], True)}" for row in rows])
+    alt = f"Difference of last-epoch test accuracy to {base}, paired by seed, in points: {said}."
+    return panels.figure, "Paired differences: every seed, mean, 95% interval", alt

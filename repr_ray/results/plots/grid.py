@@ -1,0 +1,128 @@
+"""What a grid of schemes shows: a line over one field, a heat map over two, several of them for more."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from repr_ray.results.compare import Comparison, points, records
+from repr_ray.results.plots.style import BLUE, Panels, plain, short
+
+_MAPS = 12  # heat maps in a picture
+
+_Study = list[tuple[dict[str, str], dict[str, Any]]]  # where in the grid, and its row of the comparison
+_Levels = dict[str, list[str]]
+
+
+def ablations(comparison: Comparison) -> Iterator[tuple[Figure, str, str]]:
+    """A figure, its title and its description for every scheme that was run over a grid."""
+    studies: dict[tuple[str, str, str], _Study] = {}
+    for row in records(comparison.table[~comparison.table["is_baseline"] & (comparison.table["n"] > 0)]):
+        scheme, inside = _grid_values(row["scheme"])
+        _, around = _grid_values(f"- {row['variant']}")
+        studies.setdefault((row["dataset"], row["model"], scheme), []).append((around | inside, row))
+    for (dataset, model, scheme), study in studies.items():
+        values: _Levels = {}
+        for point, _ in study:
+            for field, value in point.items():
+                values.setdefault(field, []).append(value)
+        levels = {f: sorted(set(v), key=_level) for f, v in values.items() if len(set(v)) > 1}
+        paired = all(not pd.isna(row["difference_mean"]) for _, row in study)
+        measure = "difference" if paired else "test_accuracy"
+        what = f"difference to {comparison.baseline}, points" if paired else "test accuracy, %"
+        fields = sorted(levels, key=lambda f: -len(levels[f]))
+        if not fields:
+            continue
+        title = f"{scheme} over {', '.join(fields)}: {dataset} · {model}"
+        best = max(study, key=lambda cell: cell[1][f"{measure}_mean"])
+        at = ", ".join(f"{field} {best[0].get(field)}" for field in fields)
+        signed = measure == "difference"
+        alt = f"{what} of {scheme}; the highest is {points(best[1][f'{measure}_mean'], signed)} at {at}."
+        draw_it = _line if len(fields) == 1 else _maps
+        yield draw_it(study, fields, levels, measure, what), title, alt[0].upper() + alt[1:]
+
+
+def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
+    [field] = fields
+    numbers = all(_level(level)[0] == 0 for level in levels[field])
+    # Equal steps where the levels are not numbers, or spread over more than a decade
+    even = not numbers or _level(levels[field][-1])[1] > 12 * abs(_level(levels[field][0])[1])
+    panels = Panels.make(1, 1, (5.5, 2.6), left=0.9, ticks=0.45 if even else 0.3, x_label=field)
+    [axis] = panels.axes
+    study = sorted(study, key=lambda cell: _level(cell[0].get(field, "")))
+    x = [levels[field].index(point[field]) if even else _level(point[field])[1] for point, _ in study]
+    mean, low, high = (
+        np.array([100 * row[f"{measure}_{part}"] for _, row in study]) for part in ("mean", "low", "high")
+    )
+    joined = "-" if numbers else ""
+    axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
+    if measure == "difference":
+        axis.axhline(0, color="black", linewidth=0.9)
+    if even:
+        axis.set_xticks(range(len(levels[field])), [short(level, 14) for level in levels[field]])
+    axis.set_ylabel(short(what, 34))
+    return panels.figure
+
+
+def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
+    across, down, *rest = fields
+    others = sorted(
+        {tuple(point.get(f, "") for f in rest) for point, _ in study}, key=lambda t: [_level(v) for v in t]
+    )[:_MAPS]
+    size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
+    cells = {tuple(point.get(f, "") for f in fields): row for point, row in study}
+    means = 100 * np.array([row[f"{measure}_mean"] for row in cells.values()])
+    signed = measure == "difference"
+    limit = np.abs(means).max() or 1.0
+    scale = Normalize(-limit, limit) if signed else Normalize(means.min(), means.max())
+    colours = mpl.colormaps["PuOr" if signed else "cividis"]
+    panels = Panels.make(
+        len(others),
+        max(1, int(10 // (size[0] + 1))),
+        size,
+        left=1.1,
+        ticks=0.6,
+        gap=(0.9, 0.95),
+        x_label=f"{what[0].upper()}{what[1:]}; *: better or worse, beyond chance",
+    )
+    for axis, other in zip(panels.axes, others, strict=True):
+        image = np.full((len(levels[down]), len(levels[across])), np.nan)
+        for (i, y), (j, x) in itertools.product(enumerate(levels[down]), enumerate(levels[across])):
+            if row := cells.get((x, y, *other)):
+                image[i, j] = 100 * row[f"{measure}_mean"]
+                sure = "" if row["verdict"] == "cannot tell" else "*"
+                text = points(image[i, j] / 100, signed) + sure
+                ink = "white" if _luminance(colours(scale(image[i, j]))) < 0.18 else "black"
+                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+        axis.imshow(image, aspect="auto", norm=scale, cmap=colours)
+        axis.set_xticks(range(len(levels[across])), [short(x, 8) for x in levels[across]])
+        axis.set_yticks(range(len(levels[down])), [short(y, 12) for y in levels[down]])
+        axis.set(xlabel=plain(across), ylabel=plain(down))
+        axis.grid(False)
+        axis.set_title(plain(", ".join(f"{f}={v}" for f, v in zip(rest, other, strict=True))))
+    return panels.figure
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """WCAG 2 relative luminance; at 0.18 black and white stand out about equally well."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def _grid_values(scheme: str) -> tuple[str, dict[str, str]]:
+    """`repr prune_ratio=0.5` as `repr` and its grid values; a value may hold spaces."""
+    name, *fields = re.split(r" (?=[\w.]+=)", scheme)
+    return name, dict(field.split("=", 1) for field in fields)
+
+
+def _level(value: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, value

@@ -1,0 +1,44 @@
+"""How orthogonal the filters of a layer are over time."""
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.lines import Line2D
+
+from repr_ray.results.plots.block import Block
+from repr_ray.results.plots.curves import shade, span
+from repr_ray.results.plots.style import DASHES, Made, Panels, arrange, short, spaced
+
+_LAYERS = 6  # layers drawn
+
+
+def overlap(block: Block) -> Made:
+    """Mean off-diagonal |cos| of each layer, in a panel a scheme; dark lines are the first layers."""
+    rows = block.rows("layers", ["epoch", "layer", "overlap"]).dropna(subset="overlap")
+    if rows.empty:
+        return None
+    layers = [str(name) for name in rows["layer"].unique()]
+    shown = [layers[k] for k in spaced(np.arange(len(layers)), _LAYERS)]
+    colours = [mpl.colormaps["cividis"](x) for x in np.linspace(0, 0.7, len(shown))]
+    looks = dict(zip(shown, zip(colours, DASHES, strict=False), strict=True))
+    schemes = block.drawn(rows)
+    panels = Panels.make(
+        len(schemes),
+        *arrange(len(schemes)),
+        x_label="Epoch",
+        legend=[(Line2D([], [], color=c, ls=d, linewidth=1.3), layer) for layer, (c, d) in looks.items()],
+    )
+    means = rows[rows["layer"].isin(shown)].groupby(["scheme", "layer", "epoch"], observed=True)["overlap"].mean()
+    for axis, scheme in zip(panels.axes, schemes, strict=True):
+        shade(axis, block.epochs[block.epochs["scheme"] == scheme])
+        for layer, (colour, dashes) in looks.items():
+            if (scheme, layer) in means.index:
+                line = means[scheme, layer]
+                axis.plot(line.index, line.to_numpy(), color=colour, linestyle=dashes, linewidth=1.3)
+        axis.set_title(short(scheme))
+    room = 0.05 * float(means.max() - means.min()) or 0.01
+    limits = float(means.min()) - room, float(means.max()) + room
+    panels.axes[0].set_ylim(limits)
+    panels.share(panels.axes, span(rows), limits)
+    some = f" Layers shown: {len(shown)} of {len(layers)}." if len(shown) < len(layers) else ""
+    alt = f"Mean off-diagonal absolute cosine between the filters of a layer, per epoch, mean over seeds.{some}"
+    return panels.figure, "Overlap of filters: mean off-diagonal |cos|, lower is more orthogonal", alt
