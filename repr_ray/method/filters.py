@@ -136,13 +136,19 @@ def unwrap(model: nn.Module) -> nn.Module:
     return unwrap(compiled) if isinstance(compiled, nn.Module) else model
 
 
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Subclasses of Linear are followed as linear layers, however they compute it."""
+        return isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+
+
 def map_filters(model: nn.Module) -> FilterMap:
     """Trace `model` with torch.fx and find every droppable convolution.
 
     Raises ValueError when the model cannot be traced or has no convolution to drop from.
     """
     try:
-        graph = torch.fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:
         raise ValueError(f"model: torch.fx cannot trace {type(model).__name__}: {error}") from error
     modules = dict(model.named_modules())

@@ -2,9 +2,26 @@
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repr_ray.models.init import truncated_normal_
+
+
+class FlatLinear(nn.Linear):
+    """`nn.Flatten` and `nn.Linear` in one, with the parameters that those two would have.
+
+    Maps in channels-last memory are read as they lie, in the order of the permuted weight: copying them to the
+    weight's order, and their gradient back, costs a sixth of a training step on a CPU (benchmarks/README.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """n x c x h x w -> n x classes."""
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x.flatten(1))
+        weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
 
 
 def convnet(
@@ -40,8 +57,7 @@ def convnet(
             raise ValueError(
                 f"model.depth={depth}: pooling leaves no pixel after layer {i}; use fewer layers or pool: none"
             )
-    layers["flatten"] = nn.Flatten()
-    layers["linear"] = nn.Linear(width * image_size * image_size, classes)
+    layers["linear"] = FlatLinear(width * image_size * image_size, classes)
     model = nn.Sequential(layers)
     if init == "truncated_normal":
         truncated_normal_(model)

@@ -35,7 +35,7 @@ def test_the_readmes_lines() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     names = {"model": model, "optimizer": optimizer, "loader": batches(1), "F": F}
     before = checksum(model)
-    exec(block[1], names)
+    exec(block[1], names)  # noqa: S102 - the README
     assert names["repr_"].epoch == 99 and names["repr_"].cycle == 3
     assert checksum(model) != before and all(t.isfinite().all() for t in tensors(model).values())
 

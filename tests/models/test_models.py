@@ -8,6 +8,8 @@ from torch import nn
 
 from repr_ray.config import ConfigError, Model, load, validate
 from repr_ray.models import build
+from repr_ray.models.convnet import FlatLinear
+from repr_ray.models.resnet import Pad
 
 settings_of = TypeAdapter(Model).validate_python
 
@@ -152,3 +154,26 @@ def test_labels_tell_networks_apart() -> None:
         )
     }
     assert len(labels) == 11 and {"convnet-3x32", "resnet20", "densenet-40-12"} <= labels
+
+
+def test_flat_linear_is_flatten_and_linear() -> None:
+    """In any memory order of the maps; their gradient comes back in the order they came in."""
+    flat, linear = FlatLinear(6 * 4 * 5, 3), nn.Linear(6 * 4 * 5, 3)
+    linear.load_state_dict(flat.state_dict())
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 6, 4, 5).to(memory_format=order).requires_grad_()
+        ours, plain = flat(x), linear(x.flatten(1))
+        torch.testing.assert_close(ours, plain)
+        gradients = torch.autograd.grad(ours.square().sum(), (x, flat.weight))
+        torch.testing.assert_close(gradients, torch.autograd.grad(plain.square().sum(), (x, linear.weight)))
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shortcut_a_takes_every_second_pixel_and_keeps_the_order_of_memory() -> None:
+    x = torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    out = Pad(stride=2, more=3)(x)
+    assert torch.equal(out[:, 1:5], x[:, :, ::2, ::2])
+    assert not out[:, :1].any() and not out[:, 5:].any()
+    gradient = torch.autograd.grad(out.sum(), x)[0]
+    assert gradient[:, :, ::2, ::2].all() and gradient.sum() == out[:, 1:5].numel()
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
