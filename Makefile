@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test bench setup pin clean
+.PHONY: run test bench bench-gpu setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -15,9 +15,14 @@ test: $(READY)  ## lint, types and the whole test suite
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: $(READY)  ## minutes; writes benchmarks/results
-	$(VENV)/bin/python -m benchmarks.training
-	$(VENV)/bin/python -m benchmarks.startup
+bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
+	for name in training startup makespan ddp growth compact numerics; do \
+		$(VENV)/bin/python -m benchmarks.$$name || exit; \
+	done
+
+bench-gpu: $(READY)  ## the same questions on a CUDA device
+	$(VENV)/bin/python -m benchmarks.training --device cuda --images 51200
+	$(VENV)/bin/python -m benchmarks.numerics --device cuda
 
 setup: $(READY)
 

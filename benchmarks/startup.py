@@ -1,57 +1,52 @@
-"""What it costs to start a trial: in its Tune process directly, or as a Train worker group of one.
+"""What it costs to start a trial: in its Tune process, as a Train worker group of one, or of two.
 
 python -m benchmarks.startup [--trials 3]: the same tiny trials one after the other on a fresh local cluster, each
-way. Seconds are from the end of one trial to the end of the next, less what it trained.
+way. Seconds are from the end of one trial to the end of the next, less what it trained, by the trials' own clocks.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from datetime import datetime
 from pathlib import Path
 from time import time
 
-import torch
-
-from benchmarks.tables import Arm, write
-from repr_ray.config import validate
+from benchmarks.tables import CPU, Arm, ratio_table, write
+from benchmarks.trials import STANDARD, results_of, trials
 from repr_ray.data.decoded import load
-from repr_ray.plan import plan
 from repr_ray.runners import ray as on_ray
+
+WAYS = {"in its Tune process": (1, on_ray._train_here), "Train worker group": (1, on_ray._train_on_ranks)}
+TWO = "Train worker group of two"
 
 
 def main() -> None:
-    """Measure both ways and write the table."""
+    """Measure each way and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=3)
     args = parser.parse_args()
-    raw = {
-        "name": "startup",
-        "seeds": list(range(args.trials + 1)),
-        "data": {"name": "digits", "train_images": 128},
-        "model": {"kind": "convnet", "depth": 1, "width": 4},
-        "train": {"epochs": 1},
-        "schemes": {"standard": {"kind": "standard"}},
-        "resources": {"concurrent": 1},
-    }
-    trials = plan(validate(raw, "benchmark"))
-    load(trials[0].data)
-    direct = on_ray._train_here
     arms = []
-    for name, function in (("in its Tune process", direct), ("Train worker group", on_ray._train_on_ranks)):
+    for name, (workers, function) in {**WAYS, TWO: (2, on_ray._train_on_ranks)}.items():
         on_ray._train_here = function
+        planned = trials(
+            {"kind": "convnet", "depth": 1, "width": 4},
+            {"name": "digits", "train_images": 128},
+            {"epochs": 1},
+            STANDARD,
+            seeds=list(range(args.trials + 1)),
+            resources={"concurrent": 1, "workers": workers},
+        )
+        load(planned[0].data)
         with tempfile.TemporaryDirectory() as folder:
             started = time()
-            on_ray.run(trials, Path(folder), lambda message: None, {})
-            results = [json.loads((Path(folder) / "trials" / t.name / "result.json").read_text()) for t in trials]
-        ended = [datetime.fromisoformat(result["finished"]).timestamp() for result in results]
-        trained = [result["wall_seconds"] for result in results]
-        arms.append(Arm("first trial, with Ray's start", name, [ended[0] - started - trained[0]]))
-        later = [after - before - own for before, after, own in zip(ended, ended[1:], trained[1:], strict=False)]
-        arms.append(Arm("every later trial", name, later))
-    on_ray._train_here = direct
-    write("startup", arms, "Train worker group", torch.device("cpu"), os.cpu_count() or 1, "seconds")
+            on_ray.run(planned, Path(folder), lambda message: None, {})
+            results = results_of(Path(folder), planned)
+        ended = [started, *(datetime.fromisoformat(result["finished"]).timestamp() for result in results)]
+        costs = [b - a - r["wall_seconds"] for a, b, r in zip(ended, ended[1:], results, strict=False)]
+        arms += [Arm("first trial, with Ray's start", name, costs[:1]), Arm("every later trial", name, costs[1:])]
+    on_ray._train_here = WAYS["in its Tune process"][1]
+    lines = ratio_table(sorted(arms, key=lambda arm: arm.setting), "Train worker group", "seconds")
+    write("startup", "What it costs to start a trial", lines, CPU, os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

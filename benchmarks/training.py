@@ -1,126 +1,105 @@
 """How fast one trial trains, beside the loop people write today and beside the machine's limit.
 
-python -m benchmarks.training [--rounds 5] [--images 6400] [--threads N]: every round runs each arm once, so that a
-drift of the machine's speed touches all of them; ratios are taken within a round. Random images: speed does not
-depend on what is in them. Prints a table and writes benchmarks/results/training-DEVICE.md.
+python -m benchmarks.training [--rounds 7] [--images 2560] [--threads N] [--models ...] [--device cuda]: every round
+runs each arm once, so that a drift of the machine's speed touches all of them; ratios are taken within a round.
 """
 
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baseline import Baseline
-from benchmarks.tables import Arm, write
-from repr_ray.config import validate
-from repr_ray.data.batches import Batches
-from repr_ray.data.sources import Split
-from repr_ray.method.schemes import Scheme
-from repr_ray.plan import Trial, plan
+from benchmarks.baseline import BaselineProcess
+from benchmarks.tables import device_named, interleaved, ratio_table, spread, write
+from benchmarks.trials import cifar_trial, random_images, set_up_on
+from repr_ray.plan import Trial
 from repr_ray.training.loop import train_epoch
-from repr_ray.training.optimizers import build_optimizer
 from repr_ray.training.setup import Setup, build_model
 
 MODELS = {
     "convnet-3x32": {"kind": "convnet"},
     "convnet-3x32, 5x5, pooled": {"kind": "convnet", "kernel": 5, "pool": "max3"},
+    "resnet20": {"kind": "resnet", "depth": 20},
 }
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
     """Measure every model and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=2560)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rng = np.random.default_rng(0)
-    data = Split(rng.integers(0, 256, (args.images, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, args.images))
-    arms: list[Arm] = []
-    for model, settings in MODELS.items():
-        trial = _trial(settings)
-        baseline = Baseline(build_model(trial), data.images, data.labels, device)
-        rates: dict[str, Callable[[], float]] = {"DataLoader loop, fp32": baseline.images_per_second}
-        for precision in ("fp32", "bf16"):
-            rates[f"repr_ray, {precision}"] = _ours(trial, data, precision, device)
-        flops = 3 * _forward_flops(trial)
-        limits = {name: _matmul_rate(dtype, device) / flops for name, dtype in _PRECISIONS.items()}
-        measured: dict[str, list[float]] = {name: [] for name in rates}
-        for rate in rates.values():
-            rate()  # warm-up: worker processes, kernel selection
-        for _ in range(args.rounds):
-            for name, rate in rates.items():
-                measured[name].append(rate())
-        arms += [Arm(model, name, values) for name, values in measured.items()]
-        arms += [Arm(model, f"limit: {name} matrix products", [value]) for name, value in limits.items()]
-    write("training", arms, "DataLoader loop, fp32", device, args.threads)
+    device = device_named(args.device)
+    split = random_images(args.images)
+    arms = []
+    for name in args.models:
+        trial = cifar_trial(MODELS[name])
+        rates = {"DataLoader loop, fp32": BaselineProcess(trial, split, device, args.threads).images_per_second}
+        for precision in PRECISIONS:
+            rates[f"repr_ray, {precision}"] = epoch_rate(set_up_on(trial, split, precision, device))
+        if device.type == "cuda":
+            graphed = replace(trial, resources=trial.resources.model_copy(update={"cuda_graph": True}))
+            rates["repr_ray, bf16, CUDA graph"] = epoch_rate(set_up_on(graphed, split, "bf16", device))
+        flops = training_flops(trial)
+        for precision, dtype in PRECISIONS.items():
+            rates[f"limit: {precision} matrix products"] = matrix_products(dtype, device, flops)
+        arms += interleaved(rates, args.rounds, name)
+    copies = [copy_bandwidth(device) / 1e9 for _ in range(args.rounds)]
+    lines = ratio_table(arms, "DataLoader loop, fp32", "images/s")
+    lines += ["", "The limit is the rate of square matrix products over the floating-point operations of an image."]
+    lines += [f"Copying memory: {spread(copies)} GB/s, read and written bytes together."]
+    write("training", "How fast one trial trains", lines, device, args.threads)
 
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _trial(model: dict[str, object]) -> Trial:
-    raw = {
-        "name": "benchmark",
-        "seeds": [0],
-        "data": {"name": "cifar10", "crop_padding": 4, "flip": True},
-        "model": model,
-        "train": {"epochs": 1, "batch_size": 128},
-        "schemes": {"standard": {"kind": "standard"}},
-    }
-    return plan(validate(raw, "benchmark"))[0]
-
-
-def _ours(trial: Trial, data: Split, precision: str, device: torch.device) -> Callable[[], float]:
-    model = build_model(trial).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(trial.train, model.parameters())
-    batches = Batches(data, np.full(3, 0.5), np.full(3, 0.25), trial.data, device)
-    setup = Setup(
-        trial=trial,
-        device=device,
-        precision=precision,
-        model=model,
-        forward=model,
-        optimizer=optimizer,
-        scheme=Scheme(model, optimizer, epochs=1),
-        train=batches,
-        validation=batches,
-        test=batches,
-        ranking=None,
-        chance=0.1,
-    )
+def epoch_rate(setup: Setup) -> Callable[[], float]:
+    """Trains an epoch at each call: images per second, with augmentation and metrics."""
 
     def rate() -> float:
         started = perf_counter()
         train_epoch(setup, 0)
-        return len(batches) / (perf_counter() - started)
+        return len(setup.train) / (perf_counter() - started)
 
     return rate
 
 
-def _forward_flops(trial: Trial) -> float:
-    """Floating-point operations of one image's forward pass."""
+def training_flops(trial: Trial) -> float:
+    """Floating-point operations of one image's forward and backward pass."""
     model = build_model(trial)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 32, 32))
-    return float(counter.get_total_flops())
+    return 3.0 * counter.get_total_flops()
 
 
-def _matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """Best of ten: floating-point operations per second of a square matrix product."""
+def matrix_products(dtype: torch.dtype, device: torch.device, flops: float, size: int = 2048) -> Callable[[], float]:
+    """The best of three square matrix products at each call: how often `flops` operations are done in a second."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        started = perf_counter()
-        (a @ b)[0, 0].item()
-        best = max(best, 2 * size**3 / (perf_counter() - started))
-    return best
+
+    def rate() -> float:
+        return 2 * size**3 / flops / min(_seconds(lambda: (a @ b)[0, 0].item()) for _ in range(3))
+
+    return rate
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 256) -> float:
+    """Bytes read and written a second by copying a tensor, the best of three."""
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2 * (megabytes << 20) / min(_seconds(lambda: target.copy_(source)[0].item()) for _ in range(4))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started = perf_counter()
+    function()
+    return perf_counter() - started
 
 
 if __name__ == "__main__":

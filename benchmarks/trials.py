@@ -1,0 +1,92 @@
+"""Trials to measure: settings, random images, a set-up that needs no data set, and what trials said of themselves."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from repr_ray.config import validate
+from repr_ray.data.batches import Batches
+from repr_ray.data.sources import Split
+from repr_ray.plan import Trial, plan
+from repr_ray.training.optimizers import build_optimizer
+from repr_ray.training.setup import SCHEMES, Setup, build_model, keep_freed_memory
+
+STANDARD = {"standard": {"kind": "standard"}}
+
+
+def trials(
+    model: dict[str, Any], data: dict[str, Any], train: dict[str, Any], schemes: dict[str, Any], **blocks: Any
+) -> list[Trial]:
+    """The trials of an experiment given as blocks; one seed unless `seeds` says otherwise."""
+    raw = {"name": "benchmark", "seeds": [0], "model": model, "data": data, "train": train, "schemes": schemes}
+    return plan(validate(raw | blocks, "benchmark"))
+
+
+def cifar_trial(model: dict[str, Any], scheme: dict[str, Any] | None = None, **train: Any) -> Trial:
+    """One trial on augmented CIFAR-10, batch 128."""
+    data = {"name": "cifar10", "crop_padding": 4, "flip": True}
+    schemes = {"scheme": scheme or {"kind": "standard"}}
+    return trials(model, data, {"epochs": 1, "batch_size": 128, **train}, schemes, baseline="scheme")[0]
+
+
+def random_images(count: int) -> Split:
+    """Pictures of CIFAR's size: speed does not depend on what is in them."""
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, count))
+
+
+def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) -> Setup:
+    """`repr_ray.training.setup.set_up` on images of our own, with the threads that are set."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(trial.seed)
+    model = build_model(trial).to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(trial.train, model.parameters())
+    batches = Batches(split, np.full(3, 0.5), np.full(3, 0.25), trial.data, device)
+    return Setup(
+        trial=trial,
+        device=device,
+        precision=precision,
+        model=model,
+        forward=model,
+        optimizer=optimizer,
+        scheme=SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs),
+        train=batches,
+        validation=batches,
+        test=batches,
+        ranking=None,
+        chance=0.1,
+    )
+
+
+def write_random_cifar(folder: Path, train: int, test: int) -> None:
+    """A CIFAR-10 of random images, as Parquet in the Hugging Face layout."""
+    for name, count in (("train", train), ("test", test)):
+        split = random_images(count)
+        rows = {"img": [{"bytes": _png(image)} for image in split.images], "label": split.labels}
+        pq.write_table(pa.table(rows), folder / f"{name}-00000-of-00001.parquet")
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def results_of(folder: Path, planned: Sequence[Trial]) -> list[dict[str, Any]]:
+    """result.json of every trial, in order."""
+    return [json.loads((folder / "trials" / trial.name / "result.json").read_text()) for trial in planned]
+
+
+def epochs_of(folder: Path, trial: Trial) -> list[dict[str, Any]]:
+    """The rows of a trial's `epochs` table."""
+    lines = (folder / "trials" / trial.name / "epochs.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
