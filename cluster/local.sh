@@ -2,9 +2,12 @@
 # A Ray cluster of several nodes on this machine: try `ray job submit` here before you pay for a real one.
 #   cluster/local.sh start [NODES [OPTION...]]   a head that trains nothing and NODES workers (default 1), each
 #                                                started with OPTIONs of `ray start`, such as --num-cpus=2
+#   cluster/local.sh add [OPTION...]             one more worker, as after a loss
 #   cluster/local.sh stop
-# Ports and folder are its own: `ray.init()` and `ray stop` elsewhere on the machine do not meet it.
+# Ports and folder are its own: `ray.init()` elsewhere on the machine does not meet it. Several nodes make Ray listen
+# on every network, loopback or not: they ask for the token of ~/.ray/auth_token, unless RAY_AUTH_MODE=disabled.
 set -euo pipefail
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 
 folder=${LOCAL_CLUSTER:-/tmp/repr_ray_cluster}
 port=${LOCAL_CLUSTER_PORT:-26379}
@@ -28,9 +31,17 @@ started() { # COUNT NAME: whether that many nodes of this name are up
     (($(grep -ls "Ray runtime started" "$folder/$2"*.log | wc -l) == $1))
 }
 
+add() {
+    local number=1 && while [[ -e $folder/worker$number ]]; do number=$((number + 1)); done
+    node "worker$number" $((port + 2 + number)) --address="127.0.0.1:$port" "$@"
+    await started 1 "worker$number"
+}
+
 start() {
     local count=${1:-1}
     [[ ! -e $folder ]] || { echo "$folder exists: cluster/local.sh stop first, or set LOCAL_CLUSTER" >&2; exit 1; }
+    [[ $RAY_AUTH_MODE == disabled || -n ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} ]] ||
+        ray get-auth-token --generate >/dev/null 2>&1
     node head $((port + 2)) --head --port="$port" --num-cpus=0 --num-gpus=0 \
         --dashboard-host=127.0.0.1 --dashboard-port="$dashboard"
     await started 1 head
@@ -39,7 +50,7 @@ start() {
     done
     await started "$count" worker
     await curl --silent --output /dev/null "http://127.0.0.1:$dashboard/api/version"
-    echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
+    echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
 }
 
 stop() {
@@ -51,6 +62,7 @@ stop() {
 
 case ${1:-} in
     start) start "${@:2}" ;;
+    add) add "${@:2}" ;;
     stop) stop ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

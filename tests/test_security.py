@@ -1,0 +1,203 @@
+"""Names stay names: nothing in a config leaves the results folder or runs; nothing read from storage runs either."""
+
+import ast
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import ROOT, TINY, results_of, tiny, write_config
+
+from repr_ray.config import ConfigError, load, validate
+from repr_ray.launch import main
+from repr_ray.plan import plan
+from repr_ray.training.folder import TrialFolder
+
+PACKAGE = sorted((ROOT / "repr_ray").rglob("*.py"))
+
+NASTY = {
+    "up": "../../x",
+    "absolute": "/etc/passwd",
+    "home": "~root/x",
+    "command": "$(touch pwned)",
+    "backticks": "`touch pwned`",
+    "statement": "; touch pwned #",
+    "long": "x" * 300,
+    "long and wide": "é" * 300,
+    "emoji": "🦊 fox",
+    "option": "-rf",
+    "dots": "..",
+    "reserved": "CON",
+    "markup": "[/red] [bold]",
+    "script": "<script>alert(1)</script>",
+}
+CONTROL = {"zero": "a\0b", "line": "a\nb", "escape": "\x1b[31m", "nothing": ""}
+STANDARD = {"kind": "standard"}
+
+
+def calls(tree: ast.AST, *names: str) -> list[ast.Call]:
+    """Calls of functions by their last names."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [c for c in found if (c.func.attr if isinstance(c.func, ast.Attribute) else ast.unparse(c.func)) in names]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_from_storage_or_a_config_is_run(path: Path) -> None:
+    """No pickle, no YAML tags, no shell; checkpoints are weights only."""
+    tree = ast.parse(path.read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in modules} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not calls(tree, "system", "popen", "read_pickle", "unsafe_load", "full_load")
+    assert not {ast.unparse(call.func) for call in calls(tree, "eval", "exec")} & {"eval", "exec"}
+    for call in calls(tree, "load"):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        called = ast.unparse(call.func)
+        if called == "torch.load":
+            assert keywords.get("weights_only") == "True"
+        if called in ("np.load", "numpy.load"):
+            assert "allow_pickle" not in keywords
+        if called == "yaml.load":
+            assert ast.unparse(call.args[1]) == "getattr(yaml, 'CSafeLoader', yaml.SafeLoader)"
+    for call in calls(tree, "run", "Popen", "call", "check_call", "check_output"):
+        assert "shell" not in {keyword.arg for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_a_scheme_of_any_name_stays_in_the_results_folder(tmp_path: Path, name: str) -> None:
+    trials = tiny(
+        schemes={name: STANDARD}, grid={"schemes." + name + ".kind": ["standard"]} if "." not in name else {}
+    )
+    for trial in trials:
+        folder = TrialFolder(tmp_path / "tiny", trial)
+        folder.announce()
+        assert folder.path.parent.resolve() == tmp_path / "tiny" / "trials"
+        assert len(folder.path.name.encode()) <= 200
+        assert trial.name.startswith("convnet-2x8-digits-")
+        assert trial.name.endswith(f"-s0-{trial.fingerprint}")
+        assert yaml.safe_load((folder.path / "config.yaml").read_text())["scheme"] == trial.scheme
+
+
+def test_grid_values_stay_in_the_results_folder(tmp_path: Path) -> None:
+    layers = [[name] for name in NASTY.values()]
+    for trial in tiny(grid={"schemes.repr.selection.exclude": layers}):
+        assert (tmp_path / trial.name).resolve().parent == tmp_path
+        assert len(trial.name.encode()) <= 200
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_an_experiment_of_a_nasty_name_is_refused(name: str) -> None:
+    if name == "CON":  # a file like any other here
+        assert validate(TINY | {"name": name}, "x").name == name
+        return
+    with pytest.raises(ConfigError) as caught:
+        validate(TINY | {"name": name}, "x.yaml")
+    assert str(caught.value).startswith("x.yaml: name=")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_a_source_of_any_name_is_only_looked_for(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = TINY["data"] | {"name": "cifar10", "source": name}
+    assert (
+        main(["--config", str(write_config(tmp_path, data=data)), "--results", str(tmp_path), "--runner=local"]) == 2
+    )
+    error = capsys.readouterr().err
+    assert "data.source" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("schemes", [["a/b", "a-b"], ["repr", "REPR"], ["x" * 300, "x" * 301]])
+def test_two_schemes_of_one_folder_are_refused(schemes: list[str]) -> None:
+    with pytest.raises(ConfigError, match="have the same settings and one folder") as caught:
+        tiny(schemes=dict.fromkeys(schemes, STANDARD) | {"standard": STANDARD, "repr": STANDARD})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_long_names_stay_apart_by_their_settings() -> None:
+    a, b = {"kind": "repr", "s1": 2, "s2": 2}, {"kind": "repr", "s1": 2, "s2": 1}
+    assert len({trial.name for trial in tiny(schemes={"x" * 300: a, "x" * 301: b})}) == 4
+
+
+@pytest.mark.parametrize("name", CONTROL.values(), ids=CONTROL)
+def test_control_characters_are_refused(name: str) -> None:
+    for changes, field in (
+        ({"name": name}, "name="),
+        ({"schemes": {name: STANDARD}}, "schemes: "),
+        ({"data": TINY["data"] | {"source": name}}, "data.source="),
+    ):
+        if (name, field) == ("", "data.source="):  # the folder it is typed in
+            continue
+        with pytest.raises(ConfigError) as caught:
+            validate(TINY | changes, "x.yaml")
+        assert str(caught.value).startswith(f"x.yaml: {field}")
+        assert str(caught.value).isprintable()
+
+
+def test_results_that_cannot_be_a_folder_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = str(tmp_path / ("x" * 300))
+    arguments = ["--config", str(write_config(tmp_path)), "--runner", "local", "--results", where]
+    for extra in ([], ["--dry-run"]):
+        assert main([*arguments, *extra]) == 2
+        error = capsys.readouterr().err
+        assert "--results" in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_nasty_names_train_and_report_and_leave_nothing_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "deep" / "down" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    raw: dict[str, Any] = TINY | {"schemes": dict.fromkeys(["standard", *NASTY.values()], STANDARD)}
+    raw["train"] = TINY["train"] | {"epochs": 1}
+    config = here / "nasty.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    assert plan(load(config))
+    assert main(["--config", "nasty.yaml", "--dry-run"]) == 0
+    assert main(["--config", "nasty.yaml", "--runner", "local"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert sorted(path.name for path in here.iterdir()) == ["nasty.yaml", "results"]
+    assert [path.name for path in (here / "results").iterdir()] == ["tiny"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir() and path in here.parents) == [
+        "deep",
+        "down",
+    ]
+    assert len(results_of(here / "results" / "tiny")) == len(raw["schemes"])
+    page = (here / "results" / "tiny" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert json.dumps("<script>alert(1)</script>") not in page
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process and those that it started accept connections."""
+    import ray  # noqa: F401 - brings psutil
+    from psutil import CONN_LISTEN, Process
+
+    family = [Process(pid), *Process(pid).children(recursive=True)]
+    return {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == CONN_LISTEN}
+
+
+@pytest.mark.slow
+def test_a_launch_listens_on_loopback_only(tmp_path: Path) -> None:
+    config = write_config(tmp_path, train=TINY["train"] | {"epochs": 5000})
+    command = [sys.executable, "-m", "repr_ray.launch", "--config", str(config), "--results", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launch:
+        try:
+            deadline = time.monotonic() + 180
+            while not list(tmp_path.glob("tiny/trials/*/checkpoint-*")):
+                assert time.monotonic() < deadline
+                assert launch.poll() is None
+                time.sleep(0.2)
+            assert {ip.removeprefix("::ffff:") for ip in listening(launch.pid)} == {"127.0.0.1"}
+        finally:
+            launch.send_signal(signal.SIGINT)
