@@ -38,7 +38,14 @@ class Data(Settings):
     @classmethod
     def _absolute(cls, source: str) -> str:
         """Workers have other working directories."""
-        return source if source == "torchvision" or "://" in source else str(Path(source).expanduser().resolve())
+        if not source.isprintable():
+            raise ValueError("a path or URL has no control characters")
+        if source == "torchvision" or "://" in source:
+            return source
+        try:
+            return str(Path(source).expanduser().resolve())
+        except (OSError, RuntimeError) as error:
+            raise ValueError(str(error)) from None
 
 
 class ConvNet(Settings):
@@ -200,7 +207,8 @@ class Resources(Settings):
 
     A trial has `workers` ranks, each with `cpus_per_worker` threads and `gpus_per_worker` GPUs (`auto`: one where
     there are any, else none). `concurrent` caps the trials that run at once. A launch gives up after `wait_minutes`
-    on a cluster that cannot hold a trial.
+    on a cluster that cannot hold a trial. `cuda_graph` records the training step of a one-worker trial on a GPU once
+    and replays it.
     """
 
     workers: Count = 1
@@ -209,12 +217,13 @@ class Resources(Settings):
     concurrent: Count | None = None
     wait_minutes: Annotated[float, Field(ge=0)] = 30.0
     checkpoint_every: Count = 1
+    cuda_graph: bool = False
 
 
 class Experiment(Settings):
     """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     data: Data
     model: Model = ConvNet()
@@ -229,6 +238,8 @@ class Experiment(Settings):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each seed once")
         for name, scheme in self.schemes.items():
+            if not name or not name.isprintable():
+                raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
             if isinstance(scheme, RePrSettings):
                 try:
                     Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles)

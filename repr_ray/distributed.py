@@ -1,11 +1,13 @@
 """Rank 0 decides, everyone receives, and a checksum proves it. Does nothing where there is one process."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -53,10 +55,18 @@ def assert_same_model(model: nn.Module, when: str) -> None:
     """Raise RanksDiffer on every rank, naming those that differ from rank 0, unless all hold the same bits."""
     if world_size() == 1:
         return
-    every: list[str] = [""] * world_size()
-    dist.all_gather_object(every, checksum(model))
+    every = of_every_rank(checksum(model))
     if odd := [str(r) for r, digest in enumerate(every) if digest != every[0]]:
         raise RanksDiffer(f"{when}: the parameters on rank {', '.join(odd)} differ from those on rank 0")
+
+
+def of_every_rank(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    every: list[Any] = [None] * world_size()
+    dist.all_gather_object(every, value)
+    return every
 
 
 def from_rank_0(value: Any) -> Any:

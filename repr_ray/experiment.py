@@ -2,28 +2,46 @@
 
 import os
 import platform
+import signal
+import sys
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
+from time import sleep
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from repr_ray.config import ConfigError, Experiment, validate
+from repr_ray.remote import Folder, Remote, StorageError, shown
 from repr_ray.storage import write_atomic
 
 FILE = "experiment.yaml"
+HOLDER = ".holder"
+
+BEAT = 10.0
+"""Seconds between two signs of life of a launch whose results are on object storage."""
+
+SILENT = 60.0
+"""Seconds after the last sign of life when another launch takes over."""
+
+SETTLE = 2.0
+"""Seconds for which a launch waits whether another one claimed the folder in the same moment."""
 
 
-def merge(folder: Path, experiment: Experiment) -> Experiment:
+def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Experiment:
     """The experiment together with the seeds and schemes that `folder` holds of it already.
 
-    Raises ConfigError when the folder holds something else.
+    Raises ConfigError when the folder, or the `storage` that it mirrors, holds something else.
     """
+    storage = storage or Folder(folder)
+    storage.pull(FILE)
     stored = read(folder)
     if stored is None:
-        if folder.exists() and any(folder.iterdir()):
+        if storage.names():
             raise ConfigError(f"{folder}: holds files but no {FILE}; choose another name=... or --results")
         return experiment
     _refuse_other(folder, stored, experiment)
@@ -36,33 +54,98 @@ def merge(folder: Path, experiment: Experiment) -> Experiment:
 
 
 @contextmanager
-def claim(folder: Path, experiment: Experiment) -> Iterator[None]:
-    """Hold `folder` for this launch and store the experiment in it.
+def claim(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Iterator[None]:
+    """Hold `folder`, or the `storage` that it mirrors, for this launch and store the experiment in it.
 
     Raises ConfigError when the folder holds something else, or another launch is at work in it.
     """
-    experiment = merge(folder, experiment)
+    storage = storage or Folder(folder)
+    experiment = merge(folder, experiment, storage)
+    with _held(storage) if isinstance(storage, Remote) else _locked(folder):
+        experiment = merge(folder, experiment, storage)  # again: now nobody else changes it
+        text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_atomic(folder / FILE, text.encode())
+        storage.push(FILE)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder of a file system, by a lock that goes with this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--results: {folder} cannot be made: {error.strerror}") from None
-    holder = folder / ".holder"
+    holder = folder / HOLDER
     try:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        who = holder.read_text() if holder.exists() else "another process"
-        raise ConfigError(f"{folder}: {who} is running this experiment; wait for it, or stop it first") from None
+        raise _refusal(folder, holder.read_text() if holder.exists() else "another process") from None
     except OSError as error:
         raise ConfigError(f"--results: {folder} cannot be written: {error.strerror}") from None
     with lock:
         try:
-            holder.write_text(f"process {os.getpid()} on {platform.node()}")
-            text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            write_atomic(folder / FILE, text.encode())
+            holder.write_text(_ourselves())
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(remote: Remote) -> Iterator[None]:
+    """Hold a folder of a storage without locks, by a file that is stored again every `BEAT` seconds.
+
+    Of launches that write it at the same time the last one has it. One that finds another's name there, because it
+    was silent for too long, is terminated.
+    """
+    ours = f"{_ourselves()} ({uuid.uuid4().hex[:8]})"
+
+    def holder() -> str:
+        try:
+            return remote.read(HOLDER).decode()
+        except FileNotFoundError:
+            return ours
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with suppress(StorageError):  # the next time, perhaps
+                if (other := holder()) != ours:
+                    print(f"{shown(remote.path)}: {other} has taken over this experiment", file=sys.stderr)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                remote.write(HOLDER, ours.encode())
+
+    try:
+        silence = remote.now() - remote.time(HOLDER)
+        if silence < SILENT and (other := holder()) != ours:
+            raise _refusal(remote.path, other, f"; after {SILENT:.0f} s without a sign of life it counts as dead")
+        for _ in range(2):  # twice: storage that cannot replace a file had better say so now
+            remote.write(HOLDER, ours.encode())
+        sleep(SETTLE)
+        if (other := holder()) != ours:
+            raise _refusal(remote.path, other)
+    except StorageError as error:
+        raise ConfigError(f"--results: {error}") from None
+    ended = Event()
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(StorageError):
+            if holder() == ours:
+                remote.delete(HOLDER)
+
+
+def _ourselves() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+def _refusal(folder: Path, holder: str, more: str = "") -> ConfigError:
+    return ConfigError(f"{folder}: {holder} is running this experiment; wait for it, or stop it first{more}")
 
 
 def read(folder: Path) -> Experiment | None:

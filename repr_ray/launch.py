@@ -4,20 +4,24 @@ Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interr
 """
 
 import argparse
+import contextlib
 import errno
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repr_ray import estimate
 from repr_ray.config import ConfigError, load
 from repr_ray.experiment import claim, merge
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
+from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
 from repr_ray.training.folder import TrialFolder
 
 if TYPE_CHECKING:
@@ -32,31 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(arguments)
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False)  # stays the terminal when Ray's output is muted
+    console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
     try:
-        experiment = load(args.config, args.overrides)
-        trials = plan(experiment)
-        results = Path(args.results).resolve() / experiment.name
-        if args.dry_run:
-            _show_plan(console, trials, results)
-            return 0
-        merge(results, experiment)
-        pending = [trial for trial in trials if not TrialFolder(results, trial).done]
-        if pending:
-            console.print(f"{len(pending)} of {len(trials)} trials to run, results in {results}", soft_wrap=True)
-            _check(console, pending)
-        with claim(results, experiment):
-            if pending:
-                command = shlex.join([*_COMMAND, *arguments])
-                _run(console, trials, pending, results, args.runner, command)
-            else:
-                console.print(f"all {len(trials)} trials are done already, results in {results}", soft_wrap=True)
-            _report(console, results)
-        return 0 if all(TrialFolder(results, trial).done for trial in trials) else 1
+        return _launch(console, args, arguments)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(shown(error), file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"{error}\nthe same command resumes from the last checkpoints", file=sys.stderr)
+        return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"--results: {error.strerror}: {error.filename}", file=sys.stderr)
+            return 2
         if error.errno not in _NO_ROOM:
             raise
         print(f"{error}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
@@ -67,6 +59,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word = "interrupted" if number == signal.SIGINT else "terminated"
         print(f"\n{word}; the same command resumes from the last checkpoints", file=sys.stderr)
         return 128 + number
+
+
+def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    experiment = load(args.config, args.overrides)
+    trials = plan(experiment)
+    location = at(args.results, experiment.name)
+    where = shown(location)
+    if args.dry_run:
+        _show_plan(console, trials, where)
+        _show_cost(console, trials, location, [a for a in arguments if a != "--dry-run"])
+        return 0
+    with _open(location) as storage:
+        folders = [TrialFolder(storage.path, trial) for trial in trials]
+        merge(storage.path, experiment, storage)
+        storage.pull(wanted=light)
+        pending = [folder.trial for folder in folders if not folder.done]
+        if pending:
+            console.print(f"{len(pending)} of {len(trials)} trials to run, results in {where}", soft_wrap=True)
+            disk, enough = estimate.disk_line(pending, location)
+            if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
+                console.print(disk, style="yellow", soft_wrap=True)
+            _check(console, pending)
+        with claim(storage.path, experiment, storage):
+            if pending:
+                _run(console, trials, pending, storage, args.runner, shlex.join([*_COMMAND, *arguments]))
+            else:
+                console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
+            _report(console, storage)
+            _first_failure(console, folders)
+        return 0 if all(folder.done for folder in folders) else 1
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -85,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--results",
         default=os.environ.get("REPR_RAY_RESULTS", "results"),
         metavar="DIR",
-        help="DIR/NAME holds the results; default: $REPR_RAY_RESULTS, else results",
+        help="DIR/NAME holds the results; s3://... and gs://... too; default: $REPR_RAY_RESULTS, else results",
     )
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
@@ -94,16 +116,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(
-    console: "Console", trials: list[Trial], pending: list[Trial], results: Path, runner: str, command: str
+    console: "Console", trials: list[Trial], pending: list[Trial], storage: Folder, runner: str, command: str
 ) -> None:
     from repr_ray.progress import Progress
     from repr_ray.runners import local, ray
 
     for trial in pending:
-        TrialFolder(results, trial).announce()
+        TrialFolder(storage.path, trial).announce()
+    storage.push()
     provenance = {"command": command, "commit": _commit()}
     with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
-        (ray if runner == "ray" else local).run(pending, results, progress.update, provenance)
+        (ray if runner == "ray" else local).run(pending, storage.location, progress.update, provenance)
+    storage.pull(wanted=light)
+
+
+@contextlib.contextmanager
+def _open(location: Path | str) -> Iterator[Folder]:
+    """The folder of the results, which storage lets us write; else ConfigError, at once."""
+    with contextlib.ExitStack() as stack:
+        try:
+            storage = stack.enter_context(opened(location, waits=()))
+            if isinstance(storage, Remote):
+                storage.now()
+        except StorageError as error:
+            raise ConfigError(f"--results: {error}") from None
+        try:
+            yield storage
+        except ConfigError as error:
+            raise ConfigError(shown(error)) from None  # while it is known what the mirror mirrors
 
 
 def _check(console: "Console", trials: list[Trial]) -> None:
@@ -118,12 +158,12 @@ def _check(console: "Console", trials: list[Trial]) -> None:
         check(trial)
 
 
-def _show_plan(console: "Console", trials: list[Trial], results: Path) -> None:
+def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
     """Every trial with its resources, and the convolutions that a network keeps whole."""
     from repr_ray.progress import plan_table
 
     rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
-    console.print(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
+    console.out(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
     for (label, scheme), left_out in _left_out(trials).items():
         for layer, reason in left_out.items():
             console.print(f"{label}, {scheme}: no filter of {layer} is dropped: {reason}", soft_wrap=True)
@@ -134,6 +174,17 @@ def _show_plan(console: "Console", trials: list[Trial], results: Path) -> None:
         f" results would go to {results}",
         soft_wrap=True,
     )
+
+
+def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arguments: list[str]) -> None:
+    """The disk and the time that the trials still to run will take; object storage is not asked what it has."""
+    here = results if isinstance(results, Path) else None
+    pending = [trial for trial in trials if not (here and TrialFolder(here, trial).done)]
+    if pending:
+        disk, enough = estimate.disk_line(pending, results)
+        console.print(disk, style="" if enough else "yellow", soft_wrap=True)
+    for line in estimate.time_lines(pending, here, arguments) if here else ():
+        console.print(line, soft_wrap=True)
 
 
 def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
@@ -154,17 +205,29 @@ def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
     return {(t.model.label, t.scheme): check(t) for t in traced.values()}
 
 
-def _report(console: "Console", results: Path) -> None:
+def _report(console: "Console", storage: Folder) -> None:
     from repr_ray.report import report
 
-    report([results], console=console)
+    report([storage.path], console=console)
+    storage.push()
+
+
+def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
+    """The last line of a log: what went wrong first."""
+    failed = [folder.path / "error.json" for folder in folders if folder.failed and not folder.done]
+    if failed:
+        first = min(failed, key=lambda path: path.stat().st_mtime)
+        message = json.loads(first.read_text())["message"]
+        console.print(f"\nfailed: {len(failed)} of {len(folders)} trials, the first with {message}", soft_wrap=True)
+        console.print(f"traceback in {first}", soft_wrap=True)
 
 
 def _commit() -> str | None:
     """The commit of this package's checkout, marked when it has uncommitted changes; None outside one."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

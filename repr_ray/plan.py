@@ -8,6 +8,9 @@ from typing import Any
 
 from repr_ray.config import ConfigError, Data, Experiment, Model, Resources, Scheme, Train, replace, validate
 
+LONGEST = 100
+"""Bytes of a scheme's label in a folder name; file systems hold 255, and the rest of the name takes up to 70."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -44,8 +47,10 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Readable, and unique to the result: convnet-3x32-cifar10-repr-s3-1a2b3c4d."""
+        """Readable, a safe file name, unique to the result: convnet-3x32-cifar10-repr-s3-1a2b3c4d."""
         scheme = "".join(c if c.isalnum() or c in "._-=" else "-" for c in self.scheme)
+        if len(scheme.encode()) > LONGEST:
+            scheme = scheme.encode()[:LONGEST].decode(errors="ignore") + "~"
         return f"{self.model.label}-{self.data.name}-{scheme}-s{self.seed}-{self.fingerprint}"
 
     def record(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def plan(experiment: Experiment) -> list[Trial]:
             for own_point in _points(own):
                 label = " ".join([scheme, *_labels(own_point, prefix)])
                 cells.append((scheme, label, " ".join(_labels(point, "")), _resolve(experiment, point | own_point)))
-    return [
+    trials = [
         Trial(
             experiment=experiment.name,
             scheme=label,
@@ -103,6 +108,19 @@ def plan(experiment: Experiment) -> list[Trial]:
         for seed in experiment.seeds
         for scheme, label, variant, resolved in cells
     ]
+    folders: dict[str, Trial] = {}
+    for trial in trials:
+        other = folders.setdefault(trial.name.casefold(), trial)  # some file systems do not tell A from a
+        if other is not trial:
+            raise ConfigError(
+                f"schemes: {_called(other)!r} and {_called(trial)!r} have the same settings and one folder,"
+                f" {trial.name}; give one another name, or leave it out"
+            )
+    return trials
+
+
+def _called(trial: Trial) -> str:
+    return f"{trial.scheme} {trial.variant}".strip()
 
 
 def _points(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -8,22 +8,42 @@ import torch
 import torch.distributed as dist
 
 from repr_ray.distributed import RanksDiffer
-from repr_ray.training import trial
+from repr_ray.training import loop, trial
 
 
 def main(job: Path, rank: int) -> None:
-    """Train the job's trials on two gloo ranks; before epoch 1 of the last, rank 1 goes its own way."""
-    trials, results, spoiled = pickle.loads(job.read_bytes())
+    """Train the job's trials on two gloo ranks.
+
+    The last of them once more in `stopped`, where rank 1 is asked to stop, twice; and `spoiled`, of which rank 1 goes
+    its own way before epoch 1.
+    """
+    trials, results, spoiled = pickle.loads(job.read_bytes())  # noqa: S301 - written by the test that starts this
     dist.init_process_group("gloo", init_method=f"file://{job}.store", rank=rank, world_size=2)
     for one in trials:
         trial.run_trial(one, results, torch.device("cpu"), lambda message: None, {})
+    loop.AGREE_EVERY = 1
+    for steps in (2, 5):
+        calls = iter(range(1000))
+        try:
+            trial.run_trial(
+                trials[-1],
+                results / "stopped",
+                torch.device("cpu"),
+                lambda message: None,
+                {},
+                stop=lambda calls=calls, steps=steps: rank == 1 and next(calls) == steps,
+            )
+        except loop.Stopped:
+            continue
+        sys.exit("nobody stopped")
+    trial.run_trial(trials[-1], results / "stopped", torch.device("cpu"), lambda message: None, {})
     epoch = trial.run_epoch
 
-    def spoil(setup, number, progress):
+    def spoil(setup, number, *rest):
         if number == 1 and rank == 1:
             with torch.no_grad():
                 next(setup.model.parameters())[0, 0, 0, 0] += 2e-7
-        return epoch(setup, number, progress)
+        return epoch(setup, number, *rest)
 
     trial.run_epoch = spoil
     try:

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from repr_ray.progress import Progress, bar, duration
@@ -34,8 +35,9 @@ def run(terminal: bool) -> str:
         if terminal:
             progress.live.refresh()
         progress.update({"trial": TRIAL, "note": "epoch 5: cycle 1: dropped 28 of 96 filters: conv1 28/32"})
-        progress.update({"trial": "other", "failed": "Diverged: the training loss of epoch 3 is nan"})
-        progress.update({"trial": TRIAL, "note": "done"})
+        for _ in range(2):
+            progress.update({"trial": "other", "failed": "Diverged: the training loss of epoch 3 is nan"})
+        progress.update({"trial": TRIAL, "done": True})
     return out.getvalue()
 
 
@@ -48,6 +50,15 @@ def test_a_log_has_plain_lines() -> None:
         "other  FAILED: Diverged: the training loss of epoch 3 is nan",
         f"{TRIAL}  done: epoch 5/100  sub  train 50.0%  test 43.2%  12,346 images/s  3m10s left",
     ]
+
+
+def test_a_log_has_a_hundred_lines_a_trial_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repr_ray.progress.LOG_EVERY", 0.0)
+    out = io.StringIO()
+    with Progress(Console(file=out, width=80), {TRIAL: 5000}, already_done=0) as progress:
+        for number in range(5000):
+            progress.update(epoch(number) | {"epochs": 5000})
+    assert len(out.getvalue().splitlines()) == 100
 
 
 def test_a_terminal_has_a_live_line_a_trial() -> None:

@@ -59,6 +59,19 @@ def test_ranks_drop_the_same_filters(results: dict[int, Path]) -> None:
     assert one == two
 
 
+def test_one_rank_is_asked_to_stop_and_both_go_on_later(results: dict[int, Path]) -> None:
+    """Bit for bit the end of the trial that was left alone."""
+    stopped, trial = results[2] / "stopped", TRIALS[-1]
+    assert results_of(stopped)[trial.name]["checksum"] == results_of(results[2])[trial.name]["checksum"]
+    for table in ("epochs", "cycles"):
+        assert rows(stopped, trial.name, table) == rows(results[2], trial.name, table)
+    log = (TrialFolder(stopped, trial).path / "log.txt").read_text()
+    assert [line.split("  ")[1] for line in log.splitlines() if "resumes" in line] == [
+        "resumes at epoch 0, step 3",
+        "resumes at epoch 2, step 1",
+    ]
+
+
 def test_a_difference_between_ranks_stops_the_trial(results: dict[int, Path]) -> None:
     error = json.loads((TrialFolder(results[2], SPOILED).path / "error.json").read_text())
     assert error["status"] == "ranks differ"

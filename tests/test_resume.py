@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import results_of, rows, tiny
+from torch import nn
 
 from repr_ray.plan import Trial
-from repr_ray.training import checkpoint
-from repr_ray.training.folder import TrialFolder
+from repr_ray.training import checkpoint, loop, setup
+from repr_ray.training.folder import TakenOver, TrialFolder
 from repr_ray.training.trial import run_trial
 
 CPU = torch.device("cpu")
@@ -31,9 +32,9 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "epoch":
     original = trial.run_epoch
-    def run_epoch(setup, epoch, progress):
+    def run_epoch(setup, epoch, *rest):
         if epoch == count: die()
-        return original(setup, epoch, progress)
+        return original(setup, epoch, *rest)
     trial.run_epoch = run_epoch
 else:
     def replace(path, target):
@@ -124,17 +125,75 @@ def test_checkpoints_every_k_epochs(undisturbed: tuple[Trial, Path], tmp_path: P
     assert_same_end(trial, tmp_path, undisturbed[1])
 
 
+@pytest.mark.parametrize("steps", [1, 9, 18], ids=["S1", "S2", "after-drop"])
+def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path], tmp_path: Path, steps: int) -> None:
+    """Four steps an epoch: the trial saves after the step and goes on with the next one, to the same end."""
+    trial, expected = undisturbed
+    calls = iter(range(1000))
+    with pytest.raises(loop.Stopped):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == steps)
+    folder = TrialFolder(tmp_path, trial)
+    epoch, step = checkpoint.newest_place(folder.path)
+    assert (epoch, step) == (steps // 3, steps % 3 + 1)  # the last step of an epoch does not ask
+    assert not folder.failed
+    run(trial, tmp_path)
+    assert f"resumes at epoch {epoch}, step {step}" in (folder.path / "log.txt").read_text()
+    assert_same_end(trial, tmp_path, expected)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout draws in every step."""
+
+    def with_dropout(trial: Trial) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(288, 10))
+
+    monkeypatch.setattr(setup, "build_model", with_dropout)
+    trial = tiny()[0]
+    run(trial, tmp_path / "undisturbed")
+    with pytest.raises(loop.Stopped):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: True)
+    run(trial, tmp_path)
+    assert_same_end(trial, tmp_path, tmp_path / "undisturbed")
+
+
+def test_a_process_that_was_taken_for_dead_writes_no_more(undisturbed: tuple[Trial, Path], tmp_path: Path) -> None:
+    """Another one starts the trial meanwhile and ends it; the first notices at its next checkpoint."""
+    trial, expected = undisturbed
+    calls = iter(range(1000))
+
+    def meanwhile() -> bool:
+        if next(calls) == 7:
+            run(trial, tmp_path)
+        return False
+
+    with pytest.raises(TakenOver):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=meanwhile)
+    assert_same_end(trial, tmp_path, expected)
+    assert not TrialFolder(tmp_path, trial).failed
+
+
+def test_the_best_weights_on_held_out_images_are_kept(undisturbed: tuple[Trial, Path]) -> None:
+    trial, results = undisturbed
+    accuracies = [row["val_accuracy"] for row in rows(results, trial.name, "epochs")]
+    best = torch.load(TrialFolder(results, trial).path / "best.pt", weights_only=True)
+    assert best["epoch"] == accuracies.index(max(accuracies))
+    assert best["val_accuracy"] == max(accuracies)
+    state = setup.set_up(trial, CPU)
+    state.model.load_state_dict(best["model"])
+    assert loop.evaluate(state, state.validation)[1] == best["val_accuracy"]
+
+
 def test_precision_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that goes on other hardware does not change its arithmetic half-way."""
-    from repr_ray.training import setup, trial
+    from repr_ray.training import trial
 
     monkeypatch.setattr(setup, "resolve_precision", lambda train, device: "fp32")
     epoch = trial.run_epoch
 
-    def stop(state: setup.Setup, number: int, progress: object) -> object:
+    def stop(state: setup.Setup, number: int, *rest: object) -> object:
         if number == 2:
             raise KeyboardInterrupt
-        return epoch(state, number, progress)
+        return epoch(state, number, *rest)
 
     monkeypatch.setattr(trial, "run_epoch", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -90,10 +90,10 @@ def test_an_exception_is_marked_and_a_second_launch_tries_again(
     standard = tiny()[0]
     epoch = trial.run_epoch
 
-    def fail(setup: Any, number: int, progress: Any) -> Any:
+    def fail(setup: Any, number: int, *rest: Any) -> Any:
         if number == 3:
             raise MemoryError("no room for the activations")
-        return epoch(setup, number, progress)
+        return epoch(setup, number, *rest)
 
     monkeypatch.setattr(trial, "run_epoch", fail)
     run(tmp_path, standard)
@@ -127,12 +127,12 @@ def test_a_collapse_is_flagged_and_still_counts(tmp_path: Path, monkeypatch: pyt
     repr_ = tiny()[1]
     epoch = trial.run_epoch
 
-    def kill(setup: Any, number: int, progress: Any) -> Any:
+    def kill(setup: Any, number: int, *rest: Any) -> Any:
         if number >= 4:
             with torch.no_grad():
                 for parameter in setup.model.parameters():
                     parameter.zero_()
-        return epoch(setup, number, progress)
+        return epoch(setup, number, *rest)
 
     monkeypatch.setattr(trial, "run_epoch", kill)
     monkeypatch.setattr(loop, "learning_rate", lambda train, step, steps: 0.0 if step >= 4 * steps else 0.05)

@@ -48,8 +48,8 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch of augmented training batches; the last one may be smaller.
+    def shuffled(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+        """One epoch of augmented training batches from the `first` one on; the last one may be smaller.
 
         Order and augmentation are drawn for the whole epoch from `generator` (on the CPU), then sliced: an image
         gets the same crop and flip however many ranks there are, and on whatever device.
@@ -60,7 +60,7 @@ class Batches:
         flips = torch.rand(n, generator=generator) < 0.5 if self.flip else None
         order = order.to(self.images.device)
         crops, flips = (None if t is None else t.to(self.images.device) for t in (crops, flips))
-        for own, size in self._slices(batch_size):
+        for own, size in self._slices(batch_size, first):
             index = order[own]
             images = self.images[index]
             if crops is not None or flips is not None:
@@ -72,9 +72,9 @@ class Batches:
         for own, size in self._slices(batch_size):
             yield Batch(self._normalised(self.images[own]), self.labels[own], size)
 
-    def _slices(self, batch_size: int) -> Iterator[tuple[slice, int]]:
+    def _slices(self, batch_size: int, first: int = 0) -> Iterator[tuple[slice, int]]:
         """This rank's share of every global batch, with the global batch's size."""
-        for start in range(0, len(self), batch_size):
+        for start in range(first * batch_size, len(self), batch_size):
             size = min(batch_size, len(self) - start)
             first, last = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
             yield slice(first, last), size

@@ -53,6 +53,8 @@ def load(data: Data, progress: Progress = lambda items, total, title: items) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
+                for left in folder.parent.glob(f"{folder.name}.*/"):  # by a process that was killed half-way
+                    shutil.rmtree(left, ignore_errors=True)
                 train, test = dataset.read(dataset, data.source, cache_folder() / "torchvision", progress)
                 _write(folder, train, test)
     train, test = (Split(_map(folder, f"{s}_images"), _map(folder, f"{s}_labels")) for s in ("train", "test"))
@@ -79,7 +81,11 @@ def _source_key(data: Data) -> str:
     key: list[Any] = [FORMAT, data.source]
     if data.name != "digits" and data.source != "torchvision" and "://" not in data.source:
         source = Path(data.source)
-        if not source.is_dir():
+        try:
+            found = source.is_dir()
+        except OSError as error:
+            raise ConfigError(f"data.source={data.source}: {error.strerror}") from None
+        if not found:
             raise ConfigError(f"data.source={data.source}: there is no such folder")
         files = sorted([*source.glob("*.parquet"), *source.glob("cifar-*/*")])
         key += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repr_ray.config import ConfigError
+from repr_ray.remote import filesystem
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar with a title."""
@@ -34,6 +35,7 @@ class Dataset:
     classes: int
     channels: int
     image_size: int
+    train_images: int
     read: Callable[["Dataset", str, Path, Progress], tuple[Split, Split]]
     torchvision_name: str = ""
 
@@ -87,8 +89,8 @@ def _parquet_files(source: str) -> dict[str, list[str]]:
     from pyarrow import fs
 
     try:
-        filesystem, path = fs.FileSystem.from_uri(source if "://" in source else Path(source).resolve().as_uri())
-        entries = filesystem.get_file_info(fs.FileSelector(path))
+        storage, path = filesystem(source)
+        entries = storage.get_file_info(fs.FileSelector(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.source={source}: {' '.join(str(error).split())}") from None
     names = sorted(entry.path for entry in entries if entry.base_name.endswith(".parquet"))
@@ -102,14 +104,12 @@ def _parquet_files(source: str) -> dict[str, list[str]]:
 def _read_parquet(
     dataset: Dataset, source: str, files: dict[str, list[str]], progress: Progress
 ) -> tuple[Split, Split]:
-    from pyarrow import fs
-
-    filesystem, _ = fs.FileSystem.from_uri(source if "://" in source else Path(source).resolve().as_uri())
-    train, test = (_decode(dataset, filesystem, paths, split, progress) for split, paths in files.items())
+    storage, _ = filesystem(source)
+    train, test = (_decode(dataset, storage, paths, split, progress) for split, paths in files.items())
     return train, test
 
 
-def _decode(dataset: Dataset, filesystem: Any, paths: list[str], split: str, progress: Progress) -> Split:
+def _decode(dataset: Dataset, storage: Any, paths: list[str], split: str, progress: Progress) -> Split:
     """Decode one split, a record batch per task; the decoder releases the interpreter lock."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -117,7 +117,7 @@ def _decode(dataset: Dataset, filesystem: Any, paths: list[str], split: str, pro
     images, labels = [], []
     for path in paths:
         try:
-            with filesystem.open_input_file(path) as opened, ThreadPoolExecutor() as pool:
+            with storage.open_input_file(path) as opened, ThreadPoolExecutor() as pool:
                 file = pq.ParquetFile(opened)
                 columns = _columns(file.schema_arrow.names)
                 batches = file.iter_batches(ROWS_PER_TASK, columns=list(columns))
@@ -157,7 +157,7 @@ def _decode_batch(batch: Any, image: str, label: str) -> tuple[NDArray[np.uint8]
 
 
 DATASETS: Mapping[str, Dataset] = {
-    "digits": Dataset(10, 1, 8, read_digits),
-    "cifar10": Dataset(10, 3, 32, read_cifar, "CIFAR10"),
-    "cifar100": Dataset(100, 3, 32, read_cifar, "CIFAR100"),
+    "digits": Dataset(10, 1, 8, 1_437, read_digits),
+    "cifar10": Dataset(10, 3, 32, 50_000, read_cifar, "CIFAR10"),
+    "cifar100": Dataset(100, 3, 32, 50_000, read_cifar, "CIFAR100"),
 }

@@ -1,6 +1,8 @@
 """The twin of the Ray runner: the same trials, one after the other, in this process."""
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,17 @@ from repr_ray.plan import Trial
 
 def run(
     trials: Sequence[Trial],
-    results: Path,
+    results: Path | str,
     on_update: Callable[[dict[str, Any]], None],
     provenance: dict[str, Any],
 ) -> None:
     """Run every trial; a failure is recorded in the trial's folder and the next one starts.
 
-    Raises ConfigError for what one process cannot do.
+    A signal lets the trial save first, for up to `SAVE_SECONDS`. Raises ConfigError for what one process cannot do.
     """
     import torch
 
+    from repr_ray.training.loop import Stopped
     from repr_ray.training.trial import run_trial
 
     resources = trials[0].resources
@@ -32,11 +35,46 @@ def run(
         raise ConfigError(
             f"resources.gpus_per_worker={gpus:g}: this machine has {torch.cuda.device_count()}; use fewer, or auto"
         )
-    for trial in trials:
-        try:
-            run_trial(trial, results, torch.device("cuda" if gpus else "cpu"), on_update, provenance)
-        except Exception:  # the trial's folder says why
-            continue
+    device = torch.device("cuda" if gpus else "cpu")
+    with _signals_wait() as signals:
+        for trial in trials:
+            try:
+                run_trial(trial, results, device, on_update, provenance, stop=lambda: bool(signals))
+            except Stopped:
+                break
+            except Exception:  # noqa: S112 - the trial's folder says why
+                continue
+
+
+SAVE_SECONDS = 1.5
+
+
+@contextmanager
+def _signals_wait() -> Iterator[list[int]]:
+    """The signals that came, each passed on to its former handler at the end, or `SAVE_SECONDS` after it came."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def pass_on(number: int, frame: object) -> None:
+        for own, handler in handlers.items():
+            signal.signal(own, handler)
+        signal.raise_signal(came[0])
+
+    def wait(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGALRM, pass_on)
+        signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
+
+    for number in handlers:
+        signal.signal(number, wait)
+    try:
+        yield came
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def gpus_per_worker(resources: Resources, available: float) -> float:

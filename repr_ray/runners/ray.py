@@ -2,16 +2,18 @@
 
 A trial of one worker runs directly in its Tune process: a Train worker group around it would only add its start-up
 (benchmarks/README.md has the measurement). What a trial learns goes through its folder, which every node must see;
-only progress messages go through Ray. A trial whose process dies is started again and resumes from its folder, as
-often as it takes while it gets further in between.
+only messages go through Ray. A trial whose process dies is started again and resumes from its folder, as often as it
+takes while it gets further in between. On a node that is drained (a spot instance that will be taken away), and in
+every process when the launch is told to end, a trial saves after its next step.
 """
 
 import contextlib
 import io
 import logging
+import math
 import os
 import signal
-import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ from typing import Any
 
 from repr_ray.config import ConfigError, Resources
 from repr_ray.plan import Trial
+from repr_ray.remote import Folder, StorageError, light, opened, shown
 from repr_ray.runners.capacity import Room
-from repr_ray.storage import write_atomic
+from repr_ray.runners.mailbox import Mailbox
+from repr_ray.scratch import scratch
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 
@@ -38,6 +42,12 @@ _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 
+SAVE_SECONDS = 1.5
+"""How long a launch that was told to end waits for its trials to save: three seconds later it may be killed."""
+
+# Trials train in a thread, which would get an arena of its own, whose large blocks `keep_freed_memory` cannot keep.
+_WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+
 _STOP = (signal.SIGINT, signal.SIGTERM)
 
 _HEAD = {"node:__internal_head__": 0.001}
@@ -46,14 +56,14 @@ _HEAD = {"node:__internal_head__": 0.001}
 Update = Callable[[dict[str, Any]], None]
 
 
-def run(trials: Sequence[Trial], results: Path, on_update: Update, provenance: dict[str, Any]) -> None:
+def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provenance: dict[str, Any]) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
     Joins the cluster that `RAY_ADDRESS` or a running `ray start` names, else starts one on this machine. Raises
     ConfigError when no trial can get its resources (on a cluster that was joined: within `resources.wait_minutes`),
     or when a node does not see `results`.
     """
-    if "working_dir_files" in results.parts:
+    if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
             f"--results: {results} is the job's own copy of the working folder and goes with the job;"
             " give a folder that every node sees, or set REPR_RAY_RESULTS in the job's environment"
@@ -62,16 +72,22 @@ def run(trials: Sequence[Trial], results: Path, on_update: Update, provenance: d
         os.environ.setdefault(name, value)
     import ray
     from ray import tune
+    from ray._private import ray_constants, services
 
+    running: Any = services.canonicalize_bootstrap_address  # takes None, whatever its annotation says
+    if running(None) is None:  # a cluster of our own listens on loopback, not on every network
+        ray_constants.ENABLE_RAY_CLUSTER = False
     resources = trials[0].resources
     with contextlib.ExitStack() as stack:
         handlers = {number: signal.getsignal(number) for number in _STOP}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_WORKERS)
+        logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # what failed is told by us, in a line
         stack.callback(ray.shutdown)
         _install(handlers)  # Ray has put its own in their place, which abort with a stack trace
         room = _wait_for_room(resources, on_update)
-        probe = stack.enter_context(_seen_by_every_node(results))
-        mailbox = ray.remote(_Mailbox).options(num_cpus=0, resources=_HEAD).remote()
+        storage = stack.enter_context(opened(results))
+        probe = stack.enter_context(_seen_by_every_node(storage))
+        mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD).remote()
         launch = _Launch({trial.name: trial for trial in trials}, results, probe, mailbox, provenance, room.gpus)
         if resources.workers == 1:
             function, wanted = _train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
@@ -91,7 +107,7 @@ def run(trials: Sequence[Trial], results: Path, on_update: Update, provenance: d
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=stack.enter_context(tempfile.TemporaryDirectory(prefix="repr_ray-")),
+                storage_path=stack.enter_context(scratch()),
                 failure_config=tune.FailureConfig(max_failures=-1),
                 callbacks=[watch],
                 verbose=0,
@@ -110,7 +126,7 @@ def run(trials: Sequence[Trial], results: Path, on_update: Update, provenance: d
                 _install(handlers)
         watch.forward()
         for index, trial in enumerate(trials):
-            _record(TrialFolder(results, trial), grid[index], watch.deaths, on_update)
+            _record(TrialFolder(storage.path, trial, storage), grid[index], watch.deaths, on_update)
 
 
 def _wait_for_room(resources: Resources, on_update: Update) -> Room:
@@ -136,20 +152,20 @@ def _wait_for_room(resources: Resources, on_update: Update) -> Room:
 
 
 @contextlib.contextmanager
-def _seen_by_every_node(results: Path) -> Iterator[Path]:
+def _seen_by_every_node(storage: Folder) -> Iterator[str]:
     """A file beside the results that all nodes read; raises ConfigError naming one that does not."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = results / f".probe-{uuid.uuid4().hex[:8]}"
-    write_atomic(probe, b"")
+    probe = f".probe-{uuid.uuid4().hex[:8]}"
+    storage.write(probe, b"")
     try:
         here = ray.get_runtime_context().get_node_id()
         others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here}
         asked = {
             ray.remote(_require)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(probe): address
+            .remote(storage.location, probe): address
             for node, address in others.items()
         }
         for answer, address in asked.items():
@@ -161,19 +177,23 @@ def _seen_by_every_node(results: Path) -> Iterator[Path]:
                 continue  # the node has died or is slow; a trial that starts there asks again
         yield probe
     finally:
-        probe.unlink(missing_ok=True)
+        storage.delete(probe)
 
 
-def _require(probe: Path) -> None:
+def _require(results: Path | str, probe: str) -> None:
     """Raise FileNotFoundError unless this node sees what the launcher wrote."""
-    deadline = monotonic() + 5  # a network file system may be behind
-    while not probe.exists():
-        if monotonic() > deadline:
-            raise FileNotFoundError(
-                f"cannot read what the launcher wrote to {probe.parent}; mount that folder on every node,"
-                " or name one that they all see with --results"
-            )
-        sleep(0.5)
+    try:
+        with opened(results, waits=(1, 2)) as storage:
+            deadline = monotonic() + 5  # a network file system may be behind
+            while storage.time(probe) == -math.inf:
+                if monotonic() > deadline:
+                    raise FileNotFoundError(
+                        f"cannot read what the launcher wrote to {shown(results)}; mount that folder on every node,"
+                        " or name one that they all see with --results"
+                    )
+                sleep(0.5)
+    except StorageError as error:
+        raise FileNotFoundError(f"cannot read what the launcher wrote: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -181,34 +201,84 @@ class _Launch:
     """What every trial of a launch shares."""
 
     trials: dict[str, Trial]
-    results: Path
-    probe: Path
+    results: Path | str
+    probe: str
     mailbox: Any
     provenance: dict[str, Any]
     gpus: float
 
-    def start(self, trial: Trial) -> None:
-        """Called in a trial's process before it trains; raises when it had better not."""
+    def start(self, trial: Trial) -> Callable[[], bool]:
+        """Called in a trial's process before it trains; raises when it had better not.
+
+        Returns what tells whether the process has to leave.
+        """
         import ray
 
-        _require(self.probe)
-        epochs = checkpoint.newest_epoch(TrialFolder(self.results, trial).path)
-        starts = ray.get(self.mailbox.start.remote(trial.name, epochs))
+        leaving = _hear_of_leaving(self.mailbox)
+        if leaving():
+            raise _Left("this node is leaving")
+        _require(self.results, self.probe)
+        with opened(self.results) as storage:
+            folder = TrialFolder(storage.path, trial, storage)
+            folder.pull()
+            place = checkpoint.newest_place(folder.path)
+        starts = ray.get(self.mailbox.start.remote(trial.name, place))
         if starts > 1 + RETRIES:
-            raise RuntimeError(f"its process died {starts - 1} times in a row between epoch {epochs} and the next")
+            raise RuntimeError(f"its process died {starts - 1} times in a row between epoch {place[0]} and the next")
+        return leaving
+
+
+class _Left(Exception):
+    """A trial saved and stopped because its process has to leave; it goes on elsewhere."""
+
+
+_leaving: dict[Any, threading.Event] = {}
+
+
+def _hear_of_leaving(mailbox: Any) -> Callable[[], bool]:
+    """Whether this process has to leave; a thread, one per process, hears of it."""
+    import ray
+
+    key = mailbox._actor_id
+    if key not in _leaving:
+        event = _leaving[key] = threading.Event()
+        node = ray.get_runtime_context().get_node_id()
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # the launch has ended
+                ray.get(mailbox.until_leaving.remote(node))
+                event.set()
+
+        threading.Thread(target=wait, daemon=True).start()
+    return _leaving[key].is_set
+
+
+def _show_as(title: str) -> None:
+    """What the dashboard and `ps` call this process."""
+    import ray
+
+    raylet: Any = ray._raylet
+    raylet.setproctitle(f"ray::{title}")
 
 
 def _train_here(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
     """A trial of one worker, in its Tune process."""
     import torch
 
+    from repr_ray.training.folder import TakenOver
+    from repr_ray.training.loop import Stopped
     from repr_ray.training.trial import failure, run_trial
 
     trial = launch.trials[config["trial"]]
+    _show_as(trial.name)
     device = torch.device("cuda" if launch.gpus else "cpu")
     try:
-        launch.start(trial)
-        run_trial(trial, launch.results, device, launch.mailbox.put.remote, launch.provenance)
+        stop = launch.start(trial)
+        run_trial(trial, launch.results, device, launch.mailbox.put.remote, launch.provenance, stop)
+    except _Left:
+        raise
+    except (Stopped, TakenOver) as left:
+        raise _Left(str(left)) from None
     except Exception as error:
         return {"failure": failure(error)}
     return {"failure": None}
@@ -222,11 +292,13 @@ def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
     from repr_ray.training.trial import failure, first_line
 
     trial = launch.trials[config["trial"]]
+    _show_as(trial.name)
     resources, gpus = trial.resources, launch.gpus
-    with tempfile.TemporaryDirectory(prefix="repr_ray-", ignore_cleanup_errors=True) as scratch:
+    with scratch() as folder:
         while True:
+            function: Any = _train_rank
             trainer = TorchTrainer(
-                _train_rank,
+                function,
                 train_loop_config={"trial": trial, "launch": launch},
                 torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
                 scaling_config=ray.train.ScalingConfig(
@@ -234,16 +306,22 @@ def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
                     use_gpu=gpus > 0,
                     resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
                 ),
-                run_config=ray.train.RunConfig(storage_path=scratch),
+                run_config=ray.train.RunConfig(name=f"{trial.name}-{uuid.uuid4().hex[:4]}", storage_path=folder),
             )
             try:
                 launch.start(trial)
-                trainer.fit()
-                return {"failure": None}
+                result: Any = trainer.fit()
+                if result.return_value != _LEFT:
+                    return {"failure": None}
+            except _Left:
+                raise
             except Exception as error:
                 if not _died(error):
                     return {"failure": failure(error)}
                 launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
+
+
+_LEFT = "left"
 
 
 def _died(error: Exception) -> bool:
@@ -256,18 +334,26 @@ def _died(error: Exception) -> bool:
     return isinstance(error, ControllerError)
 
 
-def _train_rank(config: dict[str, Any]) -> None:
+def _train_rank(config: dict[str, Any]) -> str | None:
     from ray.train.torch import get_device
 
+    from repr_ray import distributed
+    from repr_ray.training.loop import Stopped
     from repr_ray.training.trial import run_trial
 
     launch: _Launch = config["launch"]
+    _show_as(f"{config['trial'].name} rank {distributed.rank()}")
 
     def tell(message: dict[str, Any]) -> None:
         if "failed" not in message:  # perhaps only because another rank died; the driver of the ranks decides
             launch.mailbox.put.remote(message)
 
-    run_trial(config["trial"], launch.results, get_device(), tell, launch.provenance)
+    stop = _hear_of_leaving(launch.mailbox)
+    try:
+        run_trial(config["trial"], launch.results, get_device(), tell, launch.provenance, stop)
+    except Stopped:
+        return _LEFT
+    return None
 
 
 def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], on_update: Update) -> None:
@@ -275,34 +361,18 @@ def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], on_update:
     from repr_ray.training.trial import failure
 
     why = failure(result.error) if result.error else result.metrics.get("failure")
-    if why is None or folder.done:
+    if why is None:
+        return
+    with contextlib.suppress(StorageError):
+        folder.pull(light)
+    if folder.done:
         return
     if last := deaths.get(folder.trial.name):
         why = {**why, "message": f"{why['message']} (the last time: {last})"}
     with contextlib.suppress(OSError):
         folder.fail(why)
+        folder.push()
     on_update({"trial": folder.trial.name, "failed": why["message"]})
-
-
-class _Mailbox:
-    """Lives on the head node: collects progress messages, counts the starts of trials."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.starts: dict[str, tuple[int, int]] = {}
-
-    def put(self, message: dict[str, Any]) -> None:
-        self.messages.append(message)
-
-    def drain(self) -> list[dict[str, Any]]:
-        messages, self.messages = self.messages, []
-        return messages
-
-    def start(self, trial: str, epochs: int) -> int:
-        """How often the trial has been started from this epoch, this start included."""
-        before, count = self.starts.get(trial, (epochs, 0))
-        self.starts[trial] = (epochs, count + 1 if before == epochs else 1)
-        return self.starts[trial][1]
 
 
 def _install(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -317,21 +387,23 @@ def _watch(mailbox: Any, on_update: Update, room: Room, handlers: Mapping[signal
     another exception, for which Tune cleans up for ten seconds.
     """
     import ray
-    from ray import tune
+    from ray import cloudpickle, tune
 
     class Watch(tune.Callback):
-        def __init__(self, drain: Callable[[], list[dict[str, Any]]], *rest: Any) -> None:
-            self.drain, (self.on_update, self.room, self.handlers) = drain, rest
+        # Tune pickles this class with everything that it closes over, and `on_update` leads to a terminal
+        def __init__(self, on_update: Update, room: Room, handlers: Mapping[signal.Signals, Any]) -> None:
+            self.on_update, self.room, self.handlers = on_update, room, handlers
             self.stopped: signal.Signals | None = None
             self.deaths: dict[str, str] = {}
             self.gave_up: ConfigError | None = None
+            self.drained: set[str] = set()
             self.forwarded = self.checked = 0.0
 
         def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune stores its callbacks, and a terminal cannot be stored
+            return {}
 
         def forward(self) -> None:
-            for message in self.drain():
+            for message in ray.get(mailbox.drain.remote()):
                 self.on_update(message)
 
         def stop(self, number: int, frame: object) -> None:
@@ -339,9 +411,14 @@ def _watch(mailbox: Any, on_update: Update, room: Room, handlers: Mapping[signal
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             if self.stopped is not None:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(mailbox.leave_all.remote(), timeout=SAVE_SECONDS)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self.forward()
                 self.handlers[self.stopped](self.stopped, None)
             if monotonic() - self.forwarded > 0.5:
                 self.forward()
+                self.tell_drained()
                 self.forwarded = monotonic()
             if monotonic() - self.checked > 5:
                 try:
@@ -351,10 +428,21 @@ def _watch(mailbox: Any, on_update: Update, room: Room, handlers: Mapping[signal
                     raise
                 self.checked = monotonic()
 
+        def tell_drained(self) -> None:
+            if new := ray._private.state.state.get_draining_nodes().keys() - self.drained:
+                self.drained |= new
+                mailbox.leave.remote(sorted(new))
+                self.on_update(
+                    {"note": f"{len(new)} node{'s' * (len(new) > 1)} will be taken away: trials there move"}
+                )
+
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            error = trial.get_pickled_error()
+            # Tune copies it to its storage later, and reads it from there
+            error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+            if isinstance(error, _Left):
+                return
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             self.deaths[str(trial)] = lines[0]
             self.on_update({"trial": str(trial), "note": f"its process died: {lines[0]}"})
 
-    return Watch(lambda: ray.get(mailbox.drain.remote()), on_update, room, handlers)
+    return Watch(on_update, room, handlers)

@@ -1,6 +1,9 @@
 """What a trial leaves in its folder. Rank 0 writes; the report reads (repr_ray.results.store)."""
 
+import contextlib
 import json
+import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,19 @@ from typing import Any
 import yaml
 
 from repr_ray.plan import Trial
+from repr_ray.remote import Folder, Remote, insist
 from repr_ray.storage import PARTIAL, write_atomic
 
+LONGEST_LOG, LONGEST_LINE = 500_000, 4_000
+"""Bytes of log.txt, characters of one of its lines."""
+
 Row = dict[str, Any]
+
+OWNER = ".owner"
+
+
+class TakenOver(RuntimeError):
+    """Another process has started this trial since, because it took this one for dead; it may write no more."""
 
 
 class TrialFolder:
@@ -20,9 +33,12 @@ class TrialFolder:
     `result.json` (written last) that it is done, `error.json` why it failed.
     """
 
-    def __init__(self, results: Path, trial: Trial) -> None:
-        self.path = results / "trials" / trial.name
+    def __init__(self, results: Path, trial: Trial, storage: Folder | None = None) -> None:
+        self.name = f"trials/{trial.name}"
+        self.path = results / self.name
         self.trial = trial
+        self.storage = storage or Folder(results)
+        self.owner: str | None = None
 
     @property
     def done(self) -> bool:
@@ -42,26 +58,70 @@ class TrialFolder:
             text = yaml.safe_dump(names | self.trial.record(), sort_keys=False, allow_unicode=True)
             write_atomic(self.path / "config.yaml", text.encode())
 
+    def take_over(self) -> None:
+        """Make this process the one that writes here; a former one, behind a cut link perhaps, notices."""
+        self.owner = uuid.uuid4().hex
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = self.owner.encode()
+        insist(lambda: self.storage.write(f"{self.name}/{OWNER}", content))
+
+    def assert_owned(self) -> None:
+        """Raise TakenOver when another process has taken over; on object storage `push` does."""
+        if not isinstance(self.storage, Remote):
+            self._ask_whose()
+
+    def _ask_whose(self) -> None:
+        owner = b""
+        with contextlib.suppress(FileNotFoundError):  # the other one has even ended
+            owner = insist(lambda: self.storage.read(f"{self.name}/{OWNER}"))
+        if owner.decode() != self.owner:
+            raise TakenOver(f"another process has taken over {self.trial.name}")
+
     def write_rows(self, name: str, rows: list[Row]) -> None:
         """Write a table of JSON lines (`epochs` or `cycles`) whole."""
+        self.assert_owned()
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomic(self.path / f"{name}.jsonl", lines.encode())
 
     def log(self, text: str) -> None:
-        """Add a line with the time of day to log.txt."""
-        with (self.path / "log.txt").open("a") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}\n")
+        """Add a line with the time of day to log.txt, which keeps its head and its end when it gets long."""
+        path = self.path / "log.txt"
+        with path.open("a") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text[:LONGEST_LINE]}\n")
+        if path.stat().st_size > LONGEST_LOG:
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = len(lines) // 4
+            write_atomic(path, b"".join([*lines[:kept], b"... lines left out ...\n", *lines[-kept:]]))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the trial done; the last thing written."""
+        self.assert_owned()
         (self.path / "error.json").unlink(missing_ok=True)
         write_atomic(self.path / "result.json", json.dumps(result, indent=1).encode())
+        self.log("done")
+        self.push()
+        insist(lambda: self.storage.delete(f"{self.name}/{OWNER}"))
 
     def fail(self, error: dict[str, Any]) -> None:
         """Mark the trial failed, unless another rank has said why already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.storage.pull(f"{self.name}/error.json")
         if not self.failed:
             self.log(f"FAILED ({error['status']}): {error['message']}")
             write_atomic(self.path / "error.json", json.dumps(error, indent=1).encode())
+            self.storage.push(f"{self.name}/error.json")
+        if self.owner:
+            self.push()
+
+    def pull(self, wanted: Callable[[str], bool] = bool) -> None:
+        """Bring here what object storage has of the trial."""
+        self.storage.pull(self.name, wanted)
+
+    def push(self) -> None:
+        """Bring to object storage what changed here; tables and checkpoint belong together when this is called."""
+        if self.owner:
+            self._ask_whose()
+        self.storage.push(self.name)
 
     def clear(self) -> None:
         """Forget an earlier failure, and half-written files of a killed process: the trial runs again."""

@@ -1,6 +1,7 @@
 """The training loop of every scheme, on one rank of one trial."""
 
 import math
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -15,26 +16,56 @@ from repr_ray.method.schemes import LayerEvent
 from repr_ray.method.scores import overlap
 from repr_ray.training.optimizers import learning_rate
 from repr_ray.training.setup import Setup, derive_seed
+from repr_ray.training.step import sums
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2000}
 """Images at a time: what keeps a core's cache warm, and what keeps a GPU busy."""
+
+
+AGREE_EVERY = 16
+"""Optimizer steps after which several ranks ask each other whether one of them has to stop."""
+
+Stop = Callable[[], bool]
+"""Whether this process has been asked to leave; called after every step, so it must not block."""
+
+Part = dict[str, Any]
+"""An epoch left half-way: `steps` done, `seconds` spent, and each rank's running sums and random state."""
 
 
 class Diverged(RuntimeError):
     """The training loss is no longer a number."""
 
 
-def run_epoch(setup: Setup, epoch: int, progress: Progress | None = None) -> tuple[dict[str, Any], list[LayerEvent]]:
+class Stopped(RuntimeError):
+    """Training was asked to leave and did, in the middle of an epoch or before it."""
+
+    def __init__(self, part: Part, events: list[LayerEvent] | None = None) -> None:
+        super().__init__(f"stopped after step {part['steps']} of an epoch")
+        self.part, self.events = part, events or []
+
+
+def never() -> bool:
+    """Nobody asks this process to leave."""
+    return False
+
+
+def run_epoch(
+    setup: Setup, epoch: int, progress: Progress | None = None, part: Part | None = None, stop: Stop = never
+) -> tuple[dict[str, Any], list[LayerEvent]]:
     """Train one epoch and evaluate it: its row of the `epochs` table, and what the scheme did before it.
 
-    `progress(filters done, filters in all)` hears of a ranking that takes long.
-    Raises Diverged, and RanksDiffer when the ranks no longer hold the same model.
+    `progress(filters done, filters in all)` hears of a ranking that takes long. `part` goes on with an epoch that
+    was left half-way. Raises Stopped once a rank's `stop()` says so, Diverged, and RanksDiffer when the ranks no
+    longer hold the same model.
     """
-    trial, started = setup.trial, perf_counter()
+    trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
-    events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
-    training_started = perf_counter()
-    loss, accuracy, rate = train_epoch(setup, epoch)
+    events = [] if part else setup.scheme.start_epoch(epoch, setup.ranking, progress)
+    training_started = perf_counter() - (part["seconds"] if part else 0)
+    try:
+        loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
+    except Stopped as left:
+        raise Stopped(left.part | {"seconds": perf_counter() - training_started}, events) from None
     training_seconds = perf_counter() - training_started
     if not math.isfinite(loss):
         raise Diverged(f"the training loss of epoch {epoch} is {loss}; lower train.optimizer.learning_rate")
@@ -62,32 +93,52 @@ def run_epoch(setup: Setup, epoch: int, progress: Progress | None = None) -> tup
     return row, events
 
 
-def train_epoch(setup: Setup, epoch: int) -> tuple[float, float, float]:
+def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop = never) -> tuple[float, float, float]:
     """One pass over the training images: mean loss (nats), accuracy in [0, 1], the last learning rate.
 
-    The loss of a rank's slice is scaled so that DDP's average over ranks is the mean over the global batch. Sums
-    stay on the device; the only synchronisation is the one at the end.
+    Sums stay on the device; the only synchronisation is the one at the end. See `run_epoch` for `part` and `stop`.
     """
-    train, world = setup.trial.train, distributed.world_size()
+    train, step = setup.trial.train, setup.step
     order = torch.Generator().manual_seed(derive_seed(setup.trial.seed, "order and augmentation", epoch))
     steps = -(-len(setup.train) // train.batch_size)
-    totals = torch.zeros(2, device=setup.device)
+    done = part["steps"] if part else 0
+    step.totals.copy_(_go_on(part["ranks"][distributed.rank()], setup)) if part else step.totals.zero_()
     rate = train.optimizer.learning_rate
     setup.forward.train()
-    for step, batch in enumerate(setup.train.shuffled(train.batch_size, order), start=epoch * steps):
-        rate = learning_rate(train, step, steps)
-        for group in setup.optimizer.param_groups:
-            group["lr"] = rate
-        with setup.autocast():
-            logits = setup.forward(batch.images)
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-        setup.optimizer.zero_grad()
-        (loss * (world / batch.size)).backward()
-        setup.optimizer.step()
-        setup.scheme.after_step()
-        totals += _sums(loss, logits, batch.labels)
-    loss_sum, correct = _over_ranks(totals)
+    for number, batch in enumerate(setup.train.shuffled(train.batch_size, order, done), start=done):
+        rate = learning_rate(train, epoch * steps + number, steps)
+        step(batch, rate)
+        if number + 1 < steps and _agree_to_stop(stop, number, setup):
+            raise Stopped(_leave(number + 1, step.totals, setup))
+    loss_sum, correct = _over_ranks(step.totals)
     return loss_sum / len(setup.train), correct / len(setup.train), rate
+
+
+def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
+    """Whether any rank has been asked to stop; the same answer on all of them."""
+    if distributed.world_size() == 1:
+        return stop()
+    if step % AGREE_EVERY:
+        return False
+    asked = torch.tensor([float(stop())], device=setup.device)
+    distributed.all_reduce(asked)
+    return bool(asked.item())
+
+
+def _leave(steps: int, totals: Tensor, setup: Setup) -> Part:
+    """What `_go_on` needs on every rank, gathered from all of them."""
+    own = {"totals": totals.cpu(), "random": torch.get_rng_state()}
+    if setup.device.type == "cuda":
+        own["cuda_random"] = torch.cuda.get_rng_state(setup.device)
+    return {"steps": steps, "seconds": 0.0, "ranks": distributed.of_every_rank(own)}
+
+
+def _go_on(own: dict[str, Tensor], setup: Setup) -> Tensor:
+    """Restore a rank's random state; its running sums."""
+    torch.set_rng_state(own["random"])
+    if setup.device.type == "cuda" and "cuda_random" in own:
+        torch.cuda.set_rng_state(own["cuda_random"], setup.device)
+    return own["totals"]
 
 
 def evaluate(setup: Setup, split: Batches) -> tuple[float | None, float | None]:
@@ -99,13 +150,9 @@ def evaluate(setup: Setup, split: Batches) -> tuple[float | None, float | None]:
     with torch.inference_mode(), setup.autocast():
         for batch in split.in_order(EVALUATION_BATCH[setup.device.type]):
             logits = setup.model(batch.images).float()
-            totals += _sums(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
+            totals += sums(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     loss_sum, correct = _over_ranks(totals)
     return loss_sum / len(split), correct / len(split)
-
-
-def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])
 
 
 def _over_ranks(totals: Tensor) -> list[float]:

@@ -1,8 +1,10 @@
 """Everything one trial trains with, made from its settings: equal seeds give equal starts, whatever the scheme."""
 
+import ctypes
 import hashlib
+import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from repr_ray.method.settings import RePrSettings
 from repr_ray.models import build
 from repr_ray.plan import Trial
 from repr_ray.training.optimizers import build_optimizer
+from repr_ray.training.step import Step, make_step
 
 RankingBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """A fresh pass over this rank's (images, labels) for rankings that are measured on images."""
@@ -41,6 +44,10 @@ class Setup:
     test: Batches
     ranking: RankingBatches | None
     chance: float
+    step: Step = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.step = make_step(self)
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in this trial's precision."""
@@ -49,6 +56,8 @@ class Setup:
 
 def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> Setup:
     """Build a trial in this process; every rank calls it. `precision` overrides `auto` when resuming."""
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.set_num_threads(trial.resources.cpus_per_worker)
     torch.use_deterministic_algorithms(trial.train.deterministic)
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
@@ -72,6 +81,21 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         ranking=_ranking_batches(decoded, trial, device),
         chance=float(torch.bincount(torch.from_numpy(decoded.train.labels)).max()) / len(decoded.train.labels),
     )
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process for the next step, where the C library is glibc.
+
+    By default it gives large blocks back to the system and faults them in again, page by page: up to a fifth of a
+    training step on a CPU (benchmarks/README.md).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def build_model(trial: Trial) -> nn.Module:

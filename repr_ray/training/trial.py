@@ -1,5 +1,6 @@
 """One trial from start or checkpoint to its result, on one rank; whatever happens, its folder says so."""
 
+import contextlib
 import platform
 import traceback
 from collections.abc import Callable
@@ -18,32 +19,51 @@ from tensorboardX import SummaryWriter
 from repr_ray import distributed
 from repr_ray.method.schemes import LayerEvent, describe
 from repr_ray.plan import Trial
+from repr_ray.remote import StorageError, opened
 from repr_ray.training import checkpoint
-from repr_ray.training.folder import Row, TrialFolder
-from repr_ray.training.loop import Diverged, run_epoch
+from repr_ray.training.folder import Row, TakenOver, TrialFolder
+from repr_ray.training.loop import Diverged, Part, Stop, Stopped, never, run_epoch
 from repr_ray.training.setup import Setup, set_up
 
 Update = Callable[[dict[str, Any]], None]
-"""Hears `{"trial", "epoch", ...}` after every epoch and `{"trial", "note"}` in between; must not block."""
+"""Hears `{"trial", "epoch", ...}` after every epoch and `{"trial", "note"}` in between; must not block.
+
+A trial's last message has `done`, `failed` or `stopped`.
+"""
 
 RANKING_EVERY = 10.0
 """Seconds between two notes on a ranking that takes long."""
 
 
 def run_trial(
-    trial: Trial, results: Path, device: torch.device, on_update: Update, provenance: dict[str, Any]
+    trial: Trial,
+    results: Path | str,
+    device: torch.device,
+    on_update: Update,
+    provenance: dict[str, Any],
+    stop: Stop = never,
 ) -> None:
     """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
 
-    `provenance` (command, commit) goes into result.json. Raises what training raises, after writing error.json.
+    `results` is a folder, or the URI of one on object storage, where the trial is stored with every checkpoint.
+    `provenance` (command, commit) goes into result.json. Once `stop()` is true on any rank, saves after the next
+    step and raises Stopped. Raises TakenOver when another process has started the trial since; and what training
+    raises, after writing error.json.
     """
-    folder = TrialFolder(results, trial)
-    try:
-        _train(trial, folder, device, on_update, provenance)
-    except Exception as error:
-        folder.fail(failure(error))
-        on_update({"trial": trial.name, "failed": first_line(error)})
-        raise
+    folder = None
+    with contextlib.ExitStack() as stack:
+        try:
+            storage = stack.enter_context(opened(results))
+            folder = TrialFolder(storage.path, trial, storage)
+            _train(trial, folder, device, on_update, provenance, stop)
+        except (Stopped, TakenOver):
+            raise
+        except Exception as error:
+            if folder:
+                with contextlib.suppress(StorageError):  # what is not stored is told
+                    folder.fail(failure(error))
+            on_update({"trial": trial.name, "failed": first_line(error)})
+            raise
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -65,7 +85,12 @@ def first_line(error: BaseException) -> str:
 
 
 def _train(
-    trial: Trial, folder: TrialFolder, device: torch.device, on_update: Update, provenance: dict[str, Any]
+    trial: Trial,
+    folder: TrialFolder,
+    device: torch.device,
+    on_update: Update,
+    provenance: dict[str, Any],
+    stop: Stop,
 ) -> None:
     lead = distributed.rank() == 0
     tell = (lambda **fields: on_update({"trial": trial.name, **fields})) if lead else (lambda **fields: None)
@@ -76,49 +101,77 @@ def _train(
         tell(note=text)
 
     if lead:
+        folder.take_over()
+        folder.pull()
         folder.announce()
         folder.clear()
     state = distributed.from_rank_0(checkpoint.load_newest(folder.path, note) if lead else None)
     setup = set_up(trial, device, state["precision"] if state else None)
     epochs: list[Row] = []
     cycles: list[Row] = []
+    part: Part | None = None
     before = 0.0
     if state:
         setup.model.load_state_dict(state["model"])
         setup.optimizer.load_state_dict(state["optimizer"])
         setup.scheme.load_state_dict(state["scheme"])
-        epochs, cycles, before = state["epochs"], state["cycles"], state["seconds"]
+        epochs, cycles, part, before = state["epochs"], state["cycles"], state.get("part"), state["seconds"]
         started = datetime.fromisoformat(state["started"])
     clock = perf_counter() - before
+
+    def save(part: Part | None) -> None:
+        folder.assert_owned()
+        state = {
+            "model": setup.model.state_dict(),
+            "optimizer": setup.optimizer.state_dict(),
+            "scheme": setup.scheme.state_dict(),
+            "precision": setup.precision,
+            "epochs": epochs,
+            "cycles": cycles,
+            "part": part,
+            "seconds": perf_counter() - clock,
+            "started": started.isoformat(),
+        }
+        checkpoint.save(folder.path, len(epochs), part["steps"] if part else 0, state)
+
+    def add_events(epoch: int, events: list[LayerEvent]) -> None:
+        if events:
+            cycles.extend(asdict(event) for event in events)
+            note(f"epoch {epoch}: {describe(events)}")
+            folder.write_rows("cycles", cycles)
+
     if lead:
-        note(f"resumes at epoch {len(epochs)}" if state else "starts")
+        note(f"resumes at {_place(len(epochs), part)}" if state else "starts")
         folder.write_rows("epochs", epochs)
         folder.write_rows("cycles", cycles)
         board = SummaryWriter(str(folder.path), purge_step=len(epochs))
+        folder.push()
 
     for epoch in range(len(epochs), trial.train.epochs):
-        row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None)
+        try:
+            row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None, part, stop)
+        except Stopped as left:
+            if lead:
+                add_events(epoch, left.events)
+                save(left.part)
+                folder.log(f"saved at {_place(epoch, left.part)} and stopped, as asked")
+                folder.push()
+                tell(stopped=_place(epoch, left.part))
+            raise
+        part = None
         epochs.append(row)
-        cycles += [asdict(event) for event in events]
         if not lead:
             continue
-        if events:
-            note(f"epoch {epoch}: {describe(events)}")
-            folder.write_rows("cycles", cycles)
-        if (epoch + 1) % trial.resources.checkpoint_every == 0 or epoch + 1 == trial.train.epochs:
-            state = {
-                "model": setup.model.state_dict(),
-                "optimizer": setup.optimizer.state_dict(),
-                "scheme": setup.scheme.state_dict(),
-                "precision": setup.precision,
-                "epochs": epochs,
-                "cycles": cycles,
-                "seconds": perf_counter() - clock,
-                "started": started.isoformat(),
-            }
-            checkpoint.save(folder.path, epoch + 1, state)
+        add_events(epoch, events)
+        saves = (epoch + 1) % trial.resources.checkpoint_every == 0 or epoch + 1 == trial.train.epochs
+        if saves:
+            save(None)
+        if _is_best(epochs):
+            checkpoint.save_best(folder.path, epoch, row["val_accuracy"], setup.model.state_dict())
         folder.write_rows("epochs", epochs)
         _to_tensorboard(board, row, events)
+        if saves:
+            folder.push()
         tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
 
     distributed.assert_same_model(setup.model, "at the end")
@@ -128,7 +181,17 @@ def _train(
         if collapsed is not None:
             note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
         folder.finish(_result(setup, started, perf_counter() - clock, epochs, collapsed) | provenance)
-        note("done")
+        tell(done=True)
+
+
+def _place(epochs: int, part: Part | None) -> str:
+    return f"epoch {epochs}" + (f", step {part['steps']}" if part else "")
+
+
+def _is_best(epochs: list[Row]) -> bool:
+    """Whether the last epoch is the first with the best accuracy on held-out images."""
+    *before, last = [row["val_accuracy"] for row in epochs]
+    return last is not None and all(value is None or value < last for value in before)
 
 
 def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int | None:
@@ -145,14 +208,14 @@ def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int 
 
 
 class _Ranking:
-    """Says how far a ranking is, every `RANKING_EVERY` seconds; quick ones say nothing."""
+    """Says how far a ranking is, every `RANKING_EVERY` seconds, twenty times at most; quick ones say nothing."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        self.note, self.last = note, perf_counter()
+        self.note, self.last, self.done = note, perf_counter(), 0
 
     def __call__(self, done: int, total: int) -> None:
-        if perf_counter() - self.last >= RANKING_EVERY:
-            self.last = perf_counter()
+        if perf_counter() - self.last >= RANKING_EVERY and done - self.done >= total / 20:
+            self.last, self.done = perf_counter(), done
             self.note(f"ranking: {done} of {total} filters")
 
 

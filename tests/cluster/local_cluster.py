@@ -37,6 +37,9 @@ class LocalCluster:
     def start(self, nodes: int, *options: str) -> None:
         self.run("cluster/local.sh", "start", str(nodes), *options, check=True)
 
+    def add(self, *options: str) -> None:
+        self.run("cluster/local.sh", "add", *options, check=True)
+
     def stop(self) -> None:
         self.run("cluster/local.sh", "stop", check=True)
 
@@ -67,12 +70,19 @@ class LocalCluster:
         )
 
     def processes(self, title: str) -> dict[int, str]:
-        """The cluster's worker processes of this title, such as ImplicitFunc: id and node."""
-        ps = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-        table = [line.split(maxsplit=2) for line in ps.stdout.splitlines()]
+        """The cluster's worker processes of this title, such as a trial's name: id and node."""
+        table = _ps()
         raylet = re.compile(rf"--raylet_socket_name={self.folder}/(\w+)/")
         nodes = {pid: found[1] for pid, _, args in table if (found := raylet.search(args))}
         return {int(p): nodes[parent] for p, parent, a in table if parent in nodes and a.startswith(f"ray::{title}")}
+
+    def drain(self, node: str) -> None:
+        """Announce, as a cloud does two minutes ahead, that a node will be taken away."""
+        raylet = re.compile(rf"--raylet_socket_name={self.folder}/{node}/.* --node_id=(\w+)")
+        node_id = next(found[1] for _, _, args in _ps() if (found := raylet.search(args)))
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        deadline = ("--deadline-remaining-seconds", "120")
+        self.run(BIN / "ray", "drain-node", "--node-id", node_id, *reason, *deadline, check=True)
 
     def kill(self, node: str) -> None:
         """A node drops dead: its raylet and everything below it."""
@@ -99,3 +109,9 @@ class LocalCluster:
         while "Ray runtime started" not in (self.folder / "blind.log").read_text():
             assert time.monotonic() < deadline, (self.folder / "blind.log").read_text()
             time.sleep(0.2)
+
+
+def _ps() -> list[list[str]]:
+    """Id, parent and command line of every process."""
+    ps = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    return [line.split(maxsplit=2) for line in ps.stdout.splitlines()]

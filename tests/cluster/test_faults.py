@@ -49,7 +49,7 @@ def await_epoch(results: Path, epoch: int, everywhere: bool = False) -> None:
     deadline = time.monotonic() + 300
     while True:
         trials = list(results.glob("trials/*"))
-        reached = [any(int(p.stem[-4:]) >= epoch for p in trial.glob("checkpoint-*.pt")) for trial in trials]
+        reached = [any(int(p.stem.split("-")[1]) >= epoch for p in trial.glob("checkpoint-*.pt")) for trial in trials]
         if reached and (all(reached) if everywhere else any(reached)):
             return
         assert time.monotonic() < deadline, reached
@@ -70,9 +70,9 @@ def test_processes_a_node_and_the_driver_die(cluster: LocalCluster, tmp_path: Pa
     results = tmp_path / "tiny"
     first = cluster.launch(*arguments)
     await_epoch(results, 20, everywhere=True)
-    os.kill(min(cluster.processes("ImplicitFunc.train")), signal.SIGKILL)
+    os.kill(min(cluster.processes("convnet-")), signal.SIGKILL)
     await_resumed(results, 1)
-    cluster.kill(next(iter(cluster.processes("ImplicitFunc.train").values())))
+    cluster.kill(next(iter(cluster.processes("convnet-").values())))
     await_resumed(results, 2)
     first.kill()
     out = first.communicate(timeout=60)[0]
@@ -110,7 +110,7 @@ def test_a_trial_that_always_dies_is_given_up_and_named(cluster: LocalCluster, t
     killed = 0
     while launch.poll() is None and time.monotonic() < deadline:
         if sum(path.read_text().count("starts") for path in log.glob("trials/*/log.txt")) > killed:
-            for process in cluster.processes("ImplicitFunc.train"):
+            for process in cluster.processes("convnet-"):
                 os.kill(process, signal.SIGKILL)
                 killed += 1
         time.sleep(0.05)
@@ -129,7 +129,7 @@ def test_a_rank_dies(cluster: LocalCluster, tmp_path: Path) -> None:
         launch = cluster.launch("--config", config, "--results", tmp_path, "resources.workers=2")
         if name == "disturbed":
             await_epoch(tmp_path / name, 20)
-            os.kill(max(cluster.processes("RayTrainWorker")), signal.SIGKILL)
+            os.kill(max(cluster.processes("convnet-")), signal.SIGKILL)
         out = launch.communicate(timeout=400)[0]
         assert launch.returncode == 0, out
         if name == "disturbed":

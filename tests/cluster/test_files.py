@@ -79,6 +79,30 @@ def test_scripts_pass_shellcheck() -> None:
     assert result.returncode == 0, result.stdout
 
 
+def test_every_cluster_of_several_nodes_asks_for_a_token() -> None:
+    """Their ports are open to the network, whatever address the dashboard has."""
+    for name, line in {
+        "local.sh": "export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}",
+        "slurm.sbatch": "export RAY_AUTH_MODE=token",
+        "aws.yaml": "--env RAY_AUTH_MODE=token",
+        "gcp.yaml": "--env RAY_AUTH_MODE=token",
+        "rayjob.yaml": "mode: token",
+    }.items():
+        assert line in (CLUSTER / name).read_text(), name
+    for path in CLUSTER.iterdir():
+        hosts = re.findall(r"--dashboard-host[= ](\S+)", path.read_text())
+        assert set(hosts) <= {"127.0.0.1"}, path.name
+        assert "0.0.0.0" not in path.read_text(), path.name  # noqa: S104 - looked for, not bound
+
+
+def test_shell_variables_in_the_scripts_are_quoted() -> None:
+    """What a user types reaches a command as one word: "$@", or an element of an array."""
+    for name in ("local.sh", "slurm.sbatch"):
+        for line in (CLUSTER / name).read_text().splitlines():
+            if not line.lstrip().startswith("#"):
+                assert not re.search(r"(?<!\")\$[@*]|\beval\b|\bbash -c\b", line), f"{name}: {line}"
+
+
 def test_versions_do_not_drift() -> None:
     """One Ray and one Python for client, image and operator; the image is tagged with our version."""
     major_minor = ".".join(RAY.split(".")[:2])

@@ -1,0 +1,319 @@
+"""Results on object storage (`s3://`, `gs://`, whatever else pyarrow opens), mirrored in a folder of this process.
+
+Training and reports work on the mirror as on any folder, and push what they changed. The storage is the truth: a
+mirror starts empty, is filled by `pull`, and is thrown away.
+"""
+
+import contextlib
+import math
+import re
+import textwrap
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import sleep
+from typing import Any, TypeVar
+
+from repr_ray.scratch import scratch
+from repr_ray.storage import PARTIAL, write_atomic
+
+T = TypeVar("T")
+
+WAITS = (1, 2, 4, 8, 16, 32)
+"""Seconds between attempts: an outage of a minute is survived."""
+
+_AT_ONCE = 16
+_WHOLE = ("s3", "gcs")  # file systems where a file is there when its last byte is
+_ACCESS = {
+    "s3": "the address, and a role or AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+    "gs": "the address, and a service account or GOOGLE_APPLICATION_CREDENTIALS in the environment",
+}
+
+
+_OPTIONS = {
+    "s3": "allow_delayed_open=true",  # one request for a small file, not three
+    "gs": "retry_limit_seconds=10",  # not a quarter of an hour
+    "gcs": "retry_limit_seconds=10",
+}
+
+
+class StorageError(OSError):
+    """Storage that cannot be used: one line that names it and the way out."""
+
+
+def is_uri(location: Path | str) -> bool:
+    """Whether a location is meant as a URI, be it a bad one such as `s3:/bucket`."""
+    return isinstance(location, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", location) is not None
+
+
+def at(location: str, name: str) -> Path | str:
+    """`name` in a folder: an absolute path, or a URI with the folder's options."""
+    if not is_uri(location):
+        return Path(location).resolve() / name
+    folder, mark, options = location.partition("?")
+    return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+
+def shown(text: object) -> str:
+    """A text for people: the names of mirrored folders for the mirrors, and URIs without keys and options."""
+    line = str(text)
+    for mirror, name in _MIRRORED.items():
+        line = line.replace(str(mirror), name)
+    return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s]*)(?:\?[^\s;,]*)?", r"\1\2", line)
+
+
+_MIRRORED: dict[Path, str] = {}
+
+
+def filesystem(location: str) -> tuple[Any, str]:
+    """The pyarrow file system behind a folder or URI, and the path in it. Raises OSError or ValueError."""
+    from pyarrow import fs
+
+    if not is_uri(location):
+        location = Path(location).resolve().as_uri()
+    else:
+        option = _OPTIONS.get(location.partition(":")[0], "")
+        if option.partition("=")[0] not in location:
+            location += f"{'&' if '?' in location else '?'}{option}"
+    return fs.FileSystem.from_uri(location)
+
+
+def insist(attempt: Callable[[], T], waits: Sequence[float] | None = None) -> T:
+    """Try again after each wait (else `WAITS`) while storage fails; the last failure is raised."""
+    for wait in WAITS if waits is None else waits:
+        try:
+            return attempt()
+        except StorageError:
+            sleep(wait)
+    return attempt()
+
+
+class Folder:
+    """A folder that all processes see: nothing to pull or push. `location` is what to tell another process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location: Path | str = path
+
+    def pull(self, under: str = "", wanted: Callable[[str], bool] = bool) -> None:
+        """Make the mirror like the storage, below a file or folder, where a file's name is `wanted`."""
+
+    def push(self, under: str = "") -> None:
+        """Store what changed below a file or folder."""
+
+    def names(self) -> list[str]:
+        """What the folder holds, but for hidden files."""
+        paths = self.path.iterdir() if self.path.exists() else ()
+        return [path.name for path in paths if not _hidden(path.name)]
+
+    def read(self, name: str) -> bytes:
+        """A stored file. Raises FileNotFoundError where there is none."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a stored file: a reader sees the old one or the new one, whatever happens meanwhile."""
+        write_atomic(self.path / name, content)
+
+    def delete(self, name: str) -> None:
+        """Delete a stored file where there is one."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def time(self, name: str) -> float:
+        """When a file was stored, in seconds by the storage's clock; minus infinity without one."""
+        path = self.path / name
+        return path.stat().st_mtime if path.exists() else -math.inf
+
+
+class Remote(Folder):
+    """A folder on storage, and its mirror `path`. `pull` and `push` raise StorageError after a minute of failures."""
+
+    def __init__(self, uri: str, files: Any, base: str, path: Path) -> None:
+        self.location, self.path = uri, path
+        self.files, self.base = files, base.rstrip("/")
+        # What was last pulled or pushed: the size and time of the mirrored file, and of the stored one if known.
+        self.known: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {}
+
+    def pull(self, under: str = "", wanted: Callable[[str], bool] = bool) -> None:
+        there = {name: state for name, state in insist(lambda: self.stored(under)).items() if wanted(name)}
+        for name in self._known(under):
+            if wanted(name) and name not in there:
+                (self.path / name).unlink(missing_ok=True)
+                del self.known[name]
+
+        def download(name: str) -> None:
+            try:
+                content = self.read(name)
+            except FileNotFoundError:  # deleted since it was listed
+                return
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            self.known[name] = _state(path), there[name]
+
+        local = self._local(under)
+        _side_by_side(download, [n for n, s in there.items() if self.known.get(n) != (local.get(n), s)])
+
+    def push(self, under: str = "") -> None:
+        """Weights first, then the rest, then what says that a trial has ended; what is gone here is deleted last."""
+        local = self._local(under)
+
+        def upload(name: str) -> None:
+            self.write(name, (self.path / name).read_bytes())
+            self.known[name] = local[name], None
+
+        changed = [name for name, state in local.items() if self.known.get(name, (None,))[0] != state]
+        for rank in range(3):
+            _side_by_side(upload, [name for name in changed if _rank(name) == rank])
+        _side_by_side(self.delete, [name for name in self._known(under) if name not in local])
+
+    def names(self) -> list[str]:
+        return sorted({name.partition("/")[0] for name in insist(self.stored)})
+
+    def stored(self, under: str = "") -> dict[str, tuple[int, int]]:
+        """Size and time of every stored file, but for hidden ones, below a file or folder."""
+        from pyarrow import fs
+
+        with self._said("listed", under):
+            top = self.files.get_file_info(f"{self.base}/{under}".rstrip("/"))
+            below = fs.FileSelector(top.path, allow_not_found=True, recursive=True)
+            found = [top] if top.is_file else self.files.get_file_info(below)
+        names = {info.path.removeprefix(f"{self.base}/"): info for info in found if info.is_file}
+        return {name: (info.size, info.mtime_ns) for name, info in names.items() if not _hidden(name)}
+
+    def read(self, name: str) -> bytes:
+        """A stored file. Raises FileNotFoundError where there is none."""
+        path = f"{self.base}/{name}"
+        with self._said("read", name):
+            with self.files.open_input_file(path) as file:
+                content = file.read_at(file.size(), 0)  # one request: several could get parts of several versions
+            if len(content) != self.files.get_file_info(path).size:
+                raise OSError("it was replaced meanwhile")
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        target = f"{self.base}/{name}"
+        with self._said("written", name):
+            if self.files.type_name in _WHOLE:
+                self._put(target, content)
+                return
+            folder, _, last = target.rpartition("/")
+            part = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+            self.files.create_dir(folder, recursive=True)
+            self._put(part, content)
+            self.files.move(part, target)
+
+    def delete(self, name: str) -> None:
+        with self._said("deleted", name), contextlib.suppress(FileNotFoundError):
+            self.files.delete_file(f"{self.base}/{name}")
+        self.known.pop(name, None)
+
+    def time(self, name: str) -> float:
+        with self._said("read", name):
+            info = self.files.get_file_info(f"{self.base}/{name}")
+        return info.mtime.timestamp() if info.is_file else -math.inf
+
+    def now(self) -> float:
+        """The storage's time: that of a file stored now, which shows that it lets us."""
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        self.write(probe, b"")
+        now = self.time(probe)
+        self.delete(probe)
+        return now
+
+    def _put(self, target: str, content: bytes) -> None:
+        """In a thread, where no signal can come between: a stream that is closed half-way stores its half."""
+
+        def put() -> None:
+            with self.files.open_output_stream(target) as stream:
+                stream.write(content)
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(put).result()
+
+    def _local(self, under: str) -> dict[str, tuple[int, int]]:
+        top = self.path / under
+        paths = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
+        names = {path.relative_to(self.path).as_posix(): path for path in paths}
+        return {name: _state(path) for name, path in names.items() if not _hidden(name)}
+
+    def _known(self, under: str) -> list[str]:
+        return [name for name in self.known if not under or f"{name}/".startswith(f"{under}/")]
+
+    @contextlib.contextmanager
+    def _said(self, done: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if done == "read" and isinstance(error, FileNotFoundError):
+                raise
+            raise _failed(at(str(self.location), name), done, error) from None
+
+
+@contextlib.contextmanager
+def opened(location: Path | str, waits: Sequence[float] | None = None) -> Iterator[Folder]:
+    """The folder of results at a path or URI; a mirror lasts as long as the block. Raises StorageError."""
+    if not is_uri(location):
+        yield Folder(Path(location))
+        return
+    uri = str(location)
+
+    def open_uri() -> tuple[Any, str]:
+        try:
+            files, base = filesystem(uri)
+            files.get_file_info(base)
+            return files, base
+        except (OSError, ValueError) as error:
+            raise _failed(uri, "opened", error) from None
+
+    files, base = insist(open_uri, waits)
+    if files.type_name == "local":
+        yield Folder(Path(base))
+        return
+    with scratch() as folder:
+        mirror = Path(folder) / Path(base).name
+        mirror.mkdir()
+        _MIRRORED[mirror] = shown(uri)
+        try:
+            yield Remote(uri, files, base, mirror)
+        finally:
+            del _MIRRORED[mirror]
+
+
+def light(name: str) -> bool:
+    """Whether a launch or a report reads a file: neither weights nor TensorBoard's events, nor other people's."""
+    folder, _, rest = name.partition("/")
+    return (not rest or folder in ("trials", "plots")) and not re.search(r"\.pt$|(^|/)events\.", name)
+
+
+def _rank(name: str) -> int:
+    return 0 if name.endswith(".pt") else 2 if name.endswith(("/result.json", "/error.json")) else 1
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _side_by_side(do: Callable[[str], None], names: Iterable[str]) -> None:
+    """Do something for every name; what failed is tried again. A signal ends the wait between two attempts."""
+    left = set(names)
+
+    def attempt() -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            futures = {name: pool.submit(do, name) for name in left}
+        left.difference_update(name for name, future in futures.items() if future.exception() is None)
+        for future in futures.values():
+            future.result()
+
+    insist(attempt)
+
+
+def _failed(location: Path | str, done: str, error: Exception) -> StorageError:
+    reason = textwrap.shorten(re.sub(r" \(Request ID.*?\)", "", str(error)), 300)
+    access = _ACCESS.get(str(location).partition(":")[0], "the address: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER")
+    return StorageError(f"{shown(location)} cannot be {done} ({reason}); check {access}")

@@ -1,0 +1,59 @@
+"""What the processes of a launch tell each other; an actor on the head node when trials run on Ray."""
+
+import asyncio
+from typing import Any
+
+Place = tuple[int, int]
+"""Epochs done, and optimizer steps of the next one."""
+
+
+class Mailbox:
+    """Collects progress messages, counts the starts of trials, and passes on who has to leave."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.starts: dict[str, tuple[Place, int]] = {}
+        self.running: set[str] = set()
+        self.leaving: set[str] = set()
+        self.everyone_leaves = False
+        self.changed = asyncio.Condition()
+
+    async def put(self, message: dict[str, Any]) -> None:
+        """Take in a message of a trial; see `repr_ray.training.trial.Update`."""
+        self.messages.append(message)
+        if message.keys() & {"done", "failed", "stopped"}:
+            self.running.discard(message["trial"])
+            await self._tell()
+
+    async def drain(self) -> list[dict[str, Any]]:
+        """The messages since the last call."""
+        messages, self.messages = self.messages, []
+        return messages
+
+    async def start(self, trial: str, place: Place) -> int:
+        """How often the trial has been started from this place, this start included."""
+        self.running.add(trial)
+        before, count = self.starts.get(trial, (place, 0))
+        self.starts[trial] = (place, count + 1 if before == place else 1)
+        return self.starts[trial][1]
+
+    async def leave(self, nodes: list[str]) -> None:
+        """Ask the trials on these nodes to save and stop."""
+        self.leaving.update(nodes)
+        await self._tell()
+
+    async def leave_all(self) -> None:
+        """Ask every trial to save and stop; returns when all have."""
+        self.everyone_leaves = True
+        await self._tell()
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.running)
+
+    async def until_leaving(self, node: str) -> None:
+        """Returns when what runs on this node has to leave."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.everyone_leaves or node in self.leaving)
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()

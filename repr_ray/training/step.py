@@ -1,0 +1,106 @@
+"""One optimizer step: run as it is, or recorded once and replayed as a CUDA graph."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repr_ray import distributed
+from repr_ray.data.batches import Batch
+
+if TYPE_CHECKING:
+    from repr_ray.training.setup import Setup
+
+
+class Step:
+    """Forward, backward and update on a batch. `totals` sums loss (nats) and hits over batches, on the device."""
+
+    def __init__(self, setup: "Setup") -> None:
+        self.setup = setup
+        self.totals = torch.zeros(2, device=setup.device)
+
+    def __call__(self, batch: Batch, learning_rate: float) -> None:
+        """Train on this rank's slice of a global batch; does not wait for the device.
+
+        The slice's loss is scaled so that DDP's average over ranks is the mean over the global batch.
+        """
+        for group in self.setup.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._train(batch.images, batch.labels, distributed.world_size() / batch.size)
+
+    def _train(self, images: Tensor, labels: Tensor, scale: float) -> None:
+        setup = self.setup
+        with setup.autocast():
+            logits = setup.forward(images)
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        setup.optimizer.zero_grad()
+        (loss * scale).backward()
+        setup.optimizer.step()
+        setup.scheme.after_step()
+        self.totals += sums(loss, logits, labels)
+
+
+class GraphedStep(Step):
+    """The same step with its kernels recorded, so that a GPU does not wait for Python between them.
+
+    One graph for the whole network and one for the sub-network: what differs is whether masks are applied. Weights,
+    masks and optimizer state are only ever changed in place, so dropping and bringing back filters leave both valid.
+    The first steps, which create the optimizer's state, and a last smaller batch run as they are.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, setup: "Setup") -> None:
+        super().__init__(setup)
+        self.stream = torch.cuda.Stream(setup.device) if setup.device.type == "cuda" else None
+        self.graphs: dict[str, Any] = {}
+        self.warm = 0
+        self.images = self.labels = torch.empty(0)
+
+    def __call__(self, batch: Batch, learning_rate: float) -> None:
+        for group in self.setup.optimizer.param_groups:
+            if not isinstance(group["lr"], Tensor):  # a recorded number could not be changed any more
+                group["lr"] = torch.tensor(learning_rate, device=self.setup.device)
+            group["lr"].fill_(learning_rate)
+            if "capturable" in group:
+                group["capturable"] = True
+        if self.warm < self.WARM_UP or batch.size != self.setup.trial.train.batch_size:
+            self.warm += 1
+            self._train_beside(batch)
+            return
+        if not self.graphs:
+            self.images, self.labels = torch.empty_like(batch.images), torch.empty_like(batch.labels)
+        self.images.copy_(batch.images)
+        self.labels.copy_(batch.labels)
+        phase = self.setup.scheme.phase
+        if phase not in self.graphs:
+            self.graphs[phase] = self._record(1 / batch.size)
+        self.graphs[phase].replay()
+
+    def _train_beside(self, batch: Batch) -> None:
+        """On the stream that recording takes place on, which what backward leaves behind is bound to."""
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.setup.device))
+        with torch.cuda.stream(self.stream):
+            self._train(batch.images, batch.labels, 1 / batch.size)
+        if self.stream:
+            torch.cuda.current_stream(self.setup.device).wait_stream(self.stream)
+
+    def _record(self, scale: float) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        self.setup.optimizer.zero_grad()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self._train(self.images, self.labels, scale)
+        return graph
+
+
+def make_step(setup: "Setup") -> Step:
+    """The step for a trial; `resources.cuda_graph` asks for nothing without a GPU, or under DDP."""
+    graphed = setup.trial.resources.cuda_graph and setup.device.type == "cuda" and distributed.world_size() == 1
+    return GraphedStep(setup) if graphed else Step(setup)
+
+
+def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed loss and number of hits of a batch, shape (2)."""
+    return torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])

@@ -1,0 +1,109 @@
+"""Told to leave, trials save in the middle of an epoch; the end is that of a run that nobody disturbed."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from local_cluster import LocalCluster
+from support import write_config
+from test_faults import assert_same_end
+
+from repr_ray.config import load
+from repr_ray.plan import plan
+from repr_ray.runners import local
+
+pytestmark = pytest.mark.slow
+
+# Epochs of several seconds: whoever saves between two of them only, loses some
+LONG_EPOCHS = {
+    "data": {"name": "digits", "train_images": 1400, "flip": True},
+    "model": {"kind": "convnet", "depth": 3, "width": 48},
+    "train": {"epochs": 4, "batch_size": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "schemes": {"repr": {"kind": "repr", "s1": 1, "s2": 1, "prune_ratio": 0.3}},
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("config"), **LONG_EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    local.run(plan(load(config)), config.parent / "undisturbed", lambda message: None, {})
+    return config.parent / "undisturbed"
+
+
+def log(results: Path) -> str:
+    """What the trial has told so far."""
+    return "".join(path.read_text() for path in results.glob("trials/*/log.txt"))
+
+
+def await_log(results: Path, text: str) -> None:
+    deadline = time.monotonic() + 300
+    while text not in log(results):
+        assert time.monotonic() < deadline, f"{text!r} is not in {log(results)!r}"
+        time.sleep(0.05)
+
+
+def finish(launch: "subprocess.Popen[str]") -> str:
+    """What a launch that succeeds prints."""
+    out = launch.communicate(timeout=400)[0]
+    assert launch.returncode == 0, out
+    return out
+
+
+def test_a_signal_saves_within_three_seconds(
+    cluster: LocalCluster, config: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """And the process's title is the trial's name, which the dashboard shows."""
+    arguments = ("--config", config, "--results", tmp_path)
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        launch = cluster.launch(*arguments)
+        before = log(tmp_path / "tiny")
+        deadline = time.monotonic() + 200
+        while log(tmp_path / "tiny") == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)
+        assert cluster.processes("convnet-3x48-digits-repr-s0"), (log(tmp_path / "tiny"), cluster.processes(""))
+        launch.send_signal(number)
+        told = time.monotonic()
+        out = launch.communicate(timeout=60)[0]
+        seconds = time.monotonic() - told
+        assert launch.returncode == status, out
+        assert "stopped" in out.splitlines()[-3]
+        assert "the same command resumes" in out
+        print(f"{number.name}: left after {seconds:.1f} s")
+    assert log(tmp_path / "tiny").count("and stopped, as asked") == 2
+    finish(cluster.launch(*arguments))
+    assert_same_end(tmp_path / "tiny", undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_drained_node_is_left_in_time(
+    cluster: LocalCluster, config: Path, tmp_path: Path, undisturbed: Path, workers: int
+) -> None:
+    """The trial saves in the middle of its epoch and goes on, within the same launch, on the other node."""
+    arguments = ("--config", config, f"resources.workers={workers}", "--results")
+    if workers > 1:
+        cluster.stop()  # a node stays drained
+        cluster.start(2, "--num-cpus=2")
+        finish(cluster.launch(*arguments, tmp_path / "undisturbed"))
+        undisturbed = tmp_path / "undisturbed" / "tiny"
+    launch = cluster.launch(*arguments, tmp_path)
+    await_log(tmp_path / "tiny", "starts")
+    time.sleep(2)
+    [node] = set(cluster.processes("convnet-3x48-digits-repr-s0").values()) - {"head"}
+    cluster.drain(node)
+    await_log(tmp_path / "tiny", "and stopped, as asked")
+    await_log(tmp_path / "tiny", "resumes at epoch")
+    [other] = set(cluster.processes("convnet-3x48-digits-repr-s0").values()) - {"head"}
+    assert other != node
+    out = finish(launch)
+    assert "1 node will be taken away" in out
+    assert "died" not in out
+    assert "Traceback" not in out
+    assert_same_end(tmp_path / "tiny", undisturbed)

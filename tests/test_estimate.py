@@ -1,0 +1,115 @@
+"""What a grid will take: against what trials of it took."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import TINY, tiny, write_config
+
+from repr_ray import estimate
+from repr_ray.config import ConvNet, validate
+from repr_ray.data.decoded import load
+from repr_ray.data.sources import DATASETS
+from repr_ray.launch import main
+from repr_ray.models import build
+from repr_ray.plan import plan
+from repr_ray.runners import local
+from repr_ray.training.folder import TrialFolder
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar100"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"depth": 1, "width": 5, "kernel": 7},
+        {"depth": 2, "batch_norm": True, "pool": "max2"},
+        {"depth": 3, "pool": "max3", "init": "truncated_normal"},
+    ],
+)
+def test_the_size_without_torch_is_that_of_the_built_network(settings: dict[str, Any], data: str) -> None:
+    net, dataset = ConvNet(**settings), DATASETS[data]
+    with torch.device("meta"):
+        built = build(net, dataset.classes, dataset.channels, dataset.image_size)
+    assert estimate.size(net, data) == estimate.Size(
+        sum(p.numel() for p in built.parameters()), sum(b.numel() for b in built.buffers()), net.depth
+    )
+
+
+def test_a_data_set_has_as_many_images_as_its_entry_says() -> None:
+    data = tiny()[0].data.model_copy(update={"train_images": None, "validation_images": 0})
+    assert len(load(data).train.labels) == DATASETS["digits"].train_images
+
+
+@pytest.mark.parametrize("optimizer", [{"kind": "sgd", "momentum": 0.9}, {"kind": "adam"}])
+def test_disk_is_estimated_within_a_third(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    blocks = {"model": {"kind": "resnet", "depth": 8}, "train": {"epochs": 5, "optimizer": optimizer}}
+    schemes = {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 1, "s2": 1, "cycles": 1}}
+    data = TINY["data"] | {"train_images": 64, "validation_images": 20}
+    trials = plan(validate(TINY | blocks | {"schemes": schemes, "data": data}, "x"))
+    local.run(trials, tmp_path, lambda message: None, {})
+    for trial in trials:
+        held = sum(path.stat().st_size for path in TrialFolder(tmp_path, trial).path.iterdir())
+        assert 0.75 < estimate.disk(trial) / held < 1.33
+
+
+def test_the_best_weights_count_where_there_is_a_validation_split() -> None:
+    with_split, without = (tiny(data={"validation_images": n})[0] for n in (100, 0))
+    weights = 4 * estimate.size(with_split.model, "digits").parameters
+    assert estimate.disk(with_split) - estimate.disk(without) == weights
+
+
+def test_a_full_disk_is_foretold_and_what_is_there_already_is_not_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = tiny()
+    needed = sum(map(estimate.disk, trials))
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: type("", (), {"free": needed - 1}))
+    line, enough = estimate.disk_line(trials, tmp_path / "nothing" / "yet")
+    assert not enough
+    assert f"WARNING: disk: about {estimate.amount(needed)} for 2 trials" in line
+    assert line.endswith(f"free at {tmp_path}: make room, or name another folder with --results")
+    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    assert main(arguments) == 0  # warned, not refused
+    assert "WARNING: disk: about" in capsys.readouterr().out
+    assert estimate.disk_line(trials, tmp_path / "tiny")[1]
+
+
+def test_time_is_told_from_finished_trials_or_how_to_measure_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, seeds=[0, 1])
+    arguments = ["--config", str(config), "--results", str(tmp_path), "--runner", "local"]
+    assert main([*arguments, "--dry-run"]) == 0
+    line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("time:"))
+    assert line.startswith("time: not known for 4 trials of convnet-2x8 on digits")
+    measure = shlex.split(line.partition("one epoch tells: ")[2])
+    assert measure[:3] == ["python", "-m", "repr_ray.launch"]
+    assert main(measure[3:]) == 0
+    [result] = tmp_path.glob("tiny-speed/trials/*/result.json")
+    speed = json.loads(result.read_text()) | {"images_per_second": 2.0, "workers": 1, "threads": 3}
+    result.write_text(json.dumps(speed))
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run"]) == 0
+    hours = 4 * 8 * 256 / 2.0 * 3 / 3600  # trials, epochs, images, images/s, threads
+    assert f"time: about {hours:,.2g} CPU hours for 4 trials of convnet-2x8 on digits" in capsys.readouterr().out
+
+
+def test_a_gpu_is_not_estimated_from_a_cpu(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "other", tiny()[0])
+    folder.announce()
+    folder.take_over()
+    folder.finish({"images_per_second": 100.0, "workers": 2, "threads": 4, "hardware": {"cpu": "x", "gpu": None}})
+    on_gpu, either, on_cpu = (tiny(resources={"gpus_per_worker": g})[0] for g in (0.5, "auto", 0))
+    assert estimate.measured(on_gpu, tmp_path) is None
+    for trial in (either, on_cpu):
+        assert estimate.measured(trial, tmp_path) == estimate.Speed(0.08, "CPU", "x", 1)
+    faster = TrialFolder(tmp_path / "other", tiny(seeds=[1], resources={"gpus_per_worker": 0.5})[0])
+    faster.announce()
+    faster.take_over()
+    faster.finish({"images_per_second": 1000.0, "workers": 1, "threads": 4, "hardware": {"cpu": "x", "gpu": "G"}})
+    for trial in (either, on_gpu):
+        assert estimate.measured(trial, tmp_path) == estimate.Speed(0.0005, "GPU", "G", 1)
