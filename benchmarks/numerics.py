@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from scipy import stats
 
-from benchmarks.compact import compact, scatter
 from benchmarks.tables import device_named, table, write
 from benchmarks.trials import trials
 from repr_ray.plan import Trial
@@ -26,11 +25,11 @@ class Way:
     """One way to train the same trial."""
 
     precision: str
-    smaller_s2: bool = False
+    compact: bool = False
     cuda_graph: bool = False
 
 
-WAYS = {"fp32": Way("fp32"), "bf16": Way("bf16"), "bf16, S2 on a smaller copy": Way("bf16", smaller_s2=True)}
+WAYS = {"fp32": Way("fp32"), "bf16": Way("bf16"), "bf16, S2 on a smaller copy": Way("bf16", compact=True)}
 ON_CUDA = {"fp32": Way("fp32"), "bf16": Way("bf16"), "bf16, CUDA graph": Way("bf16", cuda_graph=True)}
 
 
@@ -48,7 +47,7 @@ def main() -> None:
     ways = WAYS if args.device == "cpu" else ON_CUDA
     data = {"name": args.data, "source": args.source} | ({"train_images": 2000} if args.data == "cifar10" else {})
     accuracies = {
-        name: np.array([100 * final_accuracy(t, device, way) for t in _trials(data, way, args)])
+        name: np.array([100 * final_accuracy(t, device) for t in _trials(data, way, args)])
         for name, way in ways.items()
     }
     rows = [_row(name, values, accuracies["fp32"]) for name, values in accuracies.items()]
@@ -67,6 +66,7 @@ def _trials(data: dict[str, object], way: Way, args: argparse.Namespace) -> list
         "batch_size": 64,
         "optimizer": {"kind": "sgd", "learning_rate": 0.01, "momentum": 0.9},
         "precision": way.precision,
+        "compact_sub_network": way.compact,
     }
     scheme = {"kind": "repr", "s1": max(1, args.epochs // 5), "s2": max(1, args.epochs // 10)}
     return trials(
@@ -80,18 +80,12 @@ def _trials(data: dict[str, object], way: Way, args: argparse.Namespace) -> list
     )
 
 
-def final_accuracy(trial: Trial, device: torch.device, way: Way) -> float:
+def final_accuracy(trial: Trial, device: torch.device) -> float:
     """Train a trial; test accuracy in [0, 1] after its last epoch."""
-    setup, smaller, steps = set_up(trial, device), None, 0
+    setup = set_up(trial, device)
     for epoch in range(trial.train.epochs):
-        if smaller and setup.scheme.schedule.phase(epoch) == "full":
-            scatter(smaller, setup, steps)
-            smaller = None
         setup.scheme.start_epoch(epoch)
-        if way.smaller_s2 and setup.scheme.phase == "sub" and smaller is None:
-            smaller, steps = compact(setup), 0
-        train_epoch(smaller or setup, epoch)
-        steps += -(-len(setup.train) // trial.train.batch_size)
+        train_epoch(setup, epoch)
     return cast(float, evaluate(setup, setup.test)[1])
 
 

@@ -187,7 +187,11 @@ class Cosine(Settings):
 
 
 class Train(Settings):
-    """Optimisation. The batch size is that of a step over all workers together."""
+    """Optimisation. The batch size is that of a step over all workers together.
+
+    `compact_sub_network` trains S2 on a smaller copy of the network, equal to the masked one up to floating-point
+    order: faster on the paper's nets (benchmarks/results/compact-cpu.md).
+    """
 
     epochs: Count
     batch_size: Count = 128
@@ -196,6 +200,7 @@ class Train(Settings):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     evaluate_every: Count = 1
     sync_batch_norm: bool = False
+    compact_sub_network: bool = False
     deterministic: bool = False
 
 
@@ -245,6 +250,11 @@ class Experiment(Settings):
                     Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles)
                 except ValueError as error:
                     raise ValueError(f"schemes.{name}: {error}") from None
+                if scheme.bias == "unmasked" and self.train.compact_sub_network:
+                    raise ValueError(
+                        f"train.compact_sub_network: dropped filters of schemes.{name} emit a constant; set"
+                        f" schemes.{name}.bias=masked, or turn it off"
+                    )
                 ranking, held_out = scheme.ranking, self.data.validation_images
                 if ranking.needs_data and ranking.data_split == "validation" and not held_out:
                     raise ValueError(

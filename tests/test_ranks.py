@@ -21,7 +21,9 @@ UNEVEN = {
     "data": {"crop_padding": 1, "flip": True},
     "train": {"batch_size": 63, "precision": "fp32", "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
 }
-TRIALS = tiny(**UNEVEN)
+STANDARD, REPR = tiny(**UNEVEN)
+COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
+TRIALS = [STANDARD, COMPACT, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
 
 
@@ -44,7 +46,7 @@ def weights(folder: Path, trial: Trial) -> dict[str, torch.Tensor]:
     return state["model"]
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.scheme)
+@pytest.mark.parametrize("trial", TRIALS, ids=["standard", "compact", "repr"])
 def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial: Trial) -> None:
     for ours, theirs in zip(*(rows(results[w], trial.name, "epochs") for w in (1, 2)), strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss", "test_loss", "test_accuracy"):
@@ -54,8 +56,9 @@ def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial
     assert results_of(results[2])[trial.name]["workers"] == 2
 
 
-def test_ranks_drop_the_same_filters(results: dict[int, Path]) -> None:
-    one, two = ([c["dropped"] for c in rows(results[w], TRIALS[1].name, "cycles")] for w in (1, 2))
+@pytest.mark.parametrize("trial", [COMPACT, REPR], ids=["compact", "repr"])
+def test_ranks_drop_the_same_filters(results: dict[int, Path], trial: Trial) -> None:
+    one, two = ([c["dropped"] for c in rows(results[w], trial.name, "cycles")] for w in (1, 2))
     assert one == two
 
 

@@ -141,6 +141,24 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
     assert_same_end(trial, tmp_path, expected)
 
 
+def test_on_a_smaller_copy_in_s2(tmp_path: Path) -> None:
+    """The masked run up to floating-point order; told to stop in S2 it ends with the bits of one that was not."""
+    trial = tiny(train={"compact_sub_network": True, "precision": "fp32"})[1]
+    masked = tiny(train={"precision": "fp32"})[1]
+    run(trial, tmp_path / "undisturbed")
+    calls = iter(range(1000))
+    with pytest.raises(loop.Stopped):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == 7)
+    assert checkpoint.newest_place(TrialFolder(tmp_path, trial).path) == (2, 2)
+    run(trial, tmp_path)
+    assert_same_end(trial, tmp_path, tmp_path / "undisturbed")
+    run(masked, tmp_path)
+    for ours, theirs in zip(*(rows(tmp_path, each.name, "epochs") for each in (trial, masked)), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert ours["filters_dropped"] == theirs["filters_dropped"]
+    assert rows(tmp_path, trial.name, "epochs") != rows(tmp_path, masked.name, "epochs"), "nothing was smaller"
+
+
 def test_random_numbers_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout draws in every step."""
 

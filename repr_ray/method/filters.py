@@ -40,9 +40,6 @@ _TRANSPARENT_FUNCTIONS = {
     torch.relu_,
     torch.tanh,
     torch.flatten,
-    torch.mul,
-    operator.mul,
-    operator.imul,
     F.relu,
     F.relu_,
     F.relu6,
@@ -63,6 +60,7 @@ _TRANSPARENT_FUNCTIONS = {
 _TRANSPARENT_METHODS = {"relu", "relu_", "tanh", "flatten", "contiguous", "clone"}
 _MEANS = {torch.mean, "mean"}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_PRODUCTS = {torch.mul, operator.mul, operator.imul}
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _SHAPE_QUERIES = {"size", "dim", getattr}
 
@@ -97,13 +95,14 @@ class ConvLayer:
 
     `output` is the module that gives its feature maps before the nonlinearity: the convolution, or the batch norm
     that follows it. Channels that were summed with another path (residual connections) have no consumer of their
-    own.
+    own. `joined` layers, whose maps meet another path's or parameters channel by channel, cannot be made narrower.
     """
 
     name: str
     filters: int
     parts: tuple[Part, ...]
     output: str
+    joined: bool = False
 
     @property
     def kernel(self) -> str:
@@ -212,7 +211,7 @@ def _follow(
     parts = [Part(f"{name}.weight", "kernel")]
     if conv.bias is not None:
         parts.append(Part(f"{name}.bias", "bias"))
-    paths, seen = deque([(node, 0)]), set()
+    paths, seen, joined = deque([(node, 0)]), set(), False
     while paths:
         source, offset = paths.popleft()
         for user in source.users:
@@ -234,11 +233,14 @@ def _follow(
                         raise CannotFollow(f"its output reaches {user.target}, whose inputs are not its channels")
                     parts.append(Part(f"{user.target}.weight", "input", 1, at * width, width))
                 elif _is_transparent(user, module):
+                    joined |= _is_product(user) or (isinstance(module, nn.PReLU) and module.num_parameters > 1)
                     paths.append((user, at))
-                elif not _is_sum(user) and user.target not in _SHAPE_QUERIES:
+                elif _is_sum(user):
+                    joined = True
+                elif user.target not in _SHAPE_QUERIES:
                     what = "the network's output" if user.op == "output" else f"{user.target}"
                     raise CannotFollow(f"its output reaches {what}, through which a dropped filter is not silent")
-    return ConvLayer(name, conv.out_channels, tuple(dict.fromkeys(parts)), _output(node, modules))
+    return ConvLayer(name, conv.out_channels, tuple(dict.fromkeys(parts)), _output(node, modules), joined)
 
 
 def _output(node: torch.fx.Node, modules: dict[str, nn.Module]) -> str:
@@ -278,6 +280,10 @@ def _is_sum(node: torch.fx.Node) -> bool:
     return node.target in _SUMS and all(isinstance(arg, torch.fx.Node) for arg in node.args)
 
 
+def _is_product(node: torch.fx.Node) -> bool:
+    return node.target in _PRODUCTS and all(isinstance(arg, torch.fx.Node) for arg in node.args)
+
+
 def _is_transparent(node: torch.fx.Node, module: nn.Module | None) -> bool:
     if node.op == "call_module":
         return isinstance(module, _TRANSPARENT_MODULES)
@@ -288,7 +294,7 @@ def _is_transparent(node: torch.fx.Node, module: nn.Module | None) -> bool:
         return isinstance(dims, list | tuple) and set(dims) in ({2, 3}, {-2, -1})
     if node.op == "call_method":
         return node.target in _TRANSPARENT_METHODS
-    return node.target in _TRANSPARENT_FUNCTIONS or node.target is torch.cat
+    return node.target in _TRANSPARENT_FUNCTIONS | _PRODUCTS or node.target is torch.cat
 
 
 class Masks:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray import distributed
+from repr_ray.method.compact import SubNetwork
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.directions import default_init
 from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters, unwrap
@@ -98,6 +99,10 @@ class Scheme:
 
     def after_step(self) -> None:
         """Restore what an optimizer step must not change."""
+
+    def sub_network(self) -> SubNetwork | None:
+        """The network without its dropped filters, to train in its place for an epoch; None with none dropped."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume between two epochs."""
@@ -192,6 +197,14 @@ class RePr(Scheme):
         """Keep dropped filters at exactly zero, whatever momentum, weight decay or Adam did to them."""
         if self.masks.any:
             self.masks.apply()
+
+    def sub_network(self) -> SubNetwork | None:
+        """See `Scheme.sub_network`. Raises ValueError with `bias: unmasked`, where dropped filters are not silent."""
+        if not self.masks.any:
+            return None
+        if self.settings.bias == "unmasked":
+            raise ValueError("bias=unmasked: dropped filters emit a constant, the network cannot do without them")
+        return SubNetwork(self.model, self.optimizer, self.masks)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "dropped": dict(self.masks.dropped), "before": dict(self._before)}

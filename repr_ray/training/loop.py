@@ -104,12 +104,12 @@ def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop =
     done = part["steps"] if part else 0
     step.totals.copy_(_go_on(part["ranks"][distributed.rank()], setup)) if part else step.totals.zero_()
     rate = train.optimizer.learning_rate
-    setup.forward.train()
-    for number, batch in enumerate(setup.train.shuffled(train.batch_size, order, done), start=done):
-        rate = learning_rate(train, epoch * steps + number, steps)
-        step(batch, rate)
-        if number + 1 < steps and _agree_to_stop(stop, number, setup):
-            raise Stopped(_leave(number + 1, step.totals, setup))
+    with step.epoch():
+        for number, batch in enumerate(setup.train.shuffled(train.batch_size, order, done), start=done):
+            rate = learning_rate(train, epoch * steps + number, steps)
+            step(batch, rate)
+            if number + 1 < steps and _agree_to_stop(stop, number, setup):
+                raise Stopped(_leave(number + 1, step.totals, setup))
     loss_sum, correct = _over_ranks(step.totals)
     return loss_sum / len(setup.train), correct / len(setup.train), rate
 

@@ -49,6 +49,10 @@ class Setup:
     def __post_init__(self) -> None:
         self.step = make_step(self)
 
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """A network as the ranks of this trial train it."""
+        return _data_parallel(model, self.trial.train)
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in this trial's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -72,7 +76,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         device=device,
         precision=precision or resolve_precision(trial.train, device),
         model=model,
-        forward=_data_parallel(model, trial.train) if distributed.world_size() > 1 else model,
+        forward=_data_parallel(model, trial.train),
         optimizer=optimizer,
         scheme=scheme,
         train=_batches(decoded, decoded.train, trial, device),
@@ -137,6 +141,8 @@ def resolve_precision(train: Train, device: torch.device) -> str:
 
 
 def _data_parallel(model: nn.Module, train: Train) -> nn.Module:
+    if distributed.world_size() == 1:
+        return model
     if train.sync_batch_norm:
         if next(model.parameters()).device.type != "cuda":
             raise ValueError("train.sync_batch_norm: PyTorch has it for GPUs only; turn it off, or use one worker")

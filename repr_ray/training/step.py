@@ -1,5 +1,7 @@
-"""One optimizer step: run as it is, or recorded once and replayed as a CUDA graph."""
+"""One optimizer step: run as it is, on a smaller copy in S2, or recorded once and replayed as a CUDA graph."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.data.batches import Batch
+from repr_ray.method.compact import SubNetwork
 
 if TYPE_CHECKING:
     from repr_ray.training.setup import Setup
@@ -19,6 +22,21 @@ class Step:
     def __init__(self, setup: "Setup") -> None:
         self.setup = setup
         self.totals = torch.zeros(2, device=setup.device)
+        self.sub: SubNetwork | None = None
+        self.forward = setup.forward
+
+    @contextmanager
+    def epoch(self) -> Iterator[None]:
+        """Around the steps of an epoch, or of a part of one: where that is asked for, S2 trains a smaller copy."""
+        self.sub = self.setup.scheme.sub_network() if self.setup.trial.train.compact_sub_network else None
+        self.forward = self.setup.data_parallel(self.sub.model) if self.sub else self.setup.forward
+        self.forward.train()
+        try:
+            yield
+        finally:
+            if self.sub:
+                self.sub.scatter()
+            self.sub, self.forward = None, self.setup.forward
 
     def __call__(self, batch: Batch, learning_rate: float) -> None:
         """Train on this rank's slice of a global batch; does not wait for the device.
@@ -32,12 +50,16 @@ class Step:
     def _train(self, images: Tensor, labels: Tensor, scale: float) -> None:
         setup = self.setup
         with setup.autocast():
-            logits = setup.forward(images)
+            logits = self.forward(images)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        setup.optimizer.zero_grad()
-        (loss * scale).backward()
-        setup.optimizer.step()
-        setup.scheme.after_step()
+        if self.sub:
+            (loss * scale).backward()
+            self.sub.step()
+        else:
+            setup.optimizer.zero_grad()
+            (loss * scale).backward()
+            setup.optimizer.step()
+            setup.scheme.after_step()
         self.totals += sums(loss, logits, labels)
 
 
@@ -65,7 +87,7 @@ class GraphedStep(Step):
             group["lr"].fill_(learning_rate)
             if "capturable" in group:
                 group["capturable"] = True
-        if self.warm < self.WARM_UP or batch.size != self.setup.trial.train.batch_size:
+        if self.sub or self.warm < self.WARM_UP or batch.size != self.setup.trial.train.batch_size:
             self.warm += 1
             self._train_beside(batch)
             return

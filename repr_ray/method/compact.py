@@ -1,0 +1,132 @@
+"""S2 for less: the network without its dropped filters, as a smaller network with an optimizer of its own."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray.method.filters import Masks
+
+
+class SubNetwork:
+    """A copy of a network that lacks what is dropped and what reads it; its steps are the masked network's.
+
+        sub = repr_.sub_network()  # in S2, after start_epoch
+        for images, labels in loader:
+            F.cross_entropy(sub.model(images), labels).backward()
+            sub.step()
+        sub.scatter()
+
+    Weights equal those of the masked run up to floating-point order. Layers that cannot be narrower (see
+    `ConvLayer.joined`) keep their width and stay masked. Momenta of dropped filters fade, as they do in a masked run
+    of activations without slope at zero.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks) -> None:
+        self._full, self._full_optimizer, self._masks = model, optimizer, masks
+        self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._keep = _kept(self._tensors, masks)
+        self.model = self._gathered()
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        self._twins = dict(zip(model.parameters(), self.model.parameters(), strict=True))
+        groups = [group | {"params": [self._twins[p] for p in group["params"]]} for group in optimizer.param_groups]
+        make: Any = type(optimizer)
+        self.optimizer: Optimizer = make(groups)
+        for full, twin in self._twins.items():
+            if full in optimizer.state:
+                self.optimizer.state[twin] = {
+                    key: self._select(self._names[full], value, full) for key, value in optimizer.state[full].items()
+                }
+        self._silenced = list(self._still_masked())
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the copy from its gradients, which are cleared.
+
+        What reads a dropped filter is not in the copy and gets no gradient, but has momentum and weight decay to
+        follow: the whole network's optimizer steps as well, with gradients of zero. Learning rates are its.
+        """
+        for own, full in zip(self.optimizer.param_groups, self._full_optimizer.param_groups, strict=True):
+            own.update({key: value for key, value in full.items() if key != "params"})
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for tensor, mask in self._silenced:
+            tensor.masked_fill_(mask, 0.0)
+        self._full_optimizer.step()
+        self._masks.apply()
+
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """Put weights, batch-norm statistics and momenta back where they came from; the copy is of no use then."""
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, target in self._tensors.items():
+            self._put(name, target, own[name])
+        for full, twin in self._twins.items():
+            state = self.optimizer.state[twin]
+            for key, target in self._full_optimizer.state[full].items():
+                if isinstance(target, Tensor) and target.shape == full.shape:
+                    self._put(self._names[full], target, state[key])
+        self._full_optimizer.zero_grad()
+
+    def _gathered(self) -> nn.Module:
+        model = copy.deepcopy(self._full)
+        for name in self._keep:
+            path, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(path)
+            tensor = getattr(owner, leaf)
+            smaller = self._select(name, tensor.detach(), tensor)
+            setattr(owner, leaf, nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller)
+            if isinstance(owner, nn.Conv2d):
+                owner.out_channels, owner.in_channels = owner.weight.shape[:2]
+            elif isinstance(owner, nn.Linear):
+                owner.in_features = owner.weight.shape[1]
+            elif isinstance(owner, nn.BatchNorm2d | nn.SyncBatchNorm):
+                owner.num_features = len(owner.weight)
+        return model
+
+    def _select(self, name: str, value: Any, like: Tensor) -> Any:
+        """The entries of a tensor in the shape of `like` that are in the copy; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        if name not in self._keep or value.shape != like.shape:
+            return value.clone()
+        keep = self._keep[name]
+        shape = [len(places.unique()) for places in keep.nonzero(as_tuple=True)]
+        layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+        return value.masked_select(keep).view(shape).contiguous(memory_format=layout)
+
+    def _put(self, name: str, target: Tensor, source: Tensor) -> None:
+        if name in self._keep:
+            target.masked_scatter_(self._keep[name], source)
+        else:
+            target.copy_(source)
+
+    def _still_masked(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters of the copy with the mask of what is zero in them."""
+        own = dict(self.model.named_parameters())
+        for layer in self._masks.layers:
+            dropped = self._masks.dropped[layer.name]
+            if layer.joined and dropped.any():
+                for part in self._masks.silenced[layer.name]:
+                    full = self._tensors[part.tensor]
+                    mask = part.mask(full.shape, dropped).expand(full.shape)
+                    yield own[part.tensor], self._select(part.tensor, mask, full)
+
+
+def _kept(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    """Bool, in the shape of every tensor that is smaller in the copy: true where an entry is in it."""
+    kept: dict[str, Tensor] = {}
+    for layer in masks.layers:
+        dropped = masks.dropped[layer.name]
+        if dropped.any() and not layer.joined:
+            for part in layer.parts:
+                shape = tensors[part.tensor].shape
+                before = kept.get(part.tensor, torch.ones(shape, dtype=torch.bool, device=dropped.device))
+                kept[part.tensor] = before & ~part.mask(shape, dropped)
+    return kept
