@@ -14,6 +14,8 @@ class Mailbox:
         self.messages: list[dict[str, Any]] = []
         self.starts: dict[str, tuple[Place, int]] = {}
         self.running: set[str] = set()
+        self.trained: set[str] = set()
+        self.given: dict[str, list[str]] = {}
         self.leaving: set[str] = set()
         self.everyone_leaves = False
         self.changed = asyncio.Condition()
@@ -23,6 +25,8 @@ class Mailbox:
         self.messages.append(message)
         if message.keys() & {"done", "failed", "stopped"}:
             self.running.discard(message["trial"])
+            if "done" in message:
+                self.trained.add(message["trial"])
             await self._tell()
 
     async def drain(self) -> list[dict[str, Any]]:
@@ -36,6 +40,22 @@ class Mailbox:
         before, count = self.starts.get(trial, (place, 0))
         self.starts[trial] = (place, count + 1 if before == place else 1)
         return self.starts[trial][1]
+
+    async def give(self, group: str, trial: str) -> None:
+        """The next trial for the ranks of a worker group."""
+        self.given.setdefault(group, []).append(trial)
+        await self._tell()
+
+    async def take(self, group: str, place: int) -> str:
+        """The trial that a worker group is given after `place` others; waits for it."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.given.get(group, ())) > place)
+        return self.given[group][place]
+
+    async def until_trained(self, trial: str) -> None:
+        """Returns when a trial is done."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: trial in self.trained)
 
     async def leave(self, nodes: list[str]) -> None:
         """Ask the trials on these nodes to save and stop."""

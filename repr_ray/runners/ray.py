@@ -9,6 +9,7 @@ every process when the launch is told to end, a trial saves after its next step.
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import os
@@ -16,10 +17,11 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, ClassVar
 
 from repr_ray.config import ConfigError, Resources
 from repr_ray.plan import Trial
@@ -88,7 +90,8 @@ def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provena
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD).remote()
-        launch = _Launch({trial.name: trial for trial in trials}, results, probe, mailbox, provenance, room.gpus)
+        names, folder = {trial.name: trial for trial in trials}, stack.enter_context(scratch())
+        launch = _Launch(names, results, probe, mailbox, provenance, room.gpus, folder)
         if resources.workers == 1:
             function, wanted = _train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
             concurrent = resources.concurrent  # Tune itself starts no more than the nodes hold
@@ -101,13 +104,13 @@ def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provena
             param_space={"trial": tune.grid_search([trial.name for trial in trials])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
-                reuse_actors=resources.workers == 1,
+                reuse_actors=True,
                 trial_name_creator=lambda t: t.config["trial"],
                 trial_dirname_creator=lambda t: t.config["trial"],
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=stack.enter_context(scratch()),
+                storage_path=folder,
                 failure_config=tune.FailureConfig(max_failures=-1),
                 callbacks=[watch],
                 verbose=0,
@@ -206,6 +209,7 @@ class _Launch:
     mailbox: Any
     provenance: dict[str, Any]
     gpus: float
+    scratch: str
 
     def start(self, trial: Trial) -> Callable[[], bool]:
         """Called in a trial's process before it trains; raises when it had better not.
@@ -286,42 +290,78 @@ def _train_here(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
 
 def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
     """A trial of several workers: the driver of its Train worker group."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     from repr_ray.training.trial import failure, first_line
 
     trial = launch.trials[config["trial"]]
     _show_as(trial.name)
-    resources, gpus = trial.resources, launch.gpus
-    with scratch() as folder:
-        while True:
-            function: Any = _train_rank
-            trainer = TorchTrainer(
-                function,
-                train_loop_config={"trial": trial, "launch": launch},
-                torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=resources.workers,
-                    use_gpu=gpus > 0,
-                    resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-                ),
-                run_config=ray.train.RunConfig(name=f"{trial.name}-{uuid.uuid4().hex[:4]}", storage_path=folder),
-            )
-            try:
-                launch.start(trial)
-                result: Any = trainer.fit()
-                if result.return_value != _LEFT:
-                    return {"failure": None}
-            except _Left:
-                raise
-            except Exception as error:
-                if not _died(error):
-                    return {"failure": failure(error)}
-                launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
+    while True:
+        try:
+            launch.start(trial)
+            if _Ranks.of(launch, trial.resources).train(trial.name):
+                return {"failure": None}
+        except _Left:
+            raise
+        except Exception as error:
+            if not _died(error):
+                return {"failure": failure(error)}
+            launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
 
 
-_LEFT = "left"
+class _Ranks:
+    """A Train worker group that trains one trial after the other: to start one takes longer than small trials do.
+
+    It ends with the first trial that does not end well, or with the Tune process that drives it.
+    """
+
+    warm: ClassVar["_Ranks | None"] = None
+
+    @classmethod
+    def of(cls, launch: _Launch, resources: Resources) -> "_Ranks":
+        """The worker group of this process."""
+        if cls.warm is None or cls.warm.ended.done():
+            cls.warm = cls(launch, resources)
+        return cls.warm
+
+    def __init__(self, launch: _Launch, resources: Resources) -> None:
+        self.mailbox, self.key = launch.mailbox, uuid.uuid4().hex[:8]
+        self.ended: Future[None] = Future()
+        threading.Thread(target=self._run, args=(launch, resources), daemon=True).start()
+
+    def train(self, trial: str) -> bool:
+        """Whether the trial was trained to its end, and not left. Raises what the worker group ended with."""
+        import ray
+
+        self.mailbox.give.remote(self.key, trial)
+        trained = self.mailbox.until_trained.remote(trial)
+        while not self.ended.done():
+            if ray.wait([trained], timeout=0.5)[0]:
+                return True
+        self.ended.result()
+        return bool(ray.wait([trained], timeout=0)[0])
+
+    def _run(self, launch: _Launch, resources: Resources) -> None:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        function: Any = _train_rank
+        gpus = launch.gpus
+        trainer = TorchTrainer(
+            function,
+            train_loop_config={"launch": launch, "key": self.key},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(name=f"ranks-{self.key}", storage_path=launch.scratch),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
 
 
 def _died(error: Exception) -> bool:
@@ -334,7 +374,9 @@ def _died(error: Exception) -> bool:
     return isinstance(error, ControllerError)
 
 
-def _train_rank(config: dict[str, Any]) -> str | None:
+def _train_rank(config: dict[str, Any]) -> None:
+    """What a rank does: train the trials that its worker group is given, until it has to leave."""
+    import ray
     from ray.train.torch import get_device
 
     from repr_ray import distributed
@@ -342,18 +384,19 @@ def _train_rank(config: dict[str, Any]) -> str | None:
     from repr_ray.training.trial import run_trial
 
     launch: _Launch = config["launch"]
-    _show_as(f"{config['trial'].name} rank {distributed.rank()}")
 
     def tell(message: dict[str, Any]) -> None:
         if "failed" not in message:  # perhaps only because another rank died; the driver of the ranks decides
             launch.mailbox.put.remote(message)
 
     stop = _hear_of_leaving(launch.mailbox)
-    try:
-        run_trial(config["trial"], launch.results, get_device(), tell, launch.provenance, stop)
-    except Stopped:
-        return _LEFT
-    return None
+    for place in itertools.count():
+        trial = launch.trials[ray.get(launch.mailbox.take.remote(config["key"], place))]
+        _show_as(f"{trial.name} rank {distributed.rank()}")
+        try:
+            run_trial(trial, launch.results, get_device(), tell, launch.provenance, stop)
+        except Stopped:
+            return
 
 
 def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], on_update: Update) -> None:
