@@ -70,6 +70,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         _show_plan(console, trials, where)
         _show_cost(console, trials, location, [a for a in arguments if a != "--dry-run"])
         return 0
+    if args.mlflow:
+        _check_mlflow(args.mlflow)
     with _open(location) as storage:
         folders = [TrialFolder(storage.path, trial) for trial in trials]
         merge(storage.path, experiment, storage)
@@ -86,7 +88,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 _run(console, trials, pending, storage, args.runner, shlex.join([*_COMMAND, *arguments]))
             else:
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
-            _report(console, storage)
+            _report(console, storage, args.mlflow)
             _first_failure(console, folders)
         return 0 if all(folder.done for folder in folders) else 1
 
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="DIR/NAME holds the results; s3://... and gs://... too; default: $REPR_RAY_RESULTS, else results",
     )
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
+    parser.add_argument("--mlflow", metavar="URI", help="log the trials to an MLflow store as well, once they end")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
     return parser
@@ -205,11 +208,27 @@ def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
     return {(t.model.label, t.scheme): check(t) for t in traced.values()}
 
 
-def _report(console: "Console", storage: Folder) -> None:
-    from repr_ray.report import report
+def _check_mlflow(uri: str) -> None:
+    from repr_ray.results.mlflow import connect
+
+    try:
+        connect(uri)
+    except (ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
+    from repr_ray.report import report, to_mlflow
 
     report([storage.path], console=console)
     storage.push()
+    if mlflow:
+        try:
+            to_mlflow([storage.path], mlflow, console)
+        except (
+            ValueError
+        ) as error:  # a tracker is never needed: results are stored, and --mlflow of a report logs them
+            console.print(str(error), style="yellow", soft_wrap=True)
 
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:

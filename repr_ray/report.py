@@ -95,6 +95,14 @@ def report(
     return comparison
 
 
+def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
+    """Log the trials that have ended to an MLflow store; see `repr_ray.results.mlflow.log_to_mlflow`."""
+    from repr_ray.results.mlflow import log_to_mlflow
+
+    logged = log_to_mlflow(folders, uri)
+    console.print(f"{logged} trials logged to {shown(uri)}", markup=False, soft_wrap=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m repr_ray.report", description=__doc__)
@@ -137,10 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             output.push()
             if options.mlflow:
-                from repr_ray.results.mlflow import log_to_mlflow
-
-                logged = log_to_mlflow([folder.path for folder in folders], options.mlflow)
-                console.print(f"{logged} trials logged to {options.mlflow}", markup=False, soft_wrap=True)
+                to_mlflow([folder.path for folder in folders], options.mlflow, console)
             if options.watch is None or not comparison.unfinished:
                 return 0
             time.sleep(options.watch)

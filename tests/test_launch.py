@@ -71,11 +71,19 @@ def test_a_launch_leaves_tables_and_a_comparison(
 
 @pytest.mark.slow
 def test_two_workers_through_ray_train(tmp_path: Path) -> None:
-    config = write_config(tmp_path, schemes={"repr": TINY["schemes"]["repr"]}, resources={"workers": 2})
-    done = launch("--config", config, "--results", tmp_path)
+    """One worker group trains several trials, and a new one comes after a failure: each as if it were alone."""
+    options = ("resources.workers=2", "resources.concurrent=1")
+    config = write_config(tmp_path, grid={"train.optimizer.learning_rate": [0.05, 0.02, 1e9]})
+    done = launch("--config", config, "--results", tmp_path, *options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("FAILED: Diverged") == 2
+    several = results_of(tmp_path / "tiny")
+    assert [result["workers"] for result in several.values()] == [2] * 4
+    config = write_config(tmp_path, schemes={"repr": TINY["schemes"]["repr"]}, baseline="repr", name="alone")
+    done = launch("--config", config, "--results", tmp_path, *options, "train.optimizer.learning_rate=0.02")
     assert done.returncode == 0, done.stdout + done.stderr
-    [result] = results_of(tmp_path / "tiny").values()
-    assert result["workers"] == 2
+    [(name, result)] = results_of(tmp_path / "alone").items()
+    assert several[name]["checksum"] == result["checksum"]
 
 
 @pytest.mark.slow

@@ -41,14 +41,32 @@ def log_to_mlflow(folders: Sequence[Path], tracking_uri: str) -> int:
     """Log the trials of results folders that have ended and are not there yet; returns how many.
 
     `tracking_uri` is MLflow's own: a server (`http://...`) or a database (`sqlite:///mlflow.db`). Raises
-    ModuleNotFoundError, saying what to install, without the extra, and ValueError where there is no trial.
+    ModuleNotFoundError, saying what to install, without the extra, and ValueError where there is no trial or MLflow
+    fails.
     """
+    client = connect(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
     try:
+        return _log_ended(client, folders)
+    except MlflowException as error:
+        raise ValueError(f"--mlflow {tracking_uri}: {str(error).splitlines()[0]}") from None
+
+
+def connect(tracking_uri: str) -> Any:
+    """A client of a store. Raises ModuleNotFoundError without the extra, ValueError for a URI that MLflow refuses."""
+    try:
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("MLflow is not installed: pip install 'repr-ray[mlflow]'") from None
+        raise ModuleNotFoundError("--mlflow: MLflow is not installed: pip install 'repr-ray[mlflow]'") from None
+    try:
+        return MlflowClient(tracking_uri=tracking_uri)
+    except MlflowException as error:
+        raise ValueError(f"--mlflow {tracking_uri}: {str(error).splitlines()[0]}") from None
 
-    client = MlflowClient(tracking_uri=tracking_uri)
+
+def _log_ended(client: Any, folders: Sequence[Path]) -> int:
     logged = 0
     with TemporaryDirectory() as work:
         tables = gather(folders, Path(work))

@@ -8,7 +8,7 @@ Place = tuple[int, int]
 
 
 class Mailbox:
-    """Collects progress messages, counts the starts of trials, and passes on who has to leave."""
+    """Collects messages, counts the starts of trials, hands trials to worker groups, passes on who has to leave."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []

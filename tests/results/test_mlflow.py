@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from studies import make_trial
+from support import write_config
 
+from repr_ray import launch, report
+from repr_ray.results import mlflow as adapter
 from repr_ray.results.mlflow import log_to_mlflow
 
 Make = Callable[..., Path]
@@ -35,6 +38,43 @@ def test_trials_become_runs_once(experiment: Make, tmp_path: Path, monkeypatch: 
     assert log_to_mlflow([results], store) == 0
     make_trial(results, scheme="repr", seed=3)
     assert log_to_mlflow([results], store) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_launch_logs_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that cannot be reached at the end costs a line, not the results."""
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    assert launch.main([*arguments, "--mlflow", store]) == 0
+    client = mlflow.MlflowClient(tracking_uri=store)
+    assert len(client.search_runs([client.get_experiment_by_name("tiny").experiment_id])) == 2
+
+
+def test_a_store_that_fails_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(adapter, "connect", lambda uri: None)
+    monkeypatch.setattr(adapter, "log_to_mlflow", fail)
+    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    assert launch.main([*arguments, "--mlflow", "http://gone"]) == 0
+    assert "--mlflow http://gone: no answer" in capsys.readouterr().out
+    assert report.main([str(tmp_path / "tiny"), "--mlflow", "http://gone"]) == 2
+
+
+def fail(folders: object, uri: str) -> int:
+    raise ValueError(f"--mlflow {uri}: no answer")
+
+
+def test_a_store_of_no_known_kind_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    assert launch.main([*arguments, "--mlflow", "nonsense://x"]) == 2
+    assert capsys.readouterr().err.startswith("--mlflow nonsense://x: ")
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
