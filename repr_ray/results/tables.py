@@ -1,10 +1,10 @@
 """One sheet of cells, shown in the terminal, as Markdown and as LaTeX; CSV and Parquet hold the bare numbers."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.console import Console
@@ -184,16 +184,31 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
 _SENTENCES = 6
 _NOTES = 20
 _WRAPS = 26  # the width at which a column of words is wrapped
+_FOLDS = 8  # below which no word is folded
+_GAP = 2  # between columns
+_CLAIMS = 20  # published figures shown
+
+
+class _Width(NamedTuple):
+    """Letters of a column: its longest word, what it gets as a rule, its longest text."""
+
+    least: int
+    usual: int
+    most: int
+
+
+def _width(console: Console, column: Column, texts: Sequence[str]) -> _Width:
+    said = [_say(console, text).plain for text in texts]
+    least = max(map(len, " ".join([column.name, *said]).split()), default=1)
+    most = max([least, *map(len, said)])
+    return _Width(least, min(most, _WRAPS), most)
 
 
 def print_sheet(console: Console, sheet: Sheet) -> None:
     """Print a sheet in the console's width; columns there is no room for follow in a second table."""
-    texts = [[_say(console, row[place].text).plain for row in sheet.rows] for place in range(len(sheet.columns))]
-    words = [
-        max(map(len, " ".join([column.name, *said]).split()))
-        for column, said in zip(sheet.columns, texts, strict=True)
+    widths = [
+        _width(console, column, [row[place].text for row in sheet.rows]) for place, column in enumerate(sheet.columns)
     ]
-    widths = [min(max(most, *map(len, said)), _WRAPS) for most, said in zip(words, texts, strict=True)]
     left = [
         place
         for place in range(len(widths))
@@ -201,34 +216,44 @@ def print_sheet(console: Console, sheet: Sheet) -> None:
     ]
     while left:
         part = list(left)
-        while sum(widths[place] + 2 for place in part) > console.width:
+        while sum(widths[place].usual + _GAP for place in part) - _GAP > console.width:
             spare = max(part[1:], key=lambda place: sheet.columns[place].spare, default=0)
             if not sheet.columns[spare].spare or len(part) == 2:
                 break
             part.remove(spare)
-        _print_columns(console, sheet, part, widths, words)
+        _print_columns(console, sheet, _fit(console, sheet, part, widths))
         left = [place for place in left if place not in part]
         left = left and [0, *left]
     for footnote in sheet.footnotes:
         print_text(console, footnote, "dim")
 
 
-def _print_columns(
-    console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[int], words: Sequence[int]
-) -> None:
+def _fit(console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[_Width]) -> dict[int, int]:
+    """A width for each column: words get what room there is beyond the usual, or give up what is missing.
+
+    Words are folded only where breaking lines between them is not enough.
+    """
+    chosen = {place: widths[place].usual for place in places}
+    words = [place for place in places if not sheet.columns[place].number]
+    room = console.width - sum(chosen.values()) - _GAP * (len(places) - 1)
+    for folded in (False, True):
+        for place in sorted(words, key=lambda place: widths[place].most, reverse=room < 0):
+            least = min(widths[place].least, _FOLDS) if folded else widths[place].least
+            more = max(least - chosen[place], min(widths[place].most - chosen[place], room))
+            chosen[place] += more
+            room -= more
+    return chosen
+
+
+def _print_columns(console: Console, sheet: Sheet, widths: Mapping[int, int]) -> None:
     for heading, rows in _blocks(sheet):
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for place in places:
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for place, width in widths.items():
             column = sheet.columns[place]
-            table.add_column(
-                _say(console, column.name),
-                justify="right" if column.number else "left",
-                width=widths[place] if column.number else None,
-                min_width=min(widths[place], words[place]),
-                overflow="fold",
-            )
+            justify: Literal["right", "left"] = "right" if column.number else "left"
+            table.add_column(_say(console, column.name), justify=justify, width=width, overflow="fold")
         for row in rows:
-            table.add_row(*(_say(console, row[place].text) for place in places))
+            table.add_row(*(_say(console, row[place].text) for place in widths))
         if heading:
             console.print(_say(console, heading, "bold"))
         console.print(table)
@@ -242,14 +267,25 @@ def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, c
         for answer in comparison.answers:
             print_text(console, f"- {answer}")
     console.print()
-    for sheet in (schemes, claims):
+    shown, more = _judged(claims)
+    for sheet in (schemes, shown):
         if sheet.rows:
             print_sheet(console, sheet)
             console.print()
-    for note in comparison.notes[:_NOTES]:
+    for note in [*more, *comparison.notes[:_NOTES]]:
         print_text(console, f"note: {note}")
     if len(comparison.notes) > _NOTES:
         print_text(console, f"and {len(comparison.notes) - _NOTES} more notes: see comparison.md")
+
+
+def _judged(claims: Sheet) -> tuple[Sheet, list[str]]:
+    """All claims while they are few, else those that get a verdict, and a note on the others."""
+    if len(claims.rows) <= _CLAIMS:
+        return claims, []
+    exact = [place for place, row in enumerate(claims.rows) if row[-1].text == "exact"][:_CLAIMS]
+    rows, headings = [claims.rows[place] for place in exact], [claims.headings[place] for place in exact]
+    sheet = Sheet(claims.columns, rows, headings, claims.footnotes[-1:])
+    return sheet, [f"{len(claims.rows) - len(exact)} more published figures beside ours: see comparison.md"]
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:

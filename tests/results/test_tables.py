@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,29 @@ def test_the_terminal_shows_every_claim_whole(experiment: Make, tmp_path: Path) 
     table = text[text.index("Quantity") :]
     for word in ("Claimed", "Measured", "Verdict", "Match", "approximate", "SweetWind1996:"):
         assert word in table
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_words_are_wrapped_and_never_cut(experiment: Make, tmp_path: Path, width: int) -> None:
+    long = "repr ranking.score=magnitude selection.scope=layer"
+    results = experiment({"standard": [0.7, 0.71, 0.72], long: [0.7, 0.71, 0.72]}, epochs=30)
+    (tmp_path / "work").mkdir()
+    sheet = tables.claims_sheet(claims.check(compare(store.gather([results], tmp_path / "work")), claims.load()))
+    shown = []
+    for console in (Console(file=io.StringIO(), width=w) for w in (width, 400)):
+        tables.print_sheet(console, sheet)
+        shown.append(Counter("".join(console.file.getvalue().split())))
+    assert shown[0] == shown[1]
+
+
+def test_of_many_claims_the_terminal_shows_those_with_a_verdict(experiment: Make, tmp_path: Path) -> None:
+    accuracies = {"standard": [0.7, 0.71]} | {f"repr prune_ratio=0.{k}": [0.7, 0.71] for k in range(1, 6)}
+    results = experiment(accuracies, epochs=100, cycle=(20, 10))
+    (tmp_path / "work").mkdir()
+    text = printed(compare(store.gather([results], tmp_path / "work")), 100)
+    assert "approximate (" not in text
+    assert "exact" in text
+    assert " more published figures beside ours: see comparison.md" in " ".join(text.split())
 
 
 def test_a_terminal_without_unicode(awkward: Comparison) -> None:
