@@ -12,9 +12,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from repr_ray.results.compare import Comparison, points, records
-from repr_ray.results.plots.style import BLUE, Panels, plain, short
+from repr_ray.results.plots.style import BLUE, LETTER, Panels, every, plain, short
 
 _MAPS = 12  # heat maps in a picture
+_LINE = (6.0, 2.6)  # inches of a line's axes
+_NUMBERS = 10  # ticks on them
 
 _Study = list[tuple[dict[str, str], dict[str, Any]]]  # where in the grid, and its row of the comparison
 _Levels = dict[str, list[str]]
@@ -53,7 +55,12 @@ def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     numbers = all(_level(level)[0] == 0 for level in levels[field])
     # Equal steps where the levels are not numbers, or spread over more than a decade
     even = not numbers or _level(levels[field][-1])[1] > 12 * abs(_level(levels[field][0])[1])
-    panels = Panels.make(1, 1, (5.5, 2.6), left=0.9, ticks=0.45 if even else 0.3, x_label=field)
+    named = every(np.arange(len(levels[field])), _NUMBERS if numbers else len(levels[field])).tolist()
+    names = [short(levels[field][place], 14) for place in named]
+    longest = max(len(line) for name in names for line in name.split("\n")) * LETTER
+    upright = even and longest * len(names) > _LINE[0]
+    ticks = 0.25 + longest if upright else 0.45 if even else 0.3
+    panels = Panels.make(1, 1, _LINE, left=0.9, ticks=ticks, x_label=field)
     [axis] = panels.axes
     study = sorted(study, key=lambda cell: _level(cell[0].get(field, "")))
     x = [levels[field].index(point[field]) if even else _level(point[field])[1] for point, _ in study]
@@ -65,7 +72,7 @@ def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     if measure == "difference":
         axis.axhline(0, color="black", linewidth=0.9)
     if even:
-        axis.set_xticks(range(len(levels[field])), [short(level, 14) for level in levels[field]])
+        axis.set_xticks(named, names, rotation=90 if upright else 0)
     axis.set_ylabel(short(what, 34))
     return panels.figure
 

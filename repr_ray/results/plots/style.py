@@ -50,7 +50,7 @@ _STYLE: Any = {
 }
 _PANEL = (2.35, 1.7)  # inches, where every scheme has a panel
 _COLUMNS = 5
-_LETTER = 0.075  # inches, of the font's usual letter
+LETTER = 0.075  # inches, of the font's usual letter
 _LINE = 0.2
 
 
@@ -125,9 +125,9 @@ class Panels:
         across = columns * size[0] + (columns - 1) * gap[0]
         width = left + across + 0.2
         names = [plain(textwrap.shorten(name, 90, placeholder="…")) for _, name in legend]
-        fit = max(1, int(width / (0.65 + _LETTER * max(map(len, names), default=1))))
+        fit = max(1, int(width / (0.65 + LETTER * max(map(len, names), default=1))))
         lines = -(-len(names) // fit)
-        label = textwrap.wrap(x_label, int((left + across) / _LETTER))
+        label = textwrap.wrap(x_label, int((left + across) / LETTER))
         below = 0.06 + (_LINE * (lines + 0.3) if lines else 0)
         bottom = below + _LINE * len(label) + ticks
         height = bottom + rows * size[1] + (rows - 1) * gap[1] + 0.35
@@ -135,7 +135,7 @@ class Panels:
         middle = (left + across / 2) / width
         figure.text(middle, (bottom - ticks) / height, plain("\n".join(label)), ha="center", va="top")
         if lines:
-            wide = lines * _LETTER * max(map(len, names)) > across
+            wide = lines * LETTER * max(map(len, names)) > across
             figure.legend(
                 [handle for handle, _ in legend],
                 names,
