@@ -65,7 +65,8 @@ class Progress:
         elif "done" in message:
             last = self.running.get(trial)
             self._end(trial)
-            self._print(f"{trial}  done{f': {self._state(last)}' if last else ''}", "green")
+            told = last is not None and last["epoch"] >= 0  # not where it was resumed behind its last epoch
+            self._print(f"{trial}  done{f': {self._state(last)}' if last and told else ''}", "green")
         else:
             self.running.setdefault(trial, {"epoch": -1})
             self._print(f"{trial}  {message['note']}", "yellow" if "WARNING" in message["note"] else "")

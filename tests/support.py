@@ -1,6 +1,7 @@
 """Helpers that more than one test file needs."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import yaml
 
 from repr_ray.config import validate
 from repr_ray.plan import Trial, plan
+from repr_ray.runners import local
 
 ROOT = Path(__file__).resolve().parent.parent
+
+STANDARD = {"standard": {"kind": "standard"}}
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -53,6 +57,15 @@ def launch(*arguments: str | Path, timeout: float = 240, **env: str) -> subproce
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "100"} | env,
     )
+
+
+def epochs_for(seconds: float, folder: Path, **changes: Any) -> int:
+    """Epochs that train for about so long on this machine, by six of standard training with these settings."""
+    train = {**TINY["train"], **changes.pop("train", {}), "epochs": 6}
+    [trial] = plan(validate(TINY | changes | {"seeds": [0], "train": train, "schemes": STANDARD}, "pace"))
+    local.run([trial], folder / "pace", lambda message: None, {})
+    [result] = results_of(folder / "pace").values()
+    return math.ceil(6 * seconds / result["wall_seconds"])
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -79,3 +79,12 @@ def test_a_bar_yields_everything() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (0, 59.4, 95, 7500)] == ["0s", "59s", "1m35s", "2h05m"]
+
+
+def test_done_without_another_epoch() -> None:
+    """Its process died between its last checkpoint and its end."""
+    out = io.StringIO()
+    with Progress(Console(file=out, width=80), {TRIAL: 100}, already_done=0) as progress:
+        progress.update({"trial": TRIAL, "note": "resumes at epoch 100"})
+        progress.update({"trial": TRIAL, "done": True})
+    assert out.getvalue().splitlines()[-1] == f"{TRIAL}  done"

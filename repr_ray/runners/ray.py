@@ -175,7 +175,7 @@ def _seen_by_every_node(storage: Folder) -> Iterator[str]:
             try:
                 ray.get(answer, timeout=120)
             except FileNotFoundError as error:
-                raise ConfigError(f"--results: node {address} {str(error).splitlines()[-1]}") from None
+                raise ConfigError(f"--results: node {address} {getattr(error, 'cause', error)}") from None
             except ray.exceptions.RayError:
                 continue  # the node has died or is slow; a trial that starts there asks again
         yield probe

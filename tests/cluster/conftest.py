@@ -8,7 +8,7 @@ from local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
+def shared_cluster() -> Iterator[LocalCluster]:
     """A head without CPUs and two workers of two."""
     cluster = LocalCluster()
     try:
@@ -17,3 +17,10 @@ def cluster() -> Iterator[LocalCluster]:
     finally:
         cluster.stop()
         shutil.rmtree(cluster.base)
+
+
+@pytest.fixture
+def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The cluster of the file, for one test."""
+    yield shared_cluster
+    shared_cluster.end_launches()

@@ -23,6 +23,7 @@ class LocalCluster:
         LocalCluster.count += 1
         self.base = Path(tempfile.mkdtemp(prefix="rr", dir="/tmp"))  # short: Ray's sockets lie in it
         self.folder = self.base / "c"
+        self.launches: list[subprocess.Popen[str]] = []
         port = 20000 + os.getpid() % 225 * 40 + LocalCluster.count * 10
         self.env = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -60,7 +61,7 @@ class LocalCluster:
 
     def launch(self, *arguments: str | Path) -> "subprocess.Popen[str]":
         """Start a launch and do not wait for it."""
-        return subprocess.Popen(
+        launch = subprocess.Popen(
             [sys.executable, "-m", "repr_ray.launch", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,6 +69,16 @@ class LocalCluster:
             cwd=ROOT,
             env=self.env,
         )
+        self.launches.append(launch)
+        return launch
+
+    def end_launches(self) -> None:
+        """End what a test that failed has left behind."""
+        for launch in self.launches:
+            if launch.poll() is None:
+                launch.kill()
+                launch.communicate(timeout=60)
+        self.launches.clear()
 
     def processes(self, title: str) -> dict[int, str]:
         """The cluster's worker processes of this title, such as a trial's name: id and node."""

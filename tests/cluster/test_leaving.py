@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 # Epochs of several seconds: whoever saves between two of them only, loses some
 LONG_EPOCHS = {
     "data": {"name": "digits", "train_images": 1400, "flip": True},
-    "model": {"kind": "convnet", "depth": 3, "width": 48},
-    "train": {"epochs": 4, "batch_size": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "model": {"kind": "convnet", "depth": 8, "width": 48},
+    "train": {"epochs": 12, "batch_size": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
     "schemes": {"repr": {"kind": "repr", "s1": 1, "s2": 1, "prune_ratio": 0.3}},
 }
 
@@ -68,7 +68,7 @@ def test_a_signal_saves_within_three_seconds(
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(1)
-        assert cluster.processes("convnet-3x48-digits-repr-s0"), (log(tmp_path / "tiny"), cluster.processes(""))
+        assert cluster.processes("convnet-8x48-digits-repr-s0"), (log(tmp_path / "tiny"), cluster.processes(""))
         launch.send_signal(number)
         told = time.monotonic()
         out = launch.communicate(timeout=60)[0]
@@ -96,11 +96,11 @@ def test_a_drained_node_is_left_in_time(
     launch = cluster.launch(*arguments, tmp_path)
     await_log(tmp_path / "tiny", "starts")
     time.sleep(2)
-    [node] = set(cluster.processes("convnet-3x48-digits-repr-s0").values()) - {"head"}
+    [node] = set(cluster.processes("convnet-8x48-digits-repr-s0").values()) - {"head"}
     cluster.drain(node)
     await_log(tmp_path / "tiny", "and stopped, as asked")
     await_log(tmp_path / "tiny", "resumes at epoch")
-    [other] = set(cluster.processes("convnet-3x48-digits-repr-s0").values()) - {"head"}
+    [other] = set(cluster.processes("convnet-8x48-digits-repr-s0").values()) - {"head"}
     assert other != node
     out = finish(launch)
     assert "1 node will be taken away" in out

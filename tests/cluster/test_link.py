@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from local_cluster import BIN
-from support import ROOT, write_config
+from support import ROOT, epochs_for, write_config
 from test_faults import assert_same_end, await_epoch
 
 from repr_ray.config import load
@@ -22,13 +22,15 @@ from repr_ray.runners import local
 
 pytestmark = pytest.mark.slow
 
-LONG_ENOUGH = {
+TRIAL = {
     "data": {"name": "digits", "train_images": 1400},
     "model": {"kind": "convnet", "depth": 3, "width": 48},
     "train": {"epochs": 60, "batch_size": 8, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
     "schemes": {"repr": {"kind": "repr", "s1": 9, "s2": 9, "prune_ratio": 0.3}},
 }
-"""Minutes: the trial is still at work when the link is back."""
+
+SECONDS = 110.0
+"""The trial is still at work when the link is back."""
 
 HEAD, WORKER = "10.99.7.1", "10.99.7.2"
 PORT = "26479"
@@ -104,7 +106,8 @@ def hosts() -> Iterator[TwoHosts]:
 
 
 def test_a_cut_link(hosts: TwoHosts, tmp_path: Path) -> None:
-    config = write_config(tmp_path, **LONG_ENOUGH)
+    long = TRIAL | {"train": TRIAL["train"] | {"epochs": epochs_for(SECONDS, tmp_path, **TRIAL)}}
+    config = write_config(tmp_path, **long)
     local.run(plan(load(config)), tmp_path / "undisturbed", lambda message: None, {})
     hosts.node(0, HEAD, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
     hosts.node(1, WORKER, f"--address={HEAD}:{PORT}", "--num-cpus=1")

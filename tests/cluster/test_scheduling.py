@@ -1,5 +1,7 @@
 """Sixty trials on clusters of pretended GPUs: how full the slots are, where drivers sit, what stays behind."""
 
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
+from support import ROOT, results_of, tiny, write_config
 
 from repr_ray.config import ConfigError
 from repr_ray.runners import ray as runner
@@ -99,3 +101,44 @@ def test_too_large_a_trial_is_given_up_in_the_open(
         runner.run(trials, tmp_path, said.append, {})
     assert said[0]["note"].startswith("waiting for resources: a trial needs 4 GPUs")
     assert not (tmp_path / "trials").exists()
+
+
+LONG = {"epochs": 300, "batch_size": 64, "optimizer": {"kind": "sgd", "learning_rate": 0.01}}
+
+
+def assert_all_is_free(address: str) -> None:
+    """No placement group holds anything, and every CPU can be had; Ray tells a moment later."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            held = [group["state"] for group in ray.util.placement_group_table().values()]
+            free, there = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+            if set(held) <= {"REMOVED"} and free == there:
+                return
+            assert time.monotonic() < deadline, (held, free, there)
+            time.sleep(0.5)
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_launch_gives_everything_back(cluster: Callable[..., Any], tmp_path: Path) -> None:
+    """Stopped in the middle, and at its end; on a cluster without a dashboard, which Ray's own clean-up needs."""
+    address = cluster(2, num_cpus=2).address
+    command = [sys.executable, "-m", "repr_ray.launch", "--config", write_config(tmp_path, train=LONG)]
+    command += ["--results", tmp_path, "resources.workers=2", "resources.concurrent=1"]
+    stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("tiny/trials/*/checkpoint-*.pt")):
+        assert time.monotonic() < deadline
+        assert stopped.poll() is None
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(timeout=60) == 143
+    assert_all_is_free(address)
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True, timeout=400)
+    assert len(results_of(tmp_path / "tiny")) == 2
+    assert_all_is_free(address)
