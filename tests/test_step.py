@@ -1,5 +1,6 @@
 """A recorded step trains like the plain one. The recorder is a stand-in: no CUDA graph runs on a CPU."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ import pytest
 import torch
 from support import results_of, rows, tiny
 
-from repr_ray.training import setup, trial
+from repr_ray.training import loop, setup, trial
 from repr_ray.training.step import GraphedStep, Step, make_step
 
 CPU = torch.device("cpu")
@@ -69,3 +70,39 @@ def test_recorded_and_plain_steps_train_alike(
 def test_without_a_gpu_the_plain_step_is_taken(tmp_path: Path) -> None:
     one = setup.set_up(tiny(resources={"cuda_graph": True})[0], CPU)
     assert type(make_step(one)) is Step
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["masked", "compact"])
+def test_an_epoch_never_waits_for_the_device(compact: bool) -> None:
+    """However many steps it has: on a GPU, reading a number would stop it."""
+    counts = {}
+    for batch in (64, 16):
+        one = setup.set_up(tiny(train={"batch_size": batch, "compact_sub_network": compact})[1], CPU)
+        for epoch in range(3):  # the last one in S2
+            one.scheme.start_epoch(epoch)
+            loop.train_epoch(one, epoch)
+        assert one.scheme.filters_dropped
+        with torch.profiler.profile() as profile:
+            loop.train_epoch(one, 2)
+        names = Counter(event.name for event in profile.events())
+        assert names["aten::convolution_backward"] > 0
+        counts[batch] = {name: names[name] for name in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero")}
+    assert counts[64] == counts[16]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_steps_never_synchronise_a_gpu(graph: bool) -> None:
+    one = setup.set_up(tiny(train={"batch_size": 32}, resources={"cuda_graph": graph})[1], torch.device("cuda"))
+    batches = list(one.train.shuffled(32, torch.Generator().manual_seed(0)))
+    for epoch in range(3):
+        one.scheme.start_epoch(epoch)
+        with one.step.epoch():
+            for batch in batches:
+                one.step(batch, 0.01)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for batch in batches:
+                    one.step(batch, 0.01)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
