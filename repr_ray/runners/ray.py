@@ -379,7 +379,6 @@ def _train_rank(config: dict[str, Any]) -> None:
     import ray
     from ray.train.torch import get_device
 
-    from repr_ray import distributed
     from repr_ray.training.loop import Stopped
     from repr_ray.training.trial import run_trial
 
@@ -392,7 +391,6 @@ def _train_rank(config: dict[str, Any]) -> None:
     stop = _hear_of_leaving(launch.mailbox)
     for place in itertools.count():
         trial = launch.trials[ray.get(launch.mailbox.take.remote(config["key"], place))]
-        _show_as(f"{trial.name} rank {distributed.rank()}")
         try:
             run_trial(trial, launch.results, get_device(), tell, launch.provenance, stop)
         except Stopped:

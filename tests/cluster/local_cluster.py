@@ -12,6 +12,8 @@ from pathlib import Path
 from support import ROOT
 
 BIN = Path(sys.executable).parent
+RANK = "RayTrainWorker"
+"""The title of a rank's process, which Ray sets anew with every task."""
 
 
 class LocalCluster:
