@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test bench bench-gpu setup pin clean
+.PHONY: run test test-slow bench bench-gpu setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -14,6 +14,9 @@ test: $(READY)  ## lint, types and the whole test suite
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## the rest: real clusters whose processes, nodes and links die; 40 minutes
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
 	for name in training startup makespan ddp growth compact numerics; do \
