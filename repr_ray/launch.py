@@ -6,7 +6,6 @@ Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interr
 import argparse
 import contextlib
 import errno
-import json
 import os
 import shlex
 import signal
@@ -233,12 +232,11 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
     """The last line of a log: what went wrong first."""
-    failed = [folder.path / "error.json" for folder in folders if folder.failed and not folder.done]
+    failed = {folder.path / "error.json": folder for folder in folders if folder.failed and not folder.done}
     if failed:
         first = min(failed, key=lambda path: path.stat().st_mtime)
-        message = json.loads(first.read_text())["message"]
-        console.print(f"\nfailed: {len(failed)} of {len(folders)} trials, the first with {message}", soft_wrap=True)
-        console.print(f"traceback in {first}", soft_wrap=True)
+        told = f"failed: {len(failed)} of {len(folders)} trials, the first with {failed[first].message}"
+        console.print(f"\n{told}\ntraceback in {first}", soft_wrap=True)
 
 
 def _commit() -> str | None:

@@ -231,6 +231,14 @@ class _Launch:
             raise RuntimeError(f"its process died {starts - 1} times in a row between epoch {place[0]} and the next")
         return leaving
 
+    def reason(self, trial: Trial, otherwise: str) -> str:
+        """Why a trial failed, as its own process said."""
+        with contextlib.suppress(OSError), opened(self.results) as storage:
+            folder = TrialFolder(storage.path, trial, storage)
+            folder.pull(light)
+            return folder.message if folder.failed else otherwise
+        return otherwise
+
 
 class _Left(Exception):
     """A trial saved and stopped because its process has to leave; it goes on elsewhere."""
@@ -303,6 +311,7 @@ def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
             raise
         except Exception as error:
             if not _died(error):
+                launch.mailbox.put.remote({"trial": trial.name, "failed": launch.reason(trial, first_line(error))})
                 return {"failure": failure(error)}
             launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
 
@@ -413,7 +422,8 @@ def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], on_update:
     with contextlib.suppress(OSError):
         folder.fail(why)
         folder.push()
-    on_update({"trial": folder.trial.name, "failed": why["message"]})
+    told = folder.message if folder.failed else why["message"]  # a rank may have said why, before Ray did
+    on_update({"trial": folder.trial.name, "failed": told})
 
 
 def _install(handlers: Mapping[signal.Signals, Any]) -> None:

@@ -50,6 +50,11 @@ class TrialFolder:
         """Whether the trial's last run ended in an error."""
         return (self.path / "error.json").exists()
 
+    @property
+    def message(self) -> str:
+        """The first line of the error that the trial's last run ended in."""
+        return str(json.loads((self.path / "error.json").read_text())["message"])
+
     def announce(self) -> None:
         """Make the folder, so that a report knows the trial before it starts."""
         self.path.mkdir(parents=True, exist_ok=True)
