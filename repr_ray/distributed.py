@@ -60,6 +60,11 @@ def assert_same_model(model: nn.Module, when: str) -> None:
         raise RanksDiffer(f"{when}: the parameters on rank {', '.join(odd)} differ from those on rank 0")
 
 
+def lost_connection(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank is gone."""
+    return isinstance(error, dist.DistError) or "Connection closed" in str(error) or "Connection reset" in str(error)
+
+
 def of_every_rank(value: T) -> list[T]:
     """The values of all ranks, in their order, on every rank."""
     if world_size() == 1:

@@ -84,7 +84,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             _check(console, pending)
         with claim(storage.path, experiment, storage):
             if pending:
-                _run(console, trials, pending, storage, args.runner, shlex.join([*_COMMAND, *arguments]))
+                _run(console, trials, pending, storage, args.runner, shlex.join([*_COMMAND, *map(shown, arguments)]))
             else:
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
             _report(console, storage, args.mlflow)
@@ -227,7 +227,7 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
         except (
             ValueError
         ) as error:  # a tracker is never needed: results are stored, and --mlflow of a report logs them
-            console.print(str(error), style="yellow", soft_wrap=True)
+            console.print(shown(error), style="yellow", soft_wrap=True)
 
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:

@@ -79,6 +79,8 @@ def test_two_workers_through_ray_train(tmp_path: Path) -> None:
     assert done.stdout.count("FAILED: Diverged") == 2
     several = results_of(tmp_path / "tiny")
     assert [result["workers"] for result in several.values()] == [2] * 4
+    for log in (tmp_path / "tiny").glob("trials/*/log.txt"):
+        assert log.read_text().count("  starts") == 1, "an error of its own is no reason to try again"
     config = write_config(tmp_path, schemes={"repr": TINY["schemes"]["repr"]}, baseline="repr", name="alone")
     done = launch("--config", config, "--results", tmp_path, *options, "train.optimizer.learning_rate=0.02")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,8 @@ class SubNetwork:
             sub.step()
         sub.scatter()
 
-    Weights equal those of the masked run up to floating-point order. Layers that cannot be narrower (see
+    Weights equal those of the masked run up to floating-point order, where nothing is drawn at random in the forward
+    pass (dropout draws masks of other shapes). The copy is in training mode. Layers that cannot be narrower (see
     `ConvLayer.joined`) keep their width and stay masked. Momenta of dropped filters fade, as they do in a masked run
     of activations without slope at zero.
     """
@@ -43,7 +44,7 @@ class SubNetwork:
                 }
         self._silenced = list(self._still_masked())
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -68,20 +69,22 @@ class SubNetwork:
         for name, target in self._tensors.items():
             self._put(name, target, own[name])
         for full, twin in self._twins.items():
-            state = self.optimizer.state[twin]
-            for key, target in self._full_optimizer.state[full].items():
-                if isinstance(target, Tensor) and target.shape == full.shape:
+            state = self.optimizer.state.get(twin, {})
+            for key, target in self._full_optimizer.state.get(full, {}).items():
+                if isinstance(target, Tensor) and target.shape == full.shape and key in state:
                     self._put(self._names[full], target, state[key])
         self._full_optimizer.zero_grad()
 
     def _gathered(self) -> nn.Module:
-        model = copy.deepcopy(self._full)
+        model = copy.deepcopy(self._full).train()
         for name in self._keep:
             path, _, leaf = name.rpartition(".")
             owner = model.get_submodule(path)
             tensor = getattr(owner, leaf)
             smaller = self._select(name, tensor.detach(), tensor)
-            setattr(owner, leaf, nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller)
+            if isinstance(tensor, nn.Parameter):
+                smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+            setattr(owner, leaf, smaller)
             if isinstance(owner, nn.Conv2d):
                 owner.out_channels, owner.in_channels = owner.weight.shape[:2]
             elif isinstance(owner, nn.Linear):

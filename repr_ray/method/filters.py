@@ -3,7 +3,7 @@
 import operator
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -168,7 +168,8 @@ def map_filters(model: nn.Module) -> FilterMap:
             for part in layer.parts:
                 if part.role == "gamma" and calls[part.tensor.removesuffix(".weight")] > 1:
                     raise CannotFollow(f"its batch norm {part.tensor.removesuffix('.weight')} has several callers")
-            layers.append(layer)
+            shared = any(p.role == "input" and calls[p.tensor.removesuffix(".weight")] > 1 for p in layer.parts)
+            layers.append(replace(layer, joined=layer.joined or shared))
         except CannotFollow as reason:
             left_out[str(node.target)] = str(reason)
     if not layers:

@@ -1,7 +1,8 @@
 """Trials as MLflow runs, made from stored results: `pip install repr-ray[mlflow]`.
 
 A trial becomes a run once it has ended: its settings are parameters, columns of the epochs table metrics. A run
-that is there already, by the trial's name in its experiment, is left alone, so the same results can be logged again.
+that is there already, by the trial's name and end in its experiment, is left alone, so the same results can be logged
+again; a trial that failed and was done later has two.
 """
 
 import json
@@ -74,23 +75,30 @@ def _log_ended(client: Any, folders: Sequence[Path]) -> int:
         for name, trials in ended.groupby("experiment", sort=False):
             found = client.get_experiment_by_name(str(name))
             experiment = found.experiment_id if found else client.create_experiment(str(name))
-            there = _names(client, experiment)
-            for trial in records(trials[~trials["trial"].isin(there)]):
+            there = _there(client, experiment)
+            for trial in records(trials):
+                if _STATUS[trial["status"] == "done"] in there.get(trial["trial"], ()):
+                    continue
                 epochs = tables.read("epochs", ["epoch", *_CURVES], [trial["trial"]])
                 _log(client, experiment, trial, epochs)
                 logged += 1
     return logged
 
 
-def _names(client: Any, experiment: str) -> set[str]:
-    names: set[str] = set()
+_STATUS = {True: "FINISHED", False: "FAILED"}  # of a run, by whether its trial is done
+
+
+def _there(client: Any, experiment: str) -> dict[str, set[str]]:
+    """The statuses of the runs of each name."""
+    there: dict[str, set[str]] = {}
     token = None
     while True:
         page = client.search_runs([experiment], max_results=1000, page_token=token)
-        names |= {run.info.run_name for run in page if run.info.status != "RUNNING"}
+        for run in page:
+            there.setdefault(run.info.run_name, set()).add(run.info.status)
         token = page.token
         if not token:
-            return names
+            return there
 
 
 def _log(client: Any, experiment: str, trial: dict[str, Any], epochs: pd.DataFrame) -> None:
@@ -112,8 +120,7 @@ def _log(client: Any, experiment: str, trial: dict[str, Any], epochs: pd.DataFra
         client.log_batch(run, params=parameters[start : start + 100])
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run, metrics=metrics[start : start + _BATCH])
-    status = "FINISHED" if trial["status"] == "done" else "FAILED"
-    client.set_terminated(run, status=status, end_time=finished)
+    client.set_terminated(run, status=_STATUS[trial["status"] == "done"], end_time=finished)
 
 
 def _milliseconds(time: str | None) -> int | None:

@@ -16,6 +16,7 @@ class Mailbox:
         self.running: set[str] = set()
         self.trained: set[str] = set()
         self.given: dict[str, list[str]] = {}
+        self.taken: set[tuple[str, str]] = set()
         self.leaving: set[str] = set()
         self.everyone_leaves = False
         self.changed = asyncio.Condition()
@@ -50,7 +51,13 @@ class Mailbox:
         """The trial that a worker group is given after `place` others; waits for it."""
         async with self.changed:
             await self.changed.wait_for(lambda: len(self.given.get(group, ())) > place)
-        return self.given[group][place]
+        trial = self.given[group][place]
+        self.taken.add((group, trial))
+        return trial
+
+    async def was_taken(self, group: str, trial: str) -> bool:
+        """Whether a rank of a worker group has taken a trial."""
+        return (group, trial) in self.taken
 
     async def until_trained(self, trial: str) -> None:
         """Returns when a trial is done."""

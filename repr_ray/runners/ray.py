@@ -44,6 +44,9 @@ _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 
+_CALLS = 100_000
+"""Calls of the mailbox at once: those that wait for something stay open, a few for every process ever started."""
+
 SAVE_SECONDS = 1.5
 """How long a launch that was told to end waits for its trials to save: three seconds later it may be killed."""
 
@@ -89,7 +92,7 @@ def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provena
         room = _wait_for_room(resources, on_update)
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
-        mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD).remote()
+        mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
         names, folder = {trial.name: trial for trial in trials}, stack.enter_context(scratch())
         launch = _Launch(names, results, probe, mailbox, provenance, room.gpus, folder)
         if resources.workers == 1:
@@ -231,14 +234,6 @@ class _Launch:
             raise RuntimeError(f"its process died {starts - 1} times in a row between epoch {place[0]} and the next")
         return leaving
 
-    def reason(self, trial: Trial, otherwise: str) -> str:
-        """Why a trial failed, as its own process said."""
-        with contextlib.suppress(OSError), opened(self.results) as storage:
-            folder = TrialFolder(storage.path, trial, storage)
-            folder.pull(light)
-            return folder.message if folder.failed else otherwise
-        return otherwise
-
 
 class _Left(Exception):
     """A trial saved and stopped because its process has to leave; it goes on elsewhere."""
@@ -310,9 +305,9 @@ def _train_on_ranks(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
         except _Left:
             raise
         except Exception as error:
-            if not _died(error):
-                launch.mailbox.put.remote({"trial": trial.name, "failed": launch.reason(trial, first_line(error))})
-                return {"failure": failure(error)}
+            if own := _own_error(error):
+                launch.mailbox.put.remote({"trial": trial.name, "failed": first_line(own)})
+                return {"failure": failure(own)}
             launch.mailbox.put.remote({"trial": trial.name, "note": f"a rank died: {first_line(error)}"})
 
 
@@ -337,22 +332,25 @@ class _Ranks:
         threading.Thread(target=self._run, args=(launch, resources), daemon=True).start()
 
     def train(self, trial: str) -> bool:
-        """Whether the trial was trained to its end, and not left. Raises what the worker group ended with."""
+        """Whether the trial was trained to its end, and not left. Raises what the worker group ended with in it."""
         import ray
 
         self.mailbox.give.remote(self.key, trial)
         trained = self.mailbox.until_trained.remote(trial)
         while not self.ended.done():
             if ray.wait([trained], timeout=0.5)[0]:
+                ray.get(trained)
                 return True
-        self.ended.result()
-        return bool(ray.wait([trained], timeout=0)[0])
+        if ray.get(self.mailbox.was_taken.remote(self.key, trial)):  # else it ended before, of something else
+            self.ended.result()
+        return False
 
     def _run(self, launch: _Launch, resources: Resources) -> None:
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
         function: Any = _train_rank
+        once: Any = {"max_failures": 0, "max_preemption_failures": 0}  # starting again is up to us
         gpus = launch.gpus
         trainer = TorchTrainer(
             function,
@@ -363,7 +361,11 @@ class _Ranks:
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
             ),
-            run_config=ray.train.RunConfig(name=f"ranks-{self.key}", storage_path=launch.scratch),
+            run_config=ray.train.RunConfig(
+                name=f"ranks-{self.key}",
+                storage_path=launch.scratch,
+                failure_config=ray.train.FailureConfig(**once),
+            ),
         )
         try:
             trainer.fit()
@@ -373,14 +375,18 @@ class _Ranks:
             self.ended.set_result(None)
 
 
-def _died(error: Exception) -> bool:
-    """Whether a rank's process or node died, however the other ranks then failed."""
-    from ray.train import ControllerError, WorkerGroupError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+def _own_error(error: Exception) -> Exception | None:
+    """What a rank itself raised; None where its process, its node or a connection was lost."""
+    from ray.train.v2._internal.exceptions import RayTrainError
 
-    if isinstance(error, WorkerGroupError):
-        return not all(isinstance(e, UserExceptionWithTraceback) for e in error.worker_failures.values())
-    return isinstance(error, ControllerError)
+    from repr_ray import distributed
+
+    if not isinstance(error, RayTrainError):
+        return error
+    failures = list(getattr(error, "worker_failures", {}).values())
+    if any(isinstance(failure, RayTrainError) for failure in failures):
+        return None
+    return next((failure for failure in failures if not distributed.lost_connection(failure)), None)
 
 
 def _train_rank(config: dict[str, Any]) -> None:
@@ -422,8 +428,7 @@ def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], on_update:
     with contextlib.suppress(OSError):
         folder.fail(why)
         folder.push()
-    told = folder.message if folder.failed else why["message"]  # a rank may have said why, before Ray did
-    on_update({"trial": folder.trial.name, "failed": told})
+    on_update({"trial": folder.trial.name, "failed": why["message"]})
 
 
 def _install(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -453,8 +458,8 @@ def _watch(mailbox: Any, on_update: Update, room: Room, handlers: Mapping[signal
         def __getstate__(self) -> dict[str, Any]:
             return {}
 
-        def forward(self) -> None:
-            for message in ray.get(mailbox.drain.remote()):
+        def forward(self, timeout: float | None = None) -> None:
+            for message in ray.get(mailbox.drain.remote(), timeout=timeout):
                 self.on_update(message)
 
         def stop(self, number: int, frame: object) -> None:
@@ -465,7 +470,7 @@ def _watch(mailbox: Any, on_update: Update, room: Room, handlers: Mapping[signal
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.get(mailbox.leave_all.remote(), timeout=SAVE_SECONDS)
                 with contextlib.suppress(ray.exceptions.RayError):
-                    self.forward()
+                    self.forward(SAVE_SECONDS)
                 self.handlers[self.stopped](self.stopped, None)
             if monotonic() - self.forwarded > 0.5:
                 self.forward()

@@ -1,5 +1,6 @@
 """One optimizer step: run as it is, on a smaller copy in S2, or recorded once and replayed as a CUDA graph."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ class Step:
     """Forward, backward and update on a batch. `totals` sums loss (nats) and hits over batches, on the device."""
 
     def __init__(self, setup: "Setup") -> None:
-        self.setup = setup
+        self.setup: Setup = weakref.proxy(setup)  # which owns this step: a cycle would keep a trial's memory for long
         self.totals = torch.zeros(2, device=setup.device)
         self.sub: SubNetwork | None = None
         self.forward = setup.forward
@@ -82,13 +83,14 @@ class GraphedStep(Step):
 
     def __call__(self, batch: Batch, learning_rate: float) -> None:
         for group in self.setup.optimizer.param_groups:
-            if not isinstance(group["lr"], Tensor):  # a recorded number could not be changed any more
+            if not isinstance(group["lr"], Tensor) or group["lr"].device != self.setup.device:
+                # recorded as a number, also as one read from a checkpoint's tensor, it could not be changed any more
                 group["lr"] = torch.tensor(learning_rate, device=self.setup.device)
             group["lr"].fill_(learning_rate)
             if "capturable" in group:
                 group["capturable"] = True
         if self.sub or self.warm < self.WARM_UP or batch.size != self.setup.trial.train.batch_size:
-            self.warm += 1
+            self.warm += self.sub is None
             self._train_beside(batch)
             return
         if not self.graphs:

@@ -59,7 +59,7 @@ def run_trial(
         except (Stopped, TakenOver):
             raise
         except Exception as error:
-            if folder:
+            if folder and not distributed.lost_connection(error):  # the other rank knows why
                 with contextlib.suppress(StorageError):  # what is not stored is told
                     folder.fail(failure(error))
             on_update({"trial": trial.name, "failed": first_line(error)})

@@ -5,10 +5,11 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_cluster import RANK, LocalCluster
-from support import results_of, rows, tiny, write_config
+from support import epochs_for, results_of, rows, tiny, write_config
 
 from repr_ray.runners import local
 
@@ -17,21 +18,27 @@ pytestmark = pytest.mark.slow
 LONG = {"epochs": 400, "batch_size": 64, "optimizer": {"kind": "sgd", "learning_rate": 0.05, "momentum": 0.9}}
 
 
-SLOWER = {
-    "train": LONG | {"epochs": 700, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+SLOWER: dict[str, Any] = {
+    "train": LONG | {"optimizer": {"kind": "sgd", "learning_rate": 0.01}},
     "model": {"kind": "convnet", "depth": 3, "width": 24},
     "schemes": {
         "standard": {"kind": "standard"},
         "repr": {"kind": "repr", "s1": 40, "s2": 20, "prune_ratio": 0.3},
     },
 }
-"""Long enough to be disturbed three times, with a quarter of a minute each to come back."""
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slower(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Long enough to be disturbed three times, with a quarter of a minute each to come back."""
+    epochs = epochs_for(50, tmp_path_factory.mktemp("pace"), **SLOWER)
+    return SLOWER | {"train": SLOWER["train"] | {"epochs": epochs}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, slower: dict[str, Any]) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    local.run(tiny(**SLOWER), folder, lambda message: None, {})
+    local.run(tiny(**slower), folder, lambda message: None, {})
     return folder
 
 
@@ -65,9 +72,11 @@ def await_resumed(results: Path, times: int) -> None:
         time.sleep(0.1)
 
 
-def test_processes_a_node_and_the_driver_die(cluster: LocalCluster, tmp_path: Path, undisturbed: Path) -> None:
+def test_processes_a_node_and_the_driver_die(
+    cluster: LocalCluster, tmp_path: Path, slower: dict[str, Any], undisturbed: Path
+) -> None:
     """A trial's process and later its node under the same launch; then the driver; then every node."""
-    arguments = ("--config", write_config(tmp_path, **SLOWER), "--results", tmp_path)
+    arguments = ("--config", write_config(tmp_path, **slower), "--results", tmp_path)
     results = tmp_path / "tiny"
     first = cluster.launch(*arguments)
     await_epoch(results, 20, everywhere=True)

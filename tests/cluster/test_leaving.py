@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from local_cluster import RANK, LocalCluster
-from support import write_config
+from support import epochs_for, write_config
 from test_faults import assert_same_end
 
 from repr_ray.config import load
@@ -27,7 +27,9 @@ LONG_EPOCHS = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("config"), **LONG_EPOCHS)
+    folder = tmp_path_factory.mktemp("config")
+    epochs = epochs_for(30, folder, **LONG_EPOCHS)
+    return write_config(folder, **LONG_EPOCHS | {"train": LONG_EPOCHS["train"] | {"epochs": epochs}})
 
 
 @pytest.fixture(scope="module")

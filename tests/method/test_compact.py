@@ -144,6 +144,37 @@ def test_layers_that_meet_others_stay_wide() -> None:
     assert_alike(made)
 
 
+class Shared(nn.Module):
+    """Two paths that end in the same convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 3)
+        self.both = nn.Conv2d(8, 8, 1)
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.both(torch.relu(self.one(x))), self.both(torch.relu(self.two(x)))
+        return self.linear(torch.relu(one + two).mean((2, 3)))
+
+
+def test_layers_that_share_what_reads_them_stay_wide() -> None:
+    made, _ = both_ways(Shared, OPTIMIZERS["momentum"], batches(), selection={"scope": "layer"})
+    assert {layer.name for layer in made[0][2].masks.layers if layer.joined} == {"one", "two"}
+    assert_alike(made)
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    def frozen() -> nn.Module:
+        model = stack()
+        model[0].requires_grad_(False)
+        return model
+
+    made, smaller = both_ways(frozen, OPTIMIZERS["adam"], batches(), selection={"scope": "layer"})
+    assert not smaller[0].weight.requires_grad
+    assert_alike(made)
+
+
 def test_nothing_is_smaller_in_s1_and_a_constant_is_refused() -> None:
     model = stack()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

@@ -1,5 +1,6 @@
 """Trials in a real MLflow store."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,10 @@ def test_trials_become_runs_once(experiment: Make, tmp_path: Path, monkeypatch: 
     assert log_to_mlflow([results], store) == 0
     make_trial(results, scheme="repr", seed=3)
     assert log_to_mlflow([results], store) == 1
+    failed = next(results.glob("trials/*/error.json"))  # and is done later
+    shutil.copy(next(results.glob("trials/*/result.json")), failed.parent)
+    assert log_to_mlflow([results], store) == 1
+    assert log_to_mlflow([results], store) == 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
