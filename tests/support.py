@@ -64,8 +64,9 @@ def epochs_for(seconds: float, folder: Path, **changes: Any) -> int:
     train = {**TINY["train"], **changes.pop("train", {}), "epochs": 6}
     [trial] = plan(validate(TINY | changes | {"seeds": [0], "train": train, "schemes": STANDARD}, "pace"))
     local.run([trial], folder / "pace", lambda message: None, {})
-    [result] = results_of(folder / "pace").values()
-    return math.ceil(6 * seconds / result["wall_seconds"])
+    [(name, result)] = results_of(folder / "pace").items()
+    first = json.loads((folder / "pace" / "trials" / name / "epochs.jsonl").read_text().splitlines()[0])["seconds"]
+    return math.ceil(5 * seconds / (result["wall_seconds"] - first))  # the first one warms up
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:
