@@ -19,7 +19,7 @@ test-slow: $(READY)  ## the rest: real clusters whose processes, nodes and links
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
-	for name in training startup makespan ddp growth compact numerics; do \
+	for name in training startup makespan ddp growth compact numerics data; do \
 		$(VENV)/bin/python -m benchmarks.$$name || exit; \
 	done
 
