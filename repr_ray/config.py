@@ -190,7 +190,7 @@ class Train(Settings):
     """Optimisation. The batch size is that of a step over all workers together.
 
     `compact_sub_network` trains S2 on a smaller copy of the network, equal to the masked one up to floating-point
-    order: faster on the paper's nets (benchmarks/results/compact-cpu.md).
+    order: faster on the paper's nets with a global ranking (benchmarks/README.md).
     """
 
     epochs: Count
