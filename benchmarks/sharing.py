@@ -1,9 +1,9 @@
 """What fills a device that one small net leaves idle: several trials as processes, or stacked in one process.
 
 python -m benchmarks.sharing [--device cuda] [--images 12800] [--rounds 3] [--trials 1 2 4 8]: images a second of all
-trials together, the 3x32 net, batch 128. `processes` are what `resources.gpus_per_worker=1/N` gives; run it again
-under MPS (`nvidia-cuda-mps-control -d`) to see what that adds. `stacked` maps one step over the trials' weights with
-torch.func, every trial with its own batches.
+trials together, the 3x32 net, batch 128. `processes` are what `resources.trials_per_gpu=N` gives, on a GPU with and
+without `resources.cuda_graph`; run it again under MPS (`nvidia-cuda-mps-control -d`) to see what that adds. `stacked`
+maps one step over the trials' weights with torch.func, every trial with its own batches.
 """
 
 import argparse
@@ -37,32 +37,29 @@ def main() -> None:
     rates: dict[str, Callable[[], float]] = {}
     pools = []
     for count in args.trials:
-        pools.append(Processes(count, args.images, args.device))
-        rates[_name(count, "processes")] = pools[-1].rate
-        rates[_name(count, "stacked")] = Stacked(count, args.images, device).rate
+        for graph in (False, True) if args.device == "cuda" else (False,):
+            pools.append(Processes(count, args.images, args.device, graph))
+            rates[f"{count} in processes" + ", graphs" * graph] = pools[-1].rate
+        rates[f"{count} stacked"] = Stacked(count, args.images, device).rate
     arms = interleaved(rates, args.rounds, "convnet-3x32, batch 128")
-    lines = ratio_table(arms, _name(args.trials[0], "processes"), "images/s")
+    lines = ratio_table(arms, f"{args.trials[0]} in processes", "images/s")
     write("sharing", "Several trials on one device", lines, device, 1)
 
 
-def _name(count: int, way: str) -> str:
-    return f"{count} {'trial' if count == 1 else way}"
-
-
-def _setup(images: int, device: torch.device, seed: int) -> Setup:
+def _setup(images: int, device: torch.device, seed: int, graph: bool = False) -> Setup:
     trial = replace(cifar_trial({"kind": "convnet"}), seed=seed)
-    graph = trial.resources.model_copy(update={"cuda_graph": True})
+    resources = trial.resources.model_copy(update={"cuda_graph": graph})
     return set_up_on(
-        replace(trial, resources=graph), random_images(images), resolve_precision(trial.train, device), device
+        replace(trial, resources=resources), random_images(images), resolve_precision(trial.train, device), device
     )
 
 
 class Processes:
     """Trials in processes of their own, all of which train an epoch at once."""
 
-    def __init__(self, count: int, images: int, device: str) -> None:
+    def __init__(self, count: int, images: int, device: str, graph: bool) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.pools = [ProcessPoolExecutor(1, spawn, _prepare, (images, device, seed)) for seed in range(count)]
+        self.pools = [ProcessPoolExecutor(1, spawn, _prepare, (images, device, seed, graph)) for seed in range(count)]
         self.images = images
 
     def rate(self) -> float:
@@ -76,10 +73,10 @@ class Processes:
 _rate: Callable[[], float]
 
 
-def _prepare(images: int, device: str, seed: int) -> None:
+def _prepare(images: int, device: str, seed: int, graph: bool) -> None:
     global _rate
     torch.set_num_threads(1)
-    _rate = epoch_rate(_setup(images, torch.device(device), seed))
+    _rate = epoch_rate(_setup(images, torch.device(device), seed, graph))
     _rate()
 
 

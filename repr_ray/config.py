@@ -211,18 +211,28 @@ class Resources(Settings):
     """Where and how a trial runs: nothing in here changes its result beyond floating-point order.
 
     A trial has `workers` ranks, each with `cpus_per_worker` threads and `gpus_per_worker` GPUs (`auto`: one where
-    there are any, else none). `concurrent` caps the trials that run at once. A launch gives up after `wait_minutes`
-    on a cluster that cannot hold a trial. `cuda_graph` records the training step of a one-worker trial on a GPU once
-    and replays it.
+    there are any, else none). `trials_per_gpu` trials of one worker share a GPU; with `auto` as many as its memory
+    and the cores beside it hold. `concurrent` caps the trials that run at once. A launch gives up after
+    `wait_minutes` on a cluster that cannot hold a trial. A trial writes its checkpoint and tables every
+    `checkpoint_every` epochs, or with `auto` as often as costs it a hundredth of its time. `cuda_graph` records the
+    training step of a one-worker trial on a GPU once and replays it.
     """
 
     workers: Count = 1
     cpus_per_worker: Count = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    trials_per_gpu: Count | Literal["auto"] = 1
     concurrent: Count | None = None
     wait_minutes: Annotated[float, Field(ge=0)] = 30.0
-    checkpoint_every: Count = 1
+    checkpoint_every: Count | Literal["auto"] = "auto"
     cuda_graph: bool = False
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _whole(cls, gpus: Any) -> Any:
+        if isinstance(gpus, float) and not gpus.is_integer():
+            raise ValueError("whole GPUs; with resources.trials_per_gpu=4 four trials of one worker share one")
+        return gpus
 
 
 class Experiment(Settings):
@@ -261,16 +271,16 @@ class Experiment(Settings):
                         f"schemes.{name}.ranking: {ranking.score} is measured on held-out images, there are none; set"
                         " data.validation_images"
                     )
-        gpus = self.resources.gpus_per_worker
-        if gpus != "auto" and gpus != int(gpus) and (self.resources.workers > 1 or gpus > 1):
+        r = self.resources
+        if r.trials_per_gpu != 1 and (r.workers > 1 or r.gpus_per_worker not in (1, "auto")):
             raise ValueError(
-                f"resources.gpus_per_worker={gpus}: several workers take whole GPUs each (NCCL wants a GPU"
-                " per rank), one worker whole GPUs or a part of one; use a whole number"
+                f"resources.trials_per_gpu={r.trials_per_gpu}: trials of resources.workers=1 and"
+                " resources.gpus_per_worker=1 share GPUs (NCCL wants a GPU per rank); leave those at one"
             )
-        if self.resources.workers > self.train.batch_size:
+        if r.workers > self.train.batch_size:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} is shared by resources.workers="
-                f"{self.resources.workers}: give each worker at least one image"
+                f"{r.workers}: give each worker at least one image"
             )
         return self
 
@@ -316,16 +326,26 @@ def validate(raw: dict[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:
-        lines = dict.fromkeys(f"{where}: {_one_line(e, raw)}" for e in error.errors())
-        raise ConfigError("\n".join(lines)) from None
+        wrong: dict[str, dict[str, None]] = {}
+        for one in error.errors():
+            field, message = _what_is_wrong(one, raw)
+            wrong.setdefault(field, {})[message] = None
+        lines = (
+            f"{field}: {', or '.join(messages)}" if field else ", ".join(messages)
+            for field, messages in wrong.items()
+        )
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _one_line(error: Any, raw: Any) -> str:
+def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
+    """The field, with its value where that is wrong, and the message."""
     path: list[str] = []
     classes: list[type[Settings]] = [Experiment]
     for part in error["loc"]:
         inside = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
         is_tag = not inside and not (isinstance(raw, dict | list) and _has(raw, part)) and part != error["loc"][-1]
+        if not classes and not _has(raw, part):
+            break  # a branch of `int | "auto"`
         if is_tag:  # the branch of a union, which the user did not write
             classes = [c for c in classes if part in get_args(c.model_fields["kind"].annotation)] or classes
             continue
@@ -338,15 +358,15 @@ def _one_line(error: Any, raw: Any) -> str:
         names = [name for c in classes for name in c.model_fields]
         near = difflib.get_close_matches(path[-1], names, n=1)
         known = ", ".join(dict.fromkeys(names))
-        return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
+        return field, "unknown field" + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
     if error["type"] == "union_tag_not_found":
         kinds = [kind for c in classes for kind in get_args(c.model_fields["kind"].annotation)]
-        return f"{field}.kind: missing; there are {', '.join(kinds)}"
+        return f"{field}.kind", f"missing; there are {', '.join(kinds)}"
     if error["type"] == "missing":
-        return f"{field}: missing"
+        return field, "missing"
     if not field:
-        return message
-    return f"{field}={raw!r}: {message[0].lower()}{message[1:]}"
+        return "", message
+    return f"{field}={raw!r}", f"{message[0].lower()}{message[1:]}"
 
 
 def _has(raw: Any, part: Any) -> bool:

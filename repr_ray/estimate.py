@@ -163,10 +163,8 @@ def measured(trial: Trial, root: Path) -> Speed | None:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:NEWEST]:
         try:
             result = json.loads(path.read_text())
-            config = yaml.safe_load((path.parent / "config.yaml").read_text())
             gpu = result["hardware"]["gpu"]
-            share = config["resources"]["gpus_per_worker"]
-            devices = result["workers"] * ((1.0 if share == "auto" else share) if gpu else result["threads"])
+            devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
             speed = devices / result["images_per_second"]
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, yaml.YAMLError):
             continue  # another version's, or damaged: the report says so

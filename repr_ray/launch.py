@@ -170,9 +170,9 @@ def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
         for layer, reason in left_out.items():
             console.print(f"{label}, {scheme}: no filter of {layer} is dropped: {reason}", soft_wrap=True)
     r = trials[0].resources
-    gpus = r.gpus_per_worker if r.gpus_per_worker == "auto" else f"{r.gpus_per_worker:g}"
+    shared = f", {r.trials_per_gpu} on each GPU" if r.trials_per_gpu != 1 else ""
     console.print(
-        f"{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {gpus} GPU);"
+        f"{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {r.gpus_per_worker} GPU){shared};"
         f" results would go to {results}",
         soft_wrap=True,
     )

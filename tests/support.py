@@ -28,8 +28,10 @@ TINY: dict[str, Any] = {
         "standard": {"kind": "standard"},
         "repr": {"kind": "repr", "s1": 2, "s2": 2, "prune_ratio": 0.3},
     },
+    "resources": {"checkpoint_every": 1},
 }
-"""Two trials that train in a second; RePr drops before epoch 2 and brings back before epoch 4."""
+"""Two trials that train in a second; RePr drops before epoch 2 and brings back before epoch 4. Tests that kill them
+rely on a checkpoint after every epoch, which the default leaves out when epochs are this short."""
 
 
 def tiny(**changes: Any) -> list[Trial]:

@@ -103,13 +103,14 @@ def test_a_gpu_is_not_estimated_from_a_cpu(tmp_path: Path) -> None:
     folder.announce()
     folder.take_over()
     folder.finish({"images_per_second": 100.0, "workers": 2, "threads": 4, "hardware": {"cpu": "x", "gpu": None}})
-    on_gpu, either, on_cpu = (tiny(resources={"gpus_per_worker": g})[0] for g in (0.5, "auto", 0))
+    on_gpu, either, on_cpu = (tiny(resources={"gpus_per_worker": g})[0] for g in (1, "auto", 0))
     assert estimate.measured(on_gpu, tmp_path) is None
     for trial in (either, on_cpu):
         assert estimate.measured(trial, tmp_path) == estimate.Speed(0.08, "CPU", "x", 1)
-    faster = TrialFolder(tmp_path / "other", tiny(seeds=[1], resources={"gpus_per_worker": 0.5})[0])
+    faster = TrialFolder(tmp_path / "other", tiny(seeds=[1], resources={"trials_per_gpu": 2})[0])
     faster.announce()
     faster.take_over()
-    faster.finish({"images_per_second": 1000.0, "workers": 1, "threads": 4, "hardware": {"cpu": "x", "gpu": "G"}})
+    speed = {"images_per_second": 1000.0, "workers": 1, "threads": 4, "gpus": 0.5}
+    faster.finish(speed | {"hardware": {"cpu": "x", "gpu": "G"}})
     for trial in (either, on_gpu):
         assert estimate.measured(trial, tmp_path) == estimate.Speed(0.0005, "GPU", "G", 1)

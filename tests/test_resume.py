@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from repr_ray.plan import Trial
 from repr_ray.training import checkpoint, loop, setup
 from repr_ray.training.folder import TakenOver, TrialFolder
-from repr_ray.training.trial import run_trial
+from repr_ray.training.trial import _Pace, run_trial
 
 CPU = torch.device("cpu")
 
@@ -79,7 +81,7 @@ def assert_same_end(trial: Trial, results: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize(
     "when",
-    [("epoch", 1), ("epoch", 3), ("epoch", 4), ("write", 8), ("write", 9)],
+    [("epoch", 1), ("epoch", 3), ("epoch", 4), ("write", 8), ("write", 9), ("write", 10)],
     ids=lambda when: f"{when[0]}-{when[1]}",
 )
 def test_killed_and_resumed_equals_undisturbed(
@@ -123,6 +125,53 @@ def test_checkpoints_every_k_epochs(undisturbed: tuple[Trial, Path], tmp_path: P
     kept = [path.name for path in checkpoint.newest_first(TrialFolder(tmp_path, trial).path)]
     assert kept == ["checkpoint-0008.pt", "checkpoint-0006.pt"]
     assert_same_end(trial, tmp_path, undisturbed[1])
+
+
+def test_writing_costs_a_hundredth(
+    undisturbed: tuple[Trial, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a checkpoint takes as long as an epoch, the first and the last are written, and what stops is."""
+    save = checkpoint.save
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.05)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    trial, expected = tiny(resources={"checkpoint_every": "auto"})[1], undisturbed[1]
+    run(trial, tmp_path / "whole")
+    kept = [path.name for path in checkpoint.newest_first(TrialFolder(tmp_path / "whole", trial).path)]
+    assert kept == ["checkpoint-0008.pt", "checkpoint-0001.pt"]
+    assert_same_end(trial, tmp_path / "whole", expected)
+    calls = iter(range(1000))
+    with pytest.raises(loop.Stopped):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == 18)
+    assert len(rows(tmp_path, trial.name, "epochs")) == 6
+    run(trial, tmp_path)
+    assert_same_end(trial, tmp_path, expected)
+    theirs, *ours = (
+        torch.load(TrialFolder(results, trial).path / "best.pt")
+        for results in (expected, tmp_path, tmp_path / "whole")
+    )
+    for best in ours:
+        torch.testing.assert_close(best, theirs, rtol=0, atol=0)
+
+
+def test_tables_of_a_trial_that_fails_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Pace, "due", lambda pace, epoch: False)
+    trial = tiny()[1]
+    epochs = iter(range(8))
+
+    def train(*args: Any) -> Any:
+        if next(epochs) == 5:
+            raise RuntimeError("no more")
+        return loop.run_epoch(*args)
+
+    monkeypatch.setattr("repr_ray.training.trial.run_epoch", train)
+    with pytest.raises(RuntimeError, match="no more"):
+        run(trial, tmp_path)
+    assert [row["epoch"] for row in rows(tmp_path, trial.name, "epochs")] == [0, 1, 2, 3, 4]
+    assert {row["event"] for row in rows(tmp_path, trial.name, "cycles")} == {"drop", "reinit"}
 
 
 @pytest.mark.parametrize("steps", [1, 9, 18], ids=["S1", "S2", "after-drop"])

@@ -26,6 +26,15 @@ _PAGE = 4_800_000  # bytes of the page, of its logs
 _LOGS = 600_000
 _ROOM = 2_000  # for what is written about a picture
 _LOG = 4_000  # bytes of a log at most
+_FACTS = {
+    "commit": "Commit",
+    "versions": "Versions",
+    "hardware": "Hardware",
+    "precision": "Precision",
+    "workers": "Workers",
+    "threads": "Threads",
+    "gpus": "GPUs of a worker",
+}
 _SHOWN = ["trial", "seed", "status", "epochs", "epochs_done", "test_accuracy", "collapsed_epoch", "wall_seconds"]
 _FAILED = 20  # tracebacks shown
 
@@ -127,12 +136,12 @@ def _tail(folder: Path | None, size: int) -> str:
 def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:
     """The commits, versions and hardware the trials ran with, and how many trials each."""
     facts: dict[str, list[str]] = {}
-    for name in ("commit", "versions", "hardware", "precision", "workers", "threads"):
+    for name, label in _FACTS.items():
         counts = trials[name].dropna().value_counts()
         if len(counts):
-            said = [value if isinstance(value, str) else f"{value:.0f}" for value in counts.index]
+            said = [value if isinstance(value, str) else f"{value:g}" for value in counts.index]
             plain = [_plain(text) if name in ("versions", "hardware") else text for text in said]
-            facts[name.capitalize()] = [f"{text} ({n} trials)" for text, n in zip(plain, counts, strict=True)][:10]
+            facts[label] = [f"{text} ({n} trials)" for text, n in zip(plain, counts, strict=True)][:10]
     return facts
 
 

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 import repr_ray
 from repr_ray.results.files import MARK, replacing
 
-VERSION = "1"  # of the tables' columns
+VERSION = "2"  # of the tables' columns
 _VERSION_KEY = f"{MARK}.tables".encode()
 _BATCH = 64  # trials read at once, and a Parquet row group at most
 
@@ -80,6 +80,7 @@ _RESULT = {
     "precision": _TEXT,
     "workers": _INT,
     "threads": _INT,
+    "gpus": _REAL,
     "parameters": _INT,
     "checksum": _TEXT,
     "started": _TEXT,

@@ -1,7 +1,7 @@
 """How many trials the nodes of a cluster hold, and waiting in the open while they hold none."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import inf
+from math import ceil, inf
 from time import monotonic
 
 from repr_ray.config import ConfigError, Resources
@@ -31,11 +31,28 @@ _ROUNDING = 1e-6
 """1 / 0.1 must be ten."""
 
 
+MOST_ON_A_GPU = 8
+"""Trials that `resources.trials_per_gpu: auto` puts on one GPU at most; benchmarks/sharing.py measures the gain."""
+
+
+def trials_per_gpu(nodes: Iterable[Mapping[str, float]], cpus: float, trials: int, fit: int) -> int:
+    """How many trials of one worker share a GPU with `auto`: 1 to `MOST_ON_A_GPU`.
+
+    No more than `fit` into its memory, than the cores beside it launch kernels for (`cpus` a trial), and than are
+    needed to run all `trials` at once: Ray fills one GPU before it begins another.
+    """
+    with_gpus = [node for node in nodes if node.get("GPU", 0)]
+    gpus = sum(node["GPU"] for node in with_gpus)
+    cores = min(node.get("CPU", 0) / node["GPU"] for node in with_gpus)
+    return max(1, min(MOST_ON_A_GPU, fit, int(cores / cpus + _ROUNDING), ceil(trials / gpus)))
+
+
 class Room:
     """Room for trials on a cluster whose nodes come and go.
 
     `nodes` lists the resources of every node that is up; `say` hears what is waited for. `gpus` is what one worker
-    takes: with `auto`, decided by the nodes that are there when the first trial fits.
+    takes: with `auto`, decided by the nodes that are there when the first trial fits. One that shares its GPU takes a
+    whole one until it is said how many do, with `share`.
     """
 
     def __init__(
@@ -60,6 +77,10 @@ class Room:
         held = slots(nodes, self.resources.cpus_per_worker, self.gpus) // self.resources.workers
         self.decided = self.decided or held > 0
         return held
+
+    def share(self, trials: int) -> None:
+        """From now on so many trials run on each GPU."""
+        self.gpus /= trials
 
     def check(self) -> bool:
         """Whether there is room for a trial; says so when there is none.

@@ -39,7 +39,7 @@ def run(
     with _signals_wait() as signals:
         for trial in trials:
             try:
-                run_trial(trial, results, device, on_update, provenance, stop=lambda: bool(signals))
+                run_trial(trial, results, device, on_update, provenance | {"gpus": gpus}, stop=lambda: bool(signals))
             except Stopped:
                 break
             except Exception:  # noqa: S112 - the trial's folder says why

@@ -24,21 +24,24 @@ from time import monotonic, sleep
 from typing import Any, ClassVar
 
 from repr_ray.config import ConfigError, Resources
+from repr_ray.estimate import amount, size
 from repr_ray.plan import Trial
 from repr_ray.remote import Folder, StorageError, light, opened, shown
-from repr_ray.runners.capacity import Room
+from repr_ray.runners.capacity import Room, trials_per_gpu
 from repr_ray.runners.mailbox import Mailbox
 from repr_ray.scratch import scratch
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
+from repr_ray.training.memory import measure_memory
 
 RETRIES = 2
 """How often in a row a trial is started again that died before its next checkpoint."""
 
-# Read by Ray when it is imported or starts its processes. Pending trials: what an autoscaler sees as demand.
+# Read by Ray when it is imported or starts its processes. Preemption: `_watch` looks for drained nodes, once for all
+# worker groups. Pending trials: what an autoscaler sees as demand.
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
@@ -90,11 +93,13 @@ def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provena
         stack.callback(ray.shutdown)
         _install(handlers)  # Ray has put its own in their place, which abort with a stack trace
         room = _wait_for_room(resources, on_update)
+        if room.gpus and resources.trials_per_gpu != 1:
+            room.share(_trials_per_gpu(trials, on_update))
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
         names, folder = {trial.name: trial for trial in trials}, stack.enter_context(scratch())
-        launch = _Launch(names, results, probe, mailbox, provenance, room.gpus, folder)
+        launch = _Launch(names, results, probe, mailbox, provenance | {"gpus": room.gpus}, room.gpus, folder)
         if resources.workers == 1:
             function, wanted = _train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
             concurrent = resources.concurrent  # Tune itself starts no more than the nodes hold
@@ -155,6 +160,31 @@ def _wait_for_room(resources: Resources, on_update: Update) -> Room:
     finally:
         ray.util.remove_placement_group(demand)
     return room
+
+
+def _trials_per_gpu(trials: Sequence[Trial], on_update: Update) -> int:
+    """How many trials share each GPU: what the settings say, or with `auto` what the largest one leaves room for."""
+    import ray
+
+    resources = trials[0].resources
+    if resources.trials_per_gpu != "auto":
+        return resources.trials_per_gpu
+    largest = max(trials, key=lambda trial: size(trial.model, trial.data.name).parameters * trial.train.batch_size)
+    measure = ray.remote(measure_memory).options(num_cpus=resources.cpus_per_worker, num_gpus=1)
+    try:
+        memory = ray.get(measure.remote(largest))
+    except ray.exceptions.RayError as error:
+        on_update({"note": f"one trial on a GPU: what it takes cannot be measured ({_last_line(error)})"})
+        return 1
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    together = trials_per_gpu(nodes, resources.cpus_per_worker, len(trials), memory.fit)
+    on_update({"note": f"{together} trials share a GPU: one takes {amount(memory.trial)} of {amount(memory.gpu)}"})
+    return together
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error that Ray passes on, whose text ends with what was raised."""
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -279,6 +309,8 @@ def _train_here(config: dict[str, str], launch: _Launch) -> dict[str, Any]:
     trial = launch.trials[config["trial"]]
     _show_as(trial.name)
     device = torch.device("cuda" if launch.gpus else "cpu")
+    if 0 < launch.gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(launch.gpus)  # a trial that wants more fails, not its neighbours
     try:
         stop = launch.start(trial)
         run_trial(trial, launch.results, device, launch.mailbox.put.remote, launch.provenance, stop)

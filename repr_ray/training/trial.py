@@ -3,18 +3,19 @@
 import contextlib
 import platform
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
+from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.method.schemes import LayerEvent, describe
@@ -138,40 +139,55 @@ def _train(
         if events:
             cycles.extend(asdict(event) for event in events)
             note(f"epoch {epoch}: {describe(events)}")
-            folder.write_rows("cycles", cycles)
+
+    def write_tables() -> None:
+        folder.write_rows("epochs", epochs)
+        folder.write_rows("cycles", cycles)
+
+    def write(part: Part | None) -> None:
+        """Best weights first: an epoch in a checkpoint has been compared with them."""
+        if best:
+            checkpoint.save_best(folder.path, *best)
+        save(part)
+        write_tables()
+        board.flush()
 
     if lead:
         note(f"resumes at {_place(len(epochs), part)}" if state else "starts")
-        folder.write_rows("epochs", epochs)
-        folder.write_rows("cycles", cycles)
+        write_tables()
         board = SummaryWriter(str(folder.path), purge_step=len(epochs))
         folder.push()
 
+    best: tuple[int, float, dict[str, Tensor]] | None = None
+    pace = _Pace(trial.resources.checkpoint_every)
     for epoch in range(len(epochs), trial.train.epochs):
         try:
             row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None, part, stop)
         except Stopped as left:
             if lead:
                 add_events(epoch, left.events)
-                save(left.part)
+                write(left.part)
                 folder.log(f"saved at {_place(epoch, left.part)} and stopped, as asked")
                 folder.push()
                 tell(stopped=_place(epoch, left.part))
+            raise
+        except Exception:
+            if lead:
+                write_tables()
             raise
         part = None
         epochs.append(row)
         if not lead:
             continue
         add_events(epoch, events)
-        saves = (epoch + 1) % trial.resources.checkpoint_every == 0 or epoch + 1 == trial.train.epochs
-        if saves:
-            save(None)
-        if _is_best(epochs):
-            checkpoint.save_best(folder.path, epoch, row["val_accuracy"], setup.model.state_dict())
-        folder.write_rows("epochs", epochs)
         _to_tensorboard(board, row, events)
-        if saves:
-            folder.push()
+        if _is_best(epochs):
+            best = epoch, row["val_accuracy"], {k: v.clone() for k, v in setup.model.state_dict().items()}
+        if pace.due(epoch) or epoch + 1 == trial.train.epochs:
+            with pace.measured():
+                write(None)
+                folder.push()
+            best = None
         tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
 
     distributed.assert_same_model(setup.model, "at the end")
@@ -182,6 +198,32 @@ def _train(
             note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
         folder.finish(_result(setup, started, perf_counter() - clock, epochs, collapsed) | provenance)
         tell(done=True)
+
+
+class _Pace:
+    """After which epochs a trial is written: every so many, or with `auto` as many as cost a hundredth of its time.
+
+    A process that dies loses what it trained since; `LONGEST` seconds bound that where storage is slow.
+    """
+
+    SHARE, LONGEST = 0.01, 300.0
+
+    def __init__(self, every: int | Literal["auto"]) -> None:
+        self.every, self.cost, self.ended = every, 0.0, perf_counter()
+
+    def due(self, epoch: int) -> bool:
+        """Whether to write after an epoch, counted from 0."""
+        if self.every == "auto":
+            return perf_counter() - self.ended >= min(self.cost / self.SHARE, self.LONGEST)
+        return (epoch + 1) % self.every == 0
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around the writing."""
+        began = perf_counter()
+        yield
+        self.ended = perf_counter()
+        self.cost = self.ended - began
 
 
 def _place(epochs: int, part: Part | None) -> str:
@@ -269,7 +311,6 @@ def _to_tensorboard(board: SummaryWriter, row: Row, events: list[LayerEvent]) ->
         board.add_scalar(f"overlap/{layer}", state["overlap"], row["epoch"])
     if events and events[0].event == "drop":
         board.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
-    board.flush()
 
 
 def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ import pytest
 
 from repr_ray.config import ConfigError, Resources
 from repr_ray.runners import capacity
-from repr_ray.runners.capacity import Room, slots
+from repr_ray.runners.capacity import Room, slots, trials_per_gpu
 
 NODE = {"CPU": 16.0, "GPU": 4.0}
 
@@ -29,6 +29,34 @@ def test_workers_are_packed_node_by_node(
     nodes: list[dict[str, float]], cpus: int, gpus: float, expected: int
 ) -> None:
     assert slots(nodes, cpus, gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "trials", "fit", "expected"),
+    [
+        ([NODE], 1, 60, 100, 4),  # 16 cores beside 4 GPUs
+        ([NODE], 8, 60, 100, 1),
+        ([NODE], 1, 60, 3, 3),
+        ([NODE], 1, 60, 0, 1),  # whether one fits is for the trial to find out
+        ([NODE], 1, 10, 100, 3),  # 12 slots for 10 trials; with 4 on each Ray would leave a GPU empty
+        ([NODE], 1, 2, 100, 1),
+        ([{"CPU": 64.0, "GPU": 1.0}], 1, 60, 100, capacity.MOST_ON_A_GPU),
+        ([{"CPU": 64.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}], 1, 60, 100, 2),
+    ],
+)
+def test_as_many_trials_share_a_gpu_as_memory_cores_and_trials_allow(
+    nodes: list[dict[str, float]], cpus: int, trials: int, fit: int, expected: int
+) -> None:
+    assert trials_per_gpu(nodes, cpus, trials, fit) == expected
+
+
+def test_what_shares_a_gpu_takes_a_part_of_it(cluster: "Cluster") -> None:
+    cluster.nodes = [NODE]
+    room = cluster.room(0)
+    assert room.check()
+    room.share(4)
+    assert room.gpus == 0.25
+    assert room.trials() == 16
 
 
 class Cluster:

@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import ROOT, results_of, tiny, write_config
 
 from repr_ray.config import ConfigError
 from repr_ray.runners import ray as runner
+from repr_ray.training.memory import Memory
 
 SECONDS = 4.0
 """How long a pretended trial takes."""
@@ -51,7 +54,9 @@ def pretend(config: dict[str, str], launch: Any) -> dict[str, Any]:
     return {"failure": None}
 
 
-def schedule(results: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> list[tuple[float, float, str]]:
+def schedule(
+    results: Path, monkeypatch: pytest.MonkeyPatch, on_update: runner.Update = lambda message: None, **resources: Any
+) -> list[tuple[float, float, str]]:
     """Run sixty pretended trials: start, end and slot of each."""
     from ray import cloudpickle
 
@@ -59,14 +64,16 @@ def schedule(results: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -
     monkeypatch.setattr(runner, "_train_here", pretend)
     trials = tiny(seeds=list(range(30)), resources=resources)
     assert len(trials) == 60
-    runner.run(trials, results, lambda message: None, {})
+    runner.run(trials, results, on_update, {})
     rows = [(results / trial.name).read_text().split() for trial in trials]
     return [(float(begin), float(end), f"{node} {gpu}") for begin, end, node, gpu in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "share"), [(1, 4, 1), (3, 2, 1), (8, 1, 1), (2, 1, 0.25)], ids=["1x4", "3x2", "8x1", "2x1/4"]
+    ("nodes", "gpus", "shared_by"),
+    [(1, 4, 1), (3, 2, 1), (8, 1, 1), (2, 1, 4), (2, 1, "auto")],
+    ids=["1x4", "3x2", "8x1", "2x1/4", "2x1/auto"],
 )
 def test_slots_are_never_idle_for_long(
     cluster: Callable[..., Any],
@@ -74,21 +81,40 @@ def test_slots_are_never_idle_for_long(
     monkeypatch: pytest.MonkeyPatch,
     nodes: int,
     gpus: int,
-    share: float,
+    shared_by: int | str,
 ) -> None:
     cluster(nodes, num_cpus=8, num_gpus=gpus)
-    ran = schedule(tmp_path, monkeypatch, gpus_per_worker=share)
-    slots = round(nodes * gpus / share)
+    monkeypatch.setattr(runner, "measure_memory", lambda trial: Memory(trial=10, gpu=50))  # five, but for gaps
+    ran = schedule(tmp_path, monkeypatch, trials_per_gpu=shared_by)
+    slots = nodes * gpus * (4 if shared_by == "auto" else shared_by)
     assert len({slot for _, _, slot in ran}) == nodes * gpus
     begins = sorted(begin for begin, _, _ in ran)
     full, last = begins[slots - 1], begins[-1]  # from when every slot has started to when the last trial starts
     assert last > full
     busy = sum(max(0.0, min(end, last) - max(begin, full)) for begin, end, _ in ran)
     idle = 1 - busy / (slots * (last - full))
-    print(f"{nodes} nodes x {gpus} GPUs at {share}: {slots} slots, idle {idle:.1%}")
+    print(f"{nodes} nodes x {gpus} GPUs by {shared_by}: {slots} slots, idle {idle:.1%}")
     assert -0.001 < idle < 0.05
     for moment in begins:
         assert sum(begin <= moment < end for begin, end, _ in ran) <= slots
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, and would be measured")
+def test_where_a_gpu_cannot_be_measured_trials_do_not_share_it(
+    cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pretended GPU has no driver."""
+    cluster(1, num_cpus=2, num_gpus=1)
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.1)
+    said: list[dict[str, Any]] = []
+    ran = schedule(tmp_path, monkeypatch, said.append, trials_per_gpu="auto")
+    assert len({slot for _, _, slot in ran}) == 1
+    assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(sorted(ran)))
+    [note] = [message["note"] for message in said if "note" in message]
+    assert note.startswith(
+        "one trial on a GPU: what it takes cannot be measured (RuntimeError: Found no NVIDIA driver"
+    )
 
 
 def test_too_large_a_trial_is_given_up_in_the_open(

@@ -212,9 +212,9 @@ def test_tables_of_another_version_are_named(experiment: Make, tmp_path: Path) -
     (other / "cycles.parquet").unlink()
     before = hashes(other)
     notes = "\n".join(gather(tmp_path, results, other).notes)
-    assert "trials.parquet is of version 0, this reads version 1" in notes
+    assert "trials.parquet is of version 0, this reads version 2" in notes
     assert "epochs.parquet is not a table of repr_ray" in notes
-    assert "layers.parquet has other columns than version 1" in notes
+    assert "layers.parquet has other columns than version 2" in notes
     assert "cycles.parquet is missing" in notes
     assert hashes(other) == before
 
