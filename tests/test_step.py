@@ -1,4 +1,4 @@
-"""A recorded step trains like the plain one. The recorder is a stand-in: no CUDA graph runs on a CPU."""
+"""A recorded step trains like the plain one. What records is a stand-in, which replays kernels without any Python."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from support import results_of, rows, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from repr_ray.training import loop, setup, trial
 from repr_ray.training.step import GraphedStep, Step, make_step
@@ -15,8 +17,32 @@ from repr_ray.training.step import GraphedStep, Step, make_step
 CPU = torch.device("cpu")
 
 
+class Tape(TorchDispatchMode):
+    """Like a CUDA graph, on a CPU: every kernel with the memory that it reads and writes, run again in order.
+
+    Numbers that Python passed to a kernel stay what they were, and a number can't be read while it records.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, kernel: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert kernel not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        out = kernel(*args, **(kwargs or {}))
+        self.calls.append((kernel, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for kernel, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(kernel(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or in place
+                    old.copy_(new)
+
+
 class Recorded(GraphedStep):
-    """Replays by running the step again, and remembers the memory that a graph would have recorded."""
+    """Records on a tape, and remembers the memory that a graph would have recorded."""
 
     made: ClassVar[list["Recorded"]] = []
 
@@ -26,24 +52,34 @@ class Recorded(GraphedStep):
         self.replays = 0
         Recorded.made.append(self)
 
-    def memory(self) -> list[int]:
+    def tensors(self) -> list[torch.Tensor]:
         state = self.setup.optimizer.state
         tensors = [*self.setup.model.parameters(), *self.setup.scheme.dropped.values(), self.totals]
         tensors += [
             value for values in state.values() for value in values.values() if isinstance(value, torch.Tensor)
         ]
-        tensors += [group["lr"] for group in self.setup.optimizer.param_groups]
-        return [tensor.data_ptr() for tensor in tensors]
+        return [*tensors, *(group["lr"] for group in self.setup.optimizer.param_groups)]
+
+    def memory(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self.tensors()]
 
     def _record(self, scale: float) -> Any:
         phase = self.setup.scheme.phase
         self.addresses[phase] = self.memory()
+        before = [tensor.detach().clone() for tensor in self.tensors()]
+        self.setup.optimizer.zero_grad()
+        tape = Tape()
+        with tape:
+            self._train(self.images, self.labels, scale)
+        with torch.no_grad():  # a graph does not run while it is recorded
+            for tensor, value in zip(self.tensors(), before, strict=True):
+                tensor.copy_(value)
 
         def replay() -> None:
             assert self.setup.scheme.phase == phase
             assert self.memory() == self.addresses[phase], "a graph would write to memory that is no longer used"
             self.replays += 1
-            self._train(self.images, self.labels, scale)
+            tape.replay()
 
         return SimpleNamespace(replay=replay)
 
@@ -52,9 +88,10 @@ class Recorded(GraphedStep):
 def test_recorded_and_plain_steps_train_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    """Through drops and re-initialisations, with a smaller batch at the end of each epoch."""
+    """Through drops and re-initialisations, changes of the rate, and a smaller batch at the end of each epoch."""
     settings = {"kind": optimizer, "learning_rate": 2**-7} | ({"momentum": 0.9} if optimizer == "sgd" else {})
-    one = tiny(train={"epochs": 8, "batch_size": 60, "optimizer": settings})[1]
+    schedule = {"kind": "steps", "epochs": [3, 6], "factor": 0.5}
+    one = tiny(train={"epochs": 8, "batch_size": 60, "optimizer": settings, "schedule": schedule})[1]
     trial.run_trial(one, tmp_path / "plain", CPU, lambda message: None, {})
     Recorded.made.clear()
     monkeypatch.setattr(setup, "make_step", Recorded)
