@@ -26,6 +26,7 @@ bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
 bench-gpu: $(READY)  ## the same questions on a CUDA device
 	$(VENV)/bin/python -m benchmarks.training --device cuda --images 51200
 	$(VENV)/bin/python -m benchmarks.numerics --device cuda
+	$(VENV)/bin/python -m benchmarks.ranking --device cuda
 	$(VENV)/bin/python -m benchmarks.sharing --device cuda
 
 setup: $(READY)

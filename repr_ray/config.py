@@ -214,8 +214,8 @@ class Resources(Settings):
     there are any, else none). `trials_per_gpu` trials of one worker share a GPU; with `auto` as many as its memory
     and the cores beside it hold. `concurrent` caps the trials that run at once. A launch gives up after
     `wait_minutes` on a cluster that cannot hold a trial. A trial writes its checkpoint and tables every
-    `checkpoint_every` epochs, or with `auto` as often as costs it a hundredth of its time. `cuda_graph` records the
-    training step of a one-worker trial on a GPU once and replays it.
+    `checkpoint_every` epochs, or with `auto` as often as costs it half a percent of its time. `cuda_graph` records
+    the training step of a one-worker trial on a GPU once and replays it.
     """
 
     workers: Count = 1

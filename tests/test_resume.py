@@ -127,7 +127,7 @@ def test_checkpoints_every_k_epochs(undisturbed: tuple[Trial, Path], tmp_path: P
     assert_same_end(trial, tmp_path, undisturbed[1])
 
 
-def test_writing_costs_a_hundredth(
+def test_writing_is_kept_to_a_part_of_the_time(
     undisturbed: tuple[Trial, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a checkpoint takes as long as an epoch, the first and the last are written, and what stops is."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from repr_ray import distributed
@@ -27,10 +28,13 @@ from repr_ray.training.loop import Diverged, Part, Stop, Stopped, never, run_epo
 from repr_ray.training.setup import Setup, set_up
 
 Update = Callable[[dict[str, Any]], None]
-"""Hears `{"trial", "epoch", ...}` after every epoch and `{"trial", "note"}` in between; must not block.
+"""Hears `{"trial", "epoch", ...}` after epochs and `{"trial", "note"}` in between; must not block.
 
-A trial's last message has `done`, `failed` or `stopped`.
+Not every short epoch is told of, the last one is. A trial's last message has `done`, `failed` or `stopped`.
 """
+
+TELL_EVERY = 0.3
+"""Seconds between two epochs that are told of, at least."""
 
 RANKING_EVERY = 10.0
 """Seconds between two notes on a ranking that takes long."""
@@ -159,7 +163,7 @@ def _train(
         folder.push()
 
     best: tuple[int, float, dict[str, Tensor]] | None = None
-    pace = _Pace(trial.resources.checkpoint_every)
+    pace, told = _Pace(trial.resources.checkpoint_every), 0.0
     for epoch in range(len(epochs), trial.train.epochs):
         try:
             row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None, part, stop)
@@ -188,7 +192,9 @@ def _train(
                 write(None)
                 folder.push()
             best = None
-        tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
+        if perf_counter() - told >= TELL_EVERY or epoch + 1 == trial.train.epochs:
+            tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
+            told = perf_counter()
 
     distributed.assert_same_model(setup.model, "at the end")
     if lead:
@@ -201,12 +207,12 @@ def _train(
 
 
 class _Pace:
-    """After which epochs a trial is written: every so many, or with `auto` as many as cost a hundredth of its time.
+    """After which epochs a trial is written: every so many, or with `auto` as many as cost `SHARE` of its time.
 
     A process that dies loses what it trained since; `LONGEST` seconds bound that where storage is slow.
     """
 
-    SHARE, LONGEST = 0.01, 300.0
+    SHARE, LONGEST = 0.005, 300.0
 
     def __init__(self, every: int | Literal["auto"]) -> None:
         self.every, self.cost, self.ended = every, 0.0, perf_counter()
@@ -303,12 +309,11 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _to_tensorboard(board: SummaryWriter, row: Row, events: list[LayerEvent]) -> None:
-    for key, value in row.items():
-        if isinstance(value, float):
-            board.add_scalar(key, value, row["epoch"])
-    board.add_scalar("filters_dropped", row["filters_dropped"], row["epoch"])
-    for layer, state in row["layers"].items():
-        board.add_scalar(f"overlap/{layer}", state["overlap"], row["epoch"])
+    scalars = {key: value for key, value in row.items() if isinstance(value, float)}
+    scalars |= {"filters_dropped": row["filters_dropped"]}
+    scalars |= {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    board.file_writer.add_summary(Summary(value=values), row["epoch"])  # `add_scalar` makes an event of each
     if events and events[0].event == "drop":
         board.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
 
