@@ -3,12 +3,12 @@
 python -m benchmarks.sharing [--device cuda] [--images 12800] [--rounds 3] [--trials 1 2 4 8]: images a second of all
 trials together, the 3x32 net, batch 128. `processes` are what `resources.trials_per_gpu=N` gives, on a GPU with and
 without `resources.cuda_graph`; run it again under MPS (`nvidia-cuda-mps-control -d`) to see what that adds. `stacked`
-maps one step over the trials' weights with torch.func, every trial with its own batches.
+maps one step over the trials' weights with torch.func, every trial with its own batches; on a CPU with all its
+threads, where a process has one.
 """
 
 import argparse
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -123,5 +123,4 @@ class Stacked:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()
