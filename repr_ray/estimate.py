@@ -166,7 +166,7 @@ def measured(trial: Trial, root: Path) -> Speed | None:
             gpu = result["hardware"]["gpu"]
             devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
             speed = devices / result["images_per_second"]
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, yaml.YAMLError):
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # another version's, or damaged: the report says so
         found["GPU" if gpu else "CPU"].append((speed, gpu or result["hardware"]["cpu"]))
     device = "GPU" if gpus != 0 and (found["GPU"] or gpus != "auto") else "CPU"

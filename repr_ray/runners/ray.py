@@ -93,10 +93,10 @@ def run(trials: Sequence[Trial], results: Path | str, on_update: Update, provena
         stack.callback(ray.shutdown)
         _install(handlers)  # Ray has put its own in their place, which abort with a stack trace
         room = _wait_for_room(resources, on_update)
-        if room.gpus and resources.trials_per_gpu != 1:
-            room.share(_trials_per_gpu(trials, on_update))
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
+        if room.gpus and resources.trials_per_gpu != 1:
+            room.share(_trials_per_gpu(trials, room, on_update))
         mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
         names, folder = {trial.name: trial for trial in trials}, stack.enter_context(scratch())
         launch = _Launch(names, results, probe, mailbox, provenance | {"gpus": room.gpus}, room.gpus, folder)
@@ -162,7 +162,7 @@ def _wait_for_room(resources: Resources, on_update: Update) -> Room:
     return room
 
 
-def _trials_per_gpu(trials: Sequence[Trial], on_update: Update) -> int:
+def _trials_per_gpu(trials: Sequence[Trial], room: Room, on_update: Update) -> int:
     """How many trials share each GPU: what the settings say, or with `auto` what the largest one leaves room for."""
     import ray
 
@@ -174,17 +174,14 @@ def _trials_per_gpu(trials: Sequence[Trial], on_update: Update) -> int:
     try:
         memory = ray.get(measure.remote(largest))
     except ray.exceptions.RayError as error:
-        on_update({"note": f"one trial on a GPU: what it takes cannot be measured ({_last_line(error)})"})
+        from repr_ray.training.trial import first_line
+
+        why = first_line(getattr(error, "cause", error))
+        on_update({"note": f"one trial on a GPU: what it takes cannot be measured ({why})"})
         return 1
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    together = trials_per_gpu(nodes, resources.cpus_per_worker, len(trials), memory.fit)
+    together = trials_per_gpu(room.nodes(), resources.cpus_per_worker, len(trials), memory.fit)
     on_update({"note": f"{together} trials share a GPU: one takes {amount(memory.trial)} of {amount(memory.gpu)}"})
     return together
-
-
-def _last_line(error: Exception) -> str:
-    """Of an error that Ray passes on, whose text ends with what was raised."""
-    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -51,9 +51,9 @@ def run_trial(
     """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
 
     `results` is a folder, or the URI of one on object storage, where the trial is stored with every checkpoint.
-    `provenance` (command, commit) goes into result.json. Once `stop()` is true on any rank, saves after the next
-    step and raises Stopped. Raises TakenOver when another process has started the trial since; and what training
-    raises, after writing error.json.
+    `provenance` (command, commit, GPUs of a worker) goes into result.json. Once `stop()` is true on any rank, saves
+    after the next step and raises Stopped. Raises TakenOver when another process has started the trial since, and
+    what training raises, after writing error.json.
     """
     folder = None
     with contextlib.ExitStack() as stack:
