@@ -3,7 +3,7 @@
 To add a scheme: a settings class in settings.py, a subclass of `Scheme` here, a line in `SCHEMES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters, unwrap
 from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
-from repr_ray.method.scores import overlap, weight_score
+from repr_ray.method.scores import overlap, weight_score, zero_filters
 from repr_ray.method.selection import check_ratio, excluded_layers, select
 from repr_ray.method.settings import RePrSettings, StandardSettings
 
@@ -28,7 +28,9 @@ from repr_ray.method.settings import RePrSettings, StandardSettings
 class LayerEvent:
     """What one drop or re-initialisation did to one layer of J filters.
 
-    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters.
+    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters and
+    `zero` the number of its filters whose kernel is all zeros, after the event. `largest_cos`, `relaxed` and
+    `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes after it was drawn.
     """
 
     cycle: int
@@ -42,6 +44,7 @@ class LayerEvent:
     largest_cos: float | None = None
     relaxed: int = 0
     last_resort: int = 0
+    zero: int = 0
 
 
 class Scheme:
@@ -256,6 +259,7 @@ class RePr(Scheme):
                 overlap_before=overlap(self._before[layer.kernel]),
                 overlap_after=overlap(tensors[layer.kernel]),
                 scores=tuple(scores[layer.name].tolist()),
+                zero=zero_filters(tensors[layer.kernel]),
             )
             for layer in (layers if distributed.rank() == 0 else ())
         ]
@@ -263,7 +267,7 @@ class RePr(Scheme):
     def _reinitialise(self) -> list[LayerEvent]:
         tensors, layers, generator = self._tensors(), self.masks.layers, self._generator()
         self._assert_still_dropped(tensors)
-        events = [self._redraw(layer, tensors, generator) for layer in (layers if distributed.rank() == 0 else ())]
+        events = self._redraw(tensors, generator) if distributed.rank() == 0 else []
         parts = [(layer, part) for layer in layers for part in layer.parts]
         distributed.broadcast(tensors[name] for name in {part.tensor: None for _, part in parts})
         if self.settings.reinit.optimizer_state == "reset":
@@ -274,33 +278,54 @@ class RePr(Scheme):
         self._before = {}
         return events
 
-    def _redraw(self, layer: ConvLayer, tensors: Mapping[str, Tensor], generator: torch.Generator) -> LayerEvent:
-        dropped, kernel = self.masks.dropped[layer.name], tensors[layer.kernel]
-        overlap_before = overlap(kernel)
-        drawn = Redrawn.nothing()
-        if dropped.any():
-            before = dropped.view(-1, 1, 1, 1)
-            drawn = redraw(
-                torch.where(before, self._before[layer.kernel], kernel), dropped, self.settings.reinit, generator
+    def _redraw(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> list[LayerEvent]:
+        """Bring back the filters of every layer, then see to the channels they feed, those of new filters too."""
+        layers = self.masks.layers
+        overlaps = {layer.name: overlap(tensors[layer.kernel]) for layer in layers}
+        drawn = {layer.name: self._redraw_kernels(layer, tensors, generator) for layer in layers}
+        for layer in layers:
+            self._renew(layer, [part for part in layer.parts if part.role == "input"], tensors, generator)
+        return [
+            LayerEvent(
+                cycle=self.schedule.cycle(self.epoch - 1),
+                event="reinit",
+                epoch=self.epoch,
+                layer=layer.name,
+                dropped=tuple(self.masks.dropped[layer.name].int().tolist()),
+                overlap_before=overlaps[layer.name],
+                overlap_after=overlap(tensors[layer.kernel]),
+                zero=zero_filters(tensors[layer.kernel]),
+                largest_cos=drawn[layer.name].largest_cos,
+                relaxed=drawn[layer.name].relaxed,
+                last_resort=drawn[layer.name].last_resort,
             )
-            kernel[dropped] = drawn.kernels.view(-1, *kernel.shape[1:]).to(kernel)
-            for part in layer.parts[1:]:
-                tensor = tensors[part.tensor]
-                fresh = self._fresh(layer, part, tensor, kernel[0].numel(), generator)
-                if fresh is not None:
-                    tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
-        return LayerEvent(
-            cycle=self.schedule.cycle(self.epoch - 1),
-            event="reinit",
-            epoch=self.epoch,
-            layer=layer.name,
-            dropped=tuple(dropped.int().tolist()),
-            overlap_before=overlap_before,
-            overlap_after=overlap(kernel),
-            largest_cos=drawn.largest_cos,
-            relaxed=drawn.relaxed,
-            last_resort=drawn.last_resort,
-        )
+            for layer in layers
+        ]
+
+    def _redraw_kernels(self, layer: ConvLayer, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Redrawn:
+        """New kernels for a layer's dropped filters, and what belongs to them there."""
+        dropped, kernel = self.masks.dropped[layer.name], tensors[layer.kernel]
+        if not dropped.any():
+            return Redrawn.nothing()
+        before = torch.where(dropped.view(-1, 1, 1, 1), self._before[layer.kernel], kernel)
+        drawn = redraw(before, dropped, self.settings.reinit, generator)
+        kernel[dropped] = drawn.kernels.view(-1, *kernel.shape[1:]).to(kernel)
+        self._renew(layer, [part for part in layer.parts[1:] if part.role != "input"], tensors, generator)
+        return drawn
+
+    def _renew(
+        self, layer: ConvLayer, parts: Iterable[Part], tensors: Mapping[str, Tensor], generator: torch.Generator
+    ) -> None:
+        """Start `parts` of a layer's dropped filters again."""
+        dropped = self.masks.dropped[layer.name]
+        if not dropped.any():
+            return
+        fan_in = tensors[layer.kernel][0].numel()
+        for part in parts:
+            tensor = tensors[part.tensor]
+            fresh = self._fresh(layer, part, tensor, fan_in, generator)
+            if fresh is not None:
+                tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
 
     def _fresh(
         self, layer: ConvLayer, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator
@@ -350,6 +375,9 @@ def describe(events: list[LayerEvent]) -> str:
     relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
     if relaxed or last:
         text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
+    zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
+    if zero:
+        text += f"; WARNING: the kernel is all zeros in {', '.join(zero)}"
     if total == 0:
         text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
     nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]

@@ -37,6 +37,11 @@ def overlap(weight: Tensor) -> float:
     return float(cosines(weight).abs().sum()) / pairs if pairs else 0.0
 
 
+def zero_filters(weight: Tensor) -> int:
+    """How many filters of a layer have a kernel of zeros: they are dead, or emit a constant."""
+    return int((weight.detach().flatten(1) == 0).all(1).sum())
+
+
 def orthogonality(
     weight: Tensor,
     generator: torch.Generator,
@@ -47,12 +52,13 @@ def orthogonality(
     """Inter-filter orthogonality, arXiv 1811.07275, eqs. 1-2: O_f = sum_g |W^W^T - I|_fg / J, rows scaled to 1.
 
     The author's code (iamaaditya/repr-ortho) divides the whole layer by its norm instead (`normalise: frobenius`)
-    and takes the absolute value after the mean (`aggregate: abs_mean`). `chance_normalised` divides by what random
-    filters of this shape would score, so that layers of different fan-in can be ranked together.
+    and takes the absolute value after the mean (`aggregate: abs_mean`). The first code of siahuat0727/RePr keeps the
+    sign (`aggregate: signed_mean`): a filter that opposes others scores low. `chance_normalised` divides by what
+    random filters of this shape would score, so that layers of different fan-in can be ranked together.
     """
     products = cosines(weight) if normalise == "row" else _products(weight)
-    total = products.abs().sum(1) if aggregate == "mean_abs" else products.sum(1).abs()
-    scores = total / len(weight)
+    total = (products.abs() if aggregate == "mean_abs" else products).sum(1)
+    scores = (total.abs() if aggregate == "abs_mean" else total) / len(weight)
     if chance_normalised and len(weight) > 1:
         scores = scores / (chance_overlap(weight[0].numel()) * (len(weight) - 1) / len(weight))
     return scores

@@ -26,7 +26,7 @@ class Ranking(Settings):
     score: WeightScore | DataScore = "orthogonality"
     order: Literal["worst", "inverse"] = "worst"
     normalise: Literal["row", "frobenius"] = "row"
-    aggregate: Literal["mean_abs", "abs_mean"] = "mean_abs"
+    aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = "mean_abs"
     chance_normalised: bool = False
     split: Literal["train", "validation"] | None = None
     images: Annotated[int, Field(ge=1)] | None = None

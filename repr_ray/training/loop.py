@@ -13,7 +13,7 @@ from repr_ray import distributed
 from repr_ray.data.batches import Batches
 from repr_ray.method.measurement import Progress
 from repr_ray.method.schemes import LayerEvent
-from repr_ray.method.scores import overlap
+from repr_ray.method.scores import overlap, zero_filters
 from repr_ray.training.optimizers import learning_rate
 from repr_ray.training.setup import Setup, derive_seed
 from repr_ray.training.step import sums
@@ -161,12 +161,13 @@ def _over_ranks(totals: Tensor) -> list[float]:
 
 
 def _layers(setup: Setup) -> dict[str, dict[str, float]]:
-    """Per convolution: mean |cos| between its filters, how many are dropped, how many there are."""
+    """Per convolution: mean |cos| between its filters, how many are dropped, zero (dropped ones too), and in all."""
     dropped = setup.scheme.dropped
     return {
         name: {
             "overlap": overlap(module.weight),
             "dropped": int(dropped[name].sum()) if name in dropped else 0,
+            "zero": zero_filters(module.weight),
             "filters": module.out_channels,
         }
         for name, module in setup.model.named_modules()

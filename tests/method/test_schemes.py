@@ -174,6 +174,24 @@ def test_next_layers_channels(choice: str) -> None:
     assert bias.any() and bias.abs().max() <= 1 / 3
 
 
+def test_next_layers_channels_follow_the_new_filters() -> None:
+    """They are zeroed after every layer was re-drawn: the draws do not see it, and new filters have them zero too."""
+    ends, masks = {}, {}
+    for choice in ("keep", "zero"):
+        model, optimizer, scheme = make(selection={"scope": "layer"}, reinit={"next_layer": choice})
+        train(model, optimizer, scheme, 0, 4)
+        masks = {name: mask.clone() for name, mask in scheme.dropped.items()}
+        events = scheme.start_epoch(4)
+        ends[choice] = snapshot(model)
+    assert all(mask.any() for mask in masks.values())
+    expected = dict(ends["keep"])
+    for source, reader in (("0", "3.weight"), ("3", "6.weight"), ("6", "10.weight")):
+        channels = masks[source].view(1, -1, *[1] * (expected[reader].dim() - 2))
+        expected[reader] = expected[reader].masked_fill(channels, 0.0)
+    assert all(torch.equal(ends["zero"][name], value) for name, value in expected.items())
+    assert [event.zero for event in events] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("stop", range(1, EPOCHS))
 def test_resuming_at_any_epoch_ends_with_the_same_weights(stop: int) -> None:
     settings = {"reinit": {"norm_state": "keep", "next_layer": "default"}, "ranking": {"score": "random"}}
@@ -215,7 +233,11 @@ def test_a_cycle_is_described_in_one_line() -> None:
     assert describe(dropped).startswith("cycle 1: dropped 7 of 24 filters: 0 ")
     assert "brought back 7 of 24" in describe(returned) and "by the relaxed rule" in describe(returned)
     assert "\n" not in describe(dropped)
-    assert "nearly" not in describe(dropped)
+    assert "nearly" not in describe(dropped) and "zeros" not in describe(dropped) + describe(returned)
+    dead = make(reinit={"direction": "zero"})
+    events = train(*dead, 0, 5)
+    assert [event.zero for event in events] == [sum(event.dropped) for event in events[:3]] * 2
+    assert f"WARNING: the kernel is all zeros in {events[3].zero} of 0" in describe(events[3:])
     whole = [replace(event, dropped=(1,) * 7 + (0,) if event is dropped[0] else event.dropped) for event in dropped]
     assert f"WARNING: nearly the whole of {dropped[0].layer}" in describe(whole)
     nothing = make(prune_ratio=0.01)
