@@ -64,6 +64,7 @@ def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) 
         test=batches,
         ranking=None,
         chance=0.1,
+        data_digest="random",
     )
 
 

@@ -5,7 +5,7 @@ import platform
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from repr_ray.config import ConfigError, Experiment, validate
+from repr_ray.config import ConfigError, Data, Experiment, validate
+from repr_ray.plan import Trial
 from repr_ray.remote import Folder, Remote, StorageError, shown
 from repr_ray.storage import write_atomic
+from repr_ray.training.folder import TrialFolder
 
 FILE = "experiment.yaml"
 HOLDER = ".holder"
@@ -177,6 +179,29 @@ def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
         raise ConfigError(
             f"{folder}: holds a different experiment: {'; '.join(differences[:3])}{more};"
             " choose another name=... or --results"
+        )
+
+
+def has_other_source(folder: Path, experiment: Experiment) -> bool:
+    """Whether the images of the experiment stored in a folder came from elsewhere."""
+    stored = read(folder)
+    return stored is not None and stored.data.source != experiment.data.source
+
+
+def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Data, str]) -> None:
+    """Raise ConfigError when a trial in the folder has trained on other images than it would now."""
+    there = (TrialFolder(folder, trial) for trial in trials)
+    differing = [
+        (found.trial, known)
+        for found in there
+        if (found.done or found.begun) and (known := found.data_digest) not in (None, digests[found.trial.data])
+    ]
+    if differing:
+        trial, known = differing[0]
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"data.source={trial.data.source}: {trial.name}{more} in {folder} trained on other images (digest {known}"
+            f" there, {digests[trial.data]} here); name the former source, or choose another name=... or --results"
         )
 
 

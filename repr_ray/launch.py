@@ -11,13 +11,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repr_ray import estimate
-from repr_ray.config import ConfigError, load
-from repr_ray.experiment import claim, merge
+from repr_ray.config import ConfigError, Data, load
+from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
 from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
@@ -73,7 +73,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         _check_mlflow(args.mlflow)
     with _open(location) as storage:
         folders = [TrialFolder(storage.path, trial) for trial in trials]
-        merge(storage.path, experiment, storage)
+        merged = merge(storage.path, experiment, storage)
+        moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
         pending = [folder.trial for folder in folders if not folder.done]
         if pending:
@@ -82,9 +83,15 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
                 console.print(disk, style="yellow", soft_wrap=True)
             _check(console, pending)
+        digests = {}
+        if pending or moved:
+            everything = plan(merged)
+            digests = _load(console, {trial.data for trial in everything})
+            refuse_other_data(storage.path, everything, digests)
         with claim(storage.path, experiment, storage):
             if pending:
-                _run(console, trials, pending, storage, args.runner, shlex.join([*_COMMAND, *map(shown, arguments)]))
+                command = shlex.join([*_COMMAND, *map(shown, arguments)])
+                _run(console, trials, pending, digests, storage, args.runner, command)
             else:
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
             _report(console, storage, args.mlflow)
@@ -118,13 +125,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(
-    console: "Console", trials: list[Trial], pending: list[Trial], storage: Folder, runner: str, command: str
+    console: "Console",
+    trials: list[Trial],
+    pending: list[Trial],
+    digests: Mapping[Data, str],
+    storage: Folder,
+    runner: str,
+    command: str,
 ) -> None:
     from repr_ray.progress import Progress
     from repr_ray.runners import local, ray
 
     for trial in pending:
-        TrialFolder(storage.path, trial).announce()
+        TrialFolder(storage.path, trial).announce(digests[trial.data])
     storage.push()
     provenance = {"command": command, "commit": _commit()}
     with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
@@ -148,14 +161,22 @@ def _open(location: Path | str) -> Iterator[Folder]:
             raise ConfigError(shown(error)) from None  # while it is known what the mirror mirrors
 
 
-def _check(console: "Console", trials: list[Trial]) -> None:
-    """Everything that could be wrong with the input, before anything is trained."""
+def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
+    """Decode the images where this machine has not yet; the digest of each."""
     from repr_ray.data import decoded
     from repr_ray.progress import bar
+
+    return {
+        data: decoded.load(data, lambda items, total, title: bar(console, items, total, title)).digest
+        for data in wanted
+    }
+
+
+def _check(console: "Console", trials: list[Trial]) -> None:
+    """Everything that could be wrong with the input, before anything is trained."""
     from repr_ray.training.setup import check
 
-    for data in {trial.data for trial in trials}:
-        decoded.load(data, lambda items, total, title: bar(console, items, total, title))
+    _load(console, {trial.data for trial in trials})
     for trial in {(t.model, t.settings, t.train, t.data.name): t for t in trials}.values():
         check(trial)
 

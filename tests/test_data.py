@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,12 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torchvision
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from support import STANDARD, TINY, results_of, write_config
 
-from repr_ray.config import ConfigError, Data
+from repr_ray.config import ConfigError, Data, validate
+from repr_ray.data import decoded
 from repr_ray.data.decoded import cache_folder, load
+from repr_ray.launch import main
+from repr_ray.plan import plan
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.loop import Stopped
+from repr_ray.training.trial import run_trial
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +203,94 @@ def test_without_a_network_the_way_out_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")  # refuses at once
     with pytest.raises(ConfigError, match="download it where there is a network, or name a folder with train-"):
         load(Data(name="cifar10"))
+
+
+def moved(source: Path, target: Path, **changes: object) -> Path:
+    """A copy of a data set with some of its Parquet files written anew."""
+    shutil.copytree(source, target)
+    for name, write in changes.items():
+        write(target / f"{name}-0000{int(name == 'train')}-of-0000{1 + (name == 'train')}.parquet")  # type: ignore[operator]
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"train": lambda path: write_parquet(path, pictures(20, 1), "webp")}, True),  # another encoding
+        ({"train": lambda path: write_parquet(path, pictures(20, 9))}, False),
+        ({"test": lambda path: write_parquet(path, pictures(10, 2)[::-1])}, False),
+        ({"test": lambda path: write_parquet(path, pictures(10, 9))}, False),
+    ],
+)
+def test_the_digest_is_of_images_labels_and_order(
+    folder: Path, tmp_path: Path, changes: dict[str, object], same: bool
+) -> None:
+    there = moved(folder, tmp_path / "moved", **changes)
+    digests = [load(Data(name="cifar10", source=str(source))).digest for source in (folder, there)]
+    assert (digests[0] == digests[1]) == same
+
+
+def test_the_digest_is_of_the_split() -> None:
+    splits = [{}, {"train_images": 100}, {"validation_images": 100}, {"train_images": 100, "validation_images": 100}]
+    settings = [Data.model_validate({"name": "digits", **split}) for split in splits]
+    assert len({load(data).digest for data in settings}) == 4
+    assert load(settings[1].model_copy(update={"flip": True})).digest == load(settings[1]).digest
+
+
+def test_the_digest_is_made_once_per_decoded_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Data(name="cifar10", source=str(folder))
+    first = load(settings).digest
+    monkeypatch.setattr(decoded, "_content_digest", None)
+    assert load(settings.model_copy(update={"validation_images": 5})).digest != load(settings).digest == first
+
+
+CIFAR = {
+    "data": {"name": "cifar10", "validation_images": 5},
+    "model": {"kind": "convnet", "depth": 1, "width": 2},
+    "train": {"epochs": 1, "batch_size": 32},
+    "schemes": STANDARD,
+}
+
+
+def start(folder: Path, source: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str, str]:
+    """Launch a tiny study of the images in a folder, in this process: exit status, output, errors."""
+    data = CIFAR["data"] | {"source": str(source)}
+    config = write_config(folder, **{**CIFAR, "data": data})
+    status = main(["--config", str(config), "--results", str(folder / "r"), "--runner", "local", *overrides])
+    return status, *capsys.readouterr()
+
+
+def test_other_images_are_refused_where_trials_have_trained(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, folder, capsys)[0] == 0
+    [(name, result)] = results_of(tmp_path / "r" / "tiny").items()
+    recorded = yaml.safe_load((tmp_path / "r" / "tiny" / "trials" / name / "config.yaml").read_text())
+    assert recorded["data_digest"] == result["data_digest"]
+    same = moved(folder, tmp_path / "same")
+    assert start(tmp_path, same, capsys)[0] == 0
+    other = moved(folder, tmp_path / "other", test=lambda path: write_parquet(path, pictures(10, 9)))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
+    for overrides in ([], ["seeds=[1]"]):  # nothing to train, and a seed to add
+        status, _, error = start(tmp_path, other, capsys, *overrides)
+        assert status == 2
+        assert f"{name} in" in error
+        assert "trained on other images (digest" in error
+        assert len(error.splitlines()) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
+
+
+def test_a_checkpoint_is_not_taken_on_with_other_images(folder: Path, tmp_path: Path) -> None:
+    raw = TINY | CIFAR | {"data": {**CIFAR["data"], "source": str(folder)}, "train": {"epochs": 2, "batch_size": 32}}
+    [trial] = plan(validate(raw, "x"))
+    update = lambda message: None  # noqa: E731
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        run_trial(trial, tmp_path / "r", torch.device("cpu"), update, {}, stop=lambda: next(asked))
+    write_parquet(folder / "test-00000-of-00001.parquet", pictures(10, 9))
+    with pytest.raises(ConfigError, match="the images on this node are not those of the launch"):
+        run_trial(trial, tmp_path / "r", torch.device("cpu"), update, {})
+    TrialFolder(tmp_path / "r", trial).announce()  # as by a version that noted no digest there
+    with pytest.raises(ConfigError, match="the checkpoint is of training on other images"):
+        run_trial(trial, tmp_path / "r", torch.device("cpu"), update, {})

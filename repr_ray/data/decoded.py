@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from repr_ray.config import ConfigError, Data
 from repr_ray.data.sources import DATASETS, Progress, Split
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout of the decoded files changes."""
 
 
@@ -25,7 +25,8 @@ class Decoded:
     """The splits of one experiment as views of memory-mapped files, and per-channel statistics in [0, 1].
 
     `validation` is the tail of the training set, `train` the head of the rest. Mean and standard deviation are
-    those of the whole training set, so that they do not change with the split.
+    those of the whole training set, so that they do not change with the split. `digest` is sixteen hex digits of
+    what the splits hold: every image and label of the source, in order, and which of them are in which split.
     """
 
     train: Split
@@ -34,6 +35,7 @@ class Decoded:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     classes: int
+    digest: str
 
 
 def cache_folder() -> Path:
@@ -73,7 +75,23 @@ def load(data: Data, progress: Progress = lambda items, total, title: items) -> 
         mean=np.asarray(statistics["mean"]),
         std=np.asarray(statistics["std"]),
         classes=dataset.classes,
+        digest=_digest(statistics["digest"], np.arange(used), np.arange(kept, len(train.labels))),
     )
+
+
+def _digest(source: str, *splits: NDArray[np.int64]) -> str:
+    """Of a decoded copy and of the places of each split in its training set."""
+    of_splits = [hashlib.sha256(np.ascontiguousarray(split).data).hexdigest() for split in splits]
+    return hashlib.sha256(" ".join([source, *of_splits]).encode()).hexdigest()[:16]
+
+
+def _content_digest(*splits: Split) -> str:
+    """Of the shapes and bytes of all images and labels."""
+    digest = hashlib.sha256()
+    for array in (array for split in splits for array in (split.images, split.labels)):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _source_key(data: Data) -> str:
@@ -104,7 +122,8 @@ def _write(folder: Path, train: Split, test: Split) -> None:
         counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T]) / len(pixels)
         mean = counts @ values
         std = np.sqrt(counts @ values**2 - mean**2)
-        (partial / "statistics.json").write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+        statistics = {"mean": mean.tolist(), "std": std.tolist(), "digest": _content_digest(train, test)}
+        (partial / "statistics.json").write_text(json.dumps(statistics))
         partial.chmod(0o755)
         partial.rename(folder)
     except BaseException:

@@ -55,11 +55,26 @@ class TrialFolder:
         """The first line of the error that the trial's last run ended in."""
         return str(json.loads((self.path / "error.json").read_text())["message"])
 
-    def announce(self) -> None:
-        """Make the folder, so that a report knows the trial before it starts."""
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of the images that the trial was announced, trained or finished with, where that is known."""
+        with contextlib.suppress(OSError, ValueError, AttributeError, yaml.YAMLError):
+            if self.done:
+                return json.loads((self.path / "result.json").read_text()).get("data_digest")
+            return yaml.safe_load((self.path / "config.yaml").read_text()).get("data_digest")
+        return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the trial has trained an epoch."""
+        epochs = self.path / "epochs.jsonl"
+        return epochs.exists() and epochs.stat().st_size > 0
+
+    def announce(self, data_digest: str | None = None) -> None:
+        """Make the folder, so that a report knows the trial, and the digest of its images, before it starts."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.done:
-            names = {"name": self.trial.name, "fingerprint": self.trial.fingerprint}
+            names = {"name": self.trial.name, "fingerprint": self.trial.fingerprint, "data_digest": data_digest}
             text = yaml.safe_dump(names | self.trial.record(), sort_keys=False, allow_unicode=True)
             write_atomic(self.path / "config.yaml", text.encode())
 

@@ -44,6 +44,7 @@ class Setup:
     test: Batches
     ranking: RankingBatches | None
     chance: float
+    data_digest: str
     step: Step = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         test=_batches(decoded, decoded.test, trial, device),
         ranking=_ranking_batches(decoded, trial, device),
         chance=float(torch.bincount(torch.from_numpy(decoded.train.labels)).max()) / len(decoded.train.labels),
+        data_digest=decoded.digest,
     )
 
 

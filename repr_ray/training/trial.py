@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from repr_ray import distributed
+from repr_ray.config import ConfigError
 from repr_ray.method.schemes import LayerEvent, describe
 from repr_ray.plan import Trial
 from repr_ray.remote import StorageError, opened
@@ -108,10 +109,13 @@ def _train(
     if lead:
         folder.take_over()
         folder.pull()
-        folder.announce()
         folder.clear()
-    state = distributed.from_rank_0(checkpoint.load_newest(folder.path, note) if lead else None)
+    stored = (folder.data_digest, checkpoint.load_newest(folder.path, note)) if lead else None
+    announced, state = distributed.from_rank_0(stored)
     setup = set_up(trial, device, state["precision"] if state else None)
+    _assert_same_data(setup.data_digest, announced, state)
+    if lead:
+        folder.announce(setup.data_digest)
     epochs: list[Row] = []
     cycles: list[Row] = []
     part: Part | None = None
@@ -131,6 +135,7 @@ def _train(
             "optimizer": setup.optimizer.state_dict(),
             "scheme": setup.scheme.state_dict(),
             "precision": setup.precision,
+            "data_digest": setup.data_digest,
             "epochs": epochs,
             "cycles": cycles,
             "part": part,
@@ -206,6 +211,17 @@ def _train(
         tell(done=True)
 
 
+def _assert_same_data(digest: str, announced: str | None, state: dict[str, Any] | None) -> None:
+    """Raise on every rank unless all ranks, the launch and the checkpoint mean the same images."""
+    every = distributed.of_every_rank(digest)
+    if odd := [str(rank) for rank, other in enumerate(every) if other != every[0]]:
+        raise distributed.RanksDiffer(f"data: the images on rank {', '.join(odd)} differ from those on rank 0")
+    if announced not in (None, every[0]):
+        raise ConfigError("data: the images on this node are not those of the launch; data.source differs there")
+    if state and state.get("data_digest", every[0]) != every[0]:
+        raise ConfigError("data: the checkpoint is of training on other images; choose another name=... or --results")
+
+
 class _Pace:
     """After which epochs a trial is written: every so many, or with `auto` as many as cost `SHARE` of its time.
 
@@ -279,6 +295,7 @@ def _result(
         "images_per_second": len(epochs) * len(setup.train) / sum(row["seconds"] for row in epochs),
         "collapsed_epoch": collapsed,
         "precision": setup.precision,
+        "data_digest": setup.data_digest,
         "workers": distributed.world_size(),
         "threads": resources.cpus_per_worker,
         "checksum": distributed.checksum(setup.model),
