@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from repr_ray.method.schedule import Schedule
 from repr_ray.method.settings import RePrSettings, Settings, StandardSettings
@@ -18,12 +18,26 @@ class ConfigError(ValueError):
     """Input that cannot be used: one line per error, each naming the field and the way out."""
 
 
+class ChannelStatistics(Settings):
+    """What images are normalised by, a number a channel: (pixel - mean) / std, with pixels from 0 to 1."""
+
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...]
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> "ChannelStatistics":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations: give one a channel")
+        return self
+
+
 class Data(Settings):
     """A data set, how it is split, and what is done to its training images.
 
     `source` is `torchvision` (downloaded when missing) or a folder or URL: Parquet in the Hugging Face layout
     (`train-*.parquet`, `test-*.parquet`) or torchvision's own files. Validation images are the last ones of the
-    training set, training images the first of what remains.
+    training set, training images the first of what remains. Images are normalised by the mean and standard deviation
+    of each `channel` over the whole training set, by the ones given, or not at all.
     """
 
     name: Literal["digits", "cifar10", "cifar100"]
@@ -32,7 +46,10 @@ class Data(Settings):
     validation_images: Annotated[int, Field(ge=0)] = 0
     crop_padding: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
-    normalise: Literal["channel", "none"] = "channel"
+    normalise: Annotated[
+        Annotated[Literal["channel", "none"], Tag("name")] | Annotated[ChannelStatistics, Tag("statistics")],
+        Discriminator(lambda value: "name" if isinstance(value, str) else "statistics"),
+    ] = "channel"
 
     @field_validator("source")
     @classmethod
@@ -257,7 +274,7 @@ class Experiment(Settings):
                 raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
             if isinstance(scheme, RePrSettings):
                 try:
-                    Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles)
+                    Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles, scheme.last_cycle)
                 except ValueError as error:
                     raise ValueError(f"schemes.{name}: {error}") from None
                 if scheme.bias == "unmasked" and self.train.compact_sub_network:
@@ -343,11 +360,12 @@ def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
     classes: list[type[Settings]] = [Experiment]
     for part in error["loc"]:
         inside = [c.model_fields[part].annotation for c in classes if part in c.model_fields]
-        is_tag = not inside and not (isinstance(raw, dict | list) and _has(raw, part)) and part != error["loc"][-1]
+        is_tag = not inside and not (isinstance(raw, dict | list) and _has(raw, part))
         if not classes and not _has(raw, part):
             break  # a branch of `int | "auto"`
         if is_tag:  # the branch of a union, which the user did not write
-            classes = [c for c in classes if part in get_args(c.model_fields["kind"].annotation)] or classes
+            tagged = [c for c in classes if "kind" in c.model_fields]
+            classes = [c for c in tagged if part in get_args(c.model_fields["kind"].annotation)] or classes
             continue
         path.append(str(part))
         raw = raw[part] if _has(raw, part) else None

@@ -1,5 +1,7 @@
 """Batches: every image once, the same augmentation for any number of ranks, and the augmentation users expect."""
 
+from collections.abc import Sequence
+
 import hypothesis.strategies as st
 import numpy as np
 import torch
@@ -11,13 +13,19 @@ from repr_ray.data.batches import Batches
 from repr_ray.data.sources import Split
 
 
-def batches(n: int, rank: int = 0, world_size: int = 1, **data: object) -> Batches:
+def batches(
+    n: int,
+    rank: int = 0,
+    world_size: int = 1,
+    mean: Sequence[float] = (0.5, 0.4, 0.3),
+    std: Sequence[float] = (0.2, 0.3, 0.4),
+    **data: object,
+) -> Batches:
     """`n` random 8x8 colour images whose label is their index."""
     pixels = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
     split = Split(pixels, np.arange(n))
-    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
     settings = Data.model_validate({"name": "cifar10", **data})
-    return Batches(split, mean, std, settings, torch.device("cpu"), rank, world_size)
+    return Batches(split, np.array(mean), np.array(std), settings, torch.device("cpu"), rank, world_size)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,7 +49,7 @@ def test_ranks_together_see_what_one_process_sees(n: int, batch: int, world: int
 def test_crop_and_flip_are_torchvisions() -> None:
     """Each augmented image is one of the crops of the zero-padded image, flipped or not, and all of them occur."""
     n, pad = 400, 1
-    made = batches(n, crop_padding=pad, flip=True, normalise="none")
+    made = batches(n, crop_padding=pad, flip=True, mean=(0, 0, 0), std=(1, 1, 1))
     [batch] = made.shuffled(n, generator())
     originals = made.images.permute(0, 3, 1, 2)
     padded = tvf.pad(originals, [pad] * 4)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
+import torchvision.transforms.v2.functional as tvf
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,6 +27,7 @@ from support import STANDARD, TINY, results_of, write_config
 
 from repr_ray.config import ConfigError, Data, validate
 from repr_ray.data import decoded
+from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.launch import main
 from repr_ray.plan import plan
@@ -74,6 +76,19 @@ def test_parquet_in_the_hugging_face_layout(folder: Path) -> None:
     assert data.test.labels.tolist() == list(range(10))
     np.testing.assert_allclose(data.mean, everything.mean((0, 1, 2)) / 255)
     np.testing.assert_allclose(data.std, everything.std((0, 1, 2)) / 255)
+
+
+def test_images_are_normalised_by_what_is_asked_for(folder: Path) -> None:
+    given = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
+    data = load(Data(name="cifar10", source=str(folder), normalise=given))
+    batches = Batches(data.test, data.mean, data.std, Data(name="cifar10"), torch.device("cpu"))
+    [batch] = batches.in_order(10)
+    images = torch.from_numpy(pictures(10, 2)).permute(0, 3, 1, 2).double() / 255
+    torch.testing.assert_close(batch.images, tvf.normalize(images, **given).float(), rtol=0, atol=1e-6)
+    none = load(Data(name="cifar10", source=str(folder), normalise="none"))
+    assert (none.mean.tolist(), none.std.tolist()) == ([0, 0, 0], [1, 1, 1])
+    with pytest.raises(ConfigError, match=r"data\.normalise: 1 means and standard deviations, .* have 3 channels"):
+        load(Data(name="cifar10", source=str(folder), normalise={"mean": [0.5], "std": [0.5]}))
 
 
 def test_decoded_once_and_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,6 @@ class Batches:
     ) -> None:
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        if data.normalise == "none":
-            mean, std = np.zeros_like(mean), np.ones_like(std)
         self.scale = torch.tensor(1 / (255 * std), dtype=torch.float32, device=device)
         self.shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
         self.crop_padding, self.flip = data.crop_padding, data.flip

@@ -22,11 +22,12 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Decoded:
-    """The splits of one experiment as views of memory-mapped files, and per-channel statistics in [0, 1].
+    """The splits of one experiment as views of memory-mapped files, and what images are normalised by.
 
-    `validation` is the tail of the training set, `train` the head of the rest. Mean and standard deviation are
-    those of the whole training set, so that they do not change with the split. `digest` is sixteen hex digits of
-    what the splits hold: every image and label of the source, in order, and which of them are in which split.
+    `validation` is the tail of the training set, `train` the head of the rest. Mean and standard deviation, of pixels
+    in [0, 1] and one a channel, are those of the whole training set, so that they do not change with the split, or
+    what `Data.normalise` says. `digest` is sixteen hex digits of what the splits hold: every image and label of the
+    source, in order, and which of them are in which split.
     """
 
     train: Split
@@ -61,6 +62,7 @@ def load(data: Data, progress: Progress = lambda items, total, title: items) -> 
                 _write(folder, train, test)
     train, test = (Split(_map(folder, f"{s}_images"), _map(folder, f"{s}_labels")) for s in ("train", "test"))
     statistics = json.loads((folder / "statistics.json").read_text())
+    mean, std = _statistics(data, statistics, train.images.shape[-1])
     kept = len(train.labels) - data.validation_images
     used = kept if data.train_images is None else data.train_images
     if not 0 < used <= kept:
@@ -72,11 +74,28 @@ def load(data: Data, progress: Progress = lambda items, total, title: items) -> 
         train=Split(train.images[:used], train.labels[:used]),
         validation=Split(train.images[kept:], train.labels[kept:]),
         test=test,
-        mean=np.asarray(statistics["mean"]),
-        std=np.asarray(statistics["std"]),
+        mean=mean,
+        std=std,
         classes=dataset.classes,
         digest=_digest(statistics["digest"], np.arange(used), np.arange(kept, len(train.labels))),
     )
+
+
+def _statistics(
+    data: Data, measured: dict[str, Any], channels: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel that images are normalised by."""
+    if data.normalise == "none":
+        return np.zeros(channels), np.ones(channels)
+    if data.normalise == "channel":
+        return np.asarray(measured["mean"]), np.asarray(measured["std"])
+    given = data.normalise
+    if len(given.mean) != channels:
+        raise ConfigError(
+            f"data.normalise: {len(given.mean)} means and standard deviations, images of {data.name} have {channels}"
+            f" channel{'s' * (channels > 1)}"
+        )
+    return np.asarray(given.mean), np.asarray(given.std)
 
 
 def _digest(source: str, *splits: NDArray[np.int64]) -> str:

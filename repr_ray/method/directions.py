@@ -49,18 +49,19 @@ def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip
 
 
 def null_space_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """One basis vector of the null space each, from the pivoted QR of the rows, as the siahuat0727 code has it.
+    """One basis vector each of the null space of [old values; survivors], as the siahuat0727 code has it.
 
     The basis may run out: filters without a vector are left to the last resort.
     """
-    old, survivors = kernel[dropped], kernel[~dropped]
-    rows = torch.cat([old, survivors]).numpy()
-    q, r, _ = scipy.linalg.qr(rows.T, pivoting=True)
-    diagonal = np.abs(np.diag(r))
-    rank = int((diagonal > max(rows.shape) * np.finfo(np.float64).eps * diagonal.max(initial=0.0)).sum())
-    basis = torch.from_numpy(np.ascontiguousarray(q[:, rank:].T[: len(old)]))
-    avoid = torch.from_numpy(np.ascontiguousarray(q[:, :rank]))
-    return Directions(*_outside(basis, avoid, clip))
+    return _basis(torch.cat([kernel[dropped], kernel[~dropped]]), int(dropped.sum()), clip)
+
+
+def survivors_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
+    """One basis vector each of the null space of the survivors alone, as that code had it first.
+
+    Old values are not avoided, so that the basis lasts longer. It may still run out.
+    """
+    return _basis(kernel[~dropped], int(dropped.sum()), clip)
 
 
 def qr_column(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
@@ -117,6 +118,7 @@ def zero(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool
 DIRECTIONS: Mapping[str, Direction] = {
     "null_space": null_space,
     "null_space_basis": null_space_basis,
+    "survivors_basis": survivors_basis,
     "qr_column": qr_column,
     "relaxed": relaxed,
     "default": default,
@@ -140,6 +142,16 @@ def clip_within(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
     for _ in range(50):
         vectors = _project_out(vectors.clamp(-bound, bound), avoid)
     return vectors * (bound / vectors.abs().amax(dim=1, keepdim=True)).clamp(max=1.0)
+
+
+def _basis(avoid: Tensor, count: int, clip: bool) -> Directions:
+    """Up to `count` basis vectors of the null space of rows (m x d), from their pivoted QR."""
+    rows = avoid.numpy()
+    q, r, _ = scipy.linalg.qr(rows.T, pivoting=True)
+    diagonal = np.abs(np.diag(r))
+    rank = int((diagonal > max(rows.shape) * np.finfo(np.float64).eps * diagonal.max(initial=0.0)).sum())
+    basis, span = (torch.from_numpy(np.ascontiguousarray(part)) for part in (q[:, rank:].T[:count], q[:, :rank]))
+    return Directions(*_outside(basis, span, clip))
 
 
 def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]:

@@ -21,9 +21,10 @@ class Redrawn:
     """New kernels (k x d, float64), and how well the request could be met.
 
     `largest_cos` is the largest |cos| between a new filter and what it had to avoid: any vector in the span of old
-    values and survivors (of the most overlapping ones, where relaxed), or for directions that promise nothing any
-    old value or survivor. It is None where there is nothing to compare. `relaxed` filters avoid only their old value
-    and what it overlapped most with; for `last_resort` ones there was no room at all.
+    values and survivors (of survivors alone, or of the most overlapping ones, where the direction avoids only these),
+    or for directions that promise nothing any old value or survivor. It is None where there is nothing to compare.
+    `relaxed` filters avoid only their old value and what it overlapped most with; for `last_resort` ones there was no
+    room at all.
     """
 
     kernels: Tensor

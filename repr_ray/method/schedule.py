@@ -11,7 +11,8 @@ class Schedule:
     """RePr's cycles over a fixed number of epochs (paper, section 4 and figure 1).
 
     A cycle is `s1` epochs of the full network, then `s2` epochs of the sub-network. What is left after the
-    last cycle trains the full network to the end, so that filters brought back always get trained.
+    last cycle trains the full network to the end, so that filters brought back always get trained, unless the last
+    cycle is cut.
     Epochs count from 0: with s1=20, s2=10 and 100 epochs the sub-network trains in 20-29, 50-59 and 80-89.
     """
 
@@ -21,16 +22,22 @@ class Schedule:
     cycles: int
 
     @classmethod
-    def fit(cls, epochs: int, s1: int, s2: int, cycles: int | None = None) -> "Schedule":
+    def fit(
+        cls, epochs: int, s1: int, s2: int, cycles: int | None = None, last_cycle: Literal["whole", "cut"] = "whole"
+    ) -> "Schedule":
         """Fit as many cycles as leave an epoch after the last one, or the number asked for.
 
+        Where the last cycle may be `cut`, an epoch of its S2 is enough; the training then ends with filters dropped.
         Raises ValueError when `cycles` (or a single one) does not fit.
         """
-        wanted = cycles if cycles is not None else max(1, (epochs - 1) // (s1 + s2))
-        needed = wanted * (s1 + s2) + 1
+        cut = last_cycle == "cut"
+        most = (epochs - 1 + (s2 if cut else 0)) // (s1 + s2)
+        wanted = cycles if cycles is not None else max(1, most)
+        needed = wanted * (s1 + s2) + 1 - (s2 if cut else 0)
         if needed > epochs:
+            where = "to the first of the last S2" if cut else "and one epoch after the last"
             raise ValueError(
-                f"{wanted} cycle{'s' * (wanted > 1)} of s1={s1} + s2={s2} epochs and one epoch after the last"
+                f"{wanted} cycle{'s' * (wanted > 1)} of s1={s1} + s2={s2} epochs {where}"
                 f" need {needed} epochs, there are {epochs}: train longer, or lower s1, s2 or cycles"
             )
         return cls(epochs, s1, s2, wanted)

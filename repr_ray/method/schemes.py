@@ -142,7 +142,8 @@ class RePr(Scheme):
         **fields: Any,
     ) -> None:
         self.settings = RePrSettings(**(settings.model_dump() if settings else {}) | fields)
-        self.schedule = Schedule.fit(epochs, self.settings.s1, self.settings.s2, self.settings.cycles)
+        own = self.settings
+        self.schedule = Schedule.fit(epochs, own.s1, own.s2, own.cycles, own.last_cycle)
         self.model = unwrap(model)
         self.optimizer = optimizer
         self.filter_map = map_filters(self.model)

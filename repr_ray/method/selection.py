@@ -44,7 +44,8 @@ def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selecti
     for scope in _scopes(sizes, selection):
         wanted, allowed = _floor(prune_ratio * sum(sizes[n] for n in scope)), sum(room[n] for n in scope)
         if wanted > allowed and (allowed or selection.scope == "global"):
-            what = "the network" if selection.scope == "global" else f"layer {scope[0]}"
+            network = "the network" if selection.prune_ratio_of == "all" else "the layers dropped from"
+            what = network if selection.scope == "global" else f"layer {scope[0]}"
             raise ValueError(
                 f"prune_ratio={prune_ratio:g} would drop {wanted} of the {sum(sizes[n] for n in scope)} filters of"
                 f" {what}, selection allows {allowed}: lower it, exclude fewer layers or raise max_per_layer"
@@ -54,8 +55,8 @@ def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selecti
 def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selection: Selection) -> dict[str, Tensor]:
     """The dropped filters of each layer as bool tensors (J).
 
-    `scores[layer]` is (J), in order of execution. `global` drops floor(prune_ratio x all filters of the network)
-    in one ranking over the layers that take part, `layer` drops floor(prune_ratio x J) of each of them. No layer
+    `scores[layer]` is (J), in order of execution. `global` drops floor(prune_ratio x filters of the network, or of
+    the layers that take part) in one ranking over these, `layer` drops floor(prune_ratio x J) of each. No layer
     loses more than floor(max_per_layer x J), and never its last filter. Equal scores go by layer, then by filter.
     """
     room = _room({name: len(s) for name, s in scores.items()}, selection)
@@ -77,8 +78,10 @@ def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selecti
 
 
 def _scopes(layers: Mapping[str, object], selection: Selection) -> list[list[str]]:
-    """The groups of layers that are ranked together."""
-    return [[name] for name in layers] if selection.scope == "layer" else [list(layers)]
+    """The groups of layers that are ranked together, whose filters the ratio is of."""
+    out = excluded_layers(selection, list(layers)) if selection.prune_ratio_of == "droppable" else frozenset()
+    names = [name for name in layers if name not in out]
+    return [[name] for name in names] if selection.scope == "layer" else [names]
 
 
 def _room(sizes: Mapping[str, int], selection: Selection) -> dict[str, int]:

@@ -59,7 +59,8 @@ class Selection(Settings):
     """Which of the ranked filters are dropped.
 
     `count` is how many: the floor of prune_ratio x filters, or those with a score strictly above the matching
-    percentile, as the siahuat0727 code does.
+    percentile, as the siahuat0727 code does. These filters are `all` of those in convolutions that can lose any, or
+    only the `droppable` ones, of the layers that `layers` and `exclude` leave.
     """
 
     scope: Literal["global", "layer"] = "global"
@@ -71,21 +72,24 @@ class Selection(Settings):
         default=0.9, description="the largest share dropped from one layer; its last filter always stays"
     )
     count: Literal["floor", "percentile"] = "floor"
+    prune_ratio_of: Literal["all", "droppable"] = "all"
 
 
 class Reinit(Settings):
     """How dropped filters come back.
 
-    Directions: random vectors or basis vectors of the null space of [old values; survivors], the author's column of
-    Q, orthogonal to the most overlapping filters alone, PyTorch's default, the old value, zero. `last_resort` is
-    for filters that the direction has no room for. `scale` holds for all but `old` and `zero`: `drawn` leaves unit
-    vectors (and the default's own size), `clip` bounds weights by 1/sqrt(fan_in) without leaving the null space,
-    `clip_entrywise` bounds them one by one, `survivors` gives the median norm of the survivors; `gain` multiplies.
+    Directions: random vectors or basis vectors of the null space of [old values; survivors], basis vectors of that of
+    the survivors alone, the author's column of Q, orthogonal to the most overlapping filters alone, PyTorch's
+    default, the old value, zero. `last_resort` is for filters that the direction has no room for. `scale` holds for
+    all but `old` and `zero`: `drawn` leaves unit vectors (and the default's own size), `clip` bounds weights by
+    1/sqrt(fan_in) without leaving the null space, `clip_entrywise` bounds them one by one, `survivors` gives the
+    median norm of the survivors; `gain` multiplies. `next_layer` is for the channels that the new filters feed, in
+    all filters of the layer that reads them, new ones too.
     """
 
-    direction: Literal["null_space", "null_space_basis", "qr_column", "relaxed", "default", "old", "zero"] = (
-        "null_space"
-    )
+    direction: Literal[
+        "null_space", "null_space_basis", "survivors_basis", "qr_column", "relaxed", "default", "old", "zero"
+    ] = "null_space"
     last_resort: Literal["default", "zero"] = "default"
     scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
     gain: Annotated[float, Field(gt=0)] = 1.0
@@ -105,7 +109,9 @@ class RePrSettings(Settings):
     """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275. Defaults are the paper's.
 
     Inverse pruning is `ranking: {order: inverse}`. With `bias: unmasked` only the kernel of a dropped filter is held
-    at zero: its bias, gamma and beta go on training, and it emits a constant, as in the siahuat0727 code.
+    at zero: its bias, gamma and beta go on training, and it emits a constant, as in the siahuat0727 code. With
+    `last_cycle: cut`, as there, a last cycle begins even where the training ends before or with its S2, with filters
+    dropped; by default every cycle is whole, and the full network trains after it.
     """
 
     kind: Literal["repr"] = "repr"
@@ -114,6 +120,7 @@ class RePrSettings(Settings):
     cycles: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how often to drop and bring back; as often as fits when not given"
     )
+    last_cycle: Literal["whole", "cut"] = "whole"
     prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
     bias: Literal["masked", "unmasked"] = "masked"
     ranking: Ranking = Ranking()

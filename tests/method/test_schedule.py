@@ -35,6 +35,25 @@ def test_every_drop_is_followed_by_a_return_and_full_training(s1: int, s2: int, 
         assert (schedule.phase(epoch) == "sub") == any(d <= epoch < d + s2 for d in drops)
 
 
+@given(epochs=st.integers(2, 120), s1=st.integers(1, 25), s2=st.integers(1, 25))
+def test_a_last_cycle_may_be_cut(epochs: int, s1: int, s2: int) -> None:
+    """Drops every s1 + s2 epochs from s1 on, returns s2 epochs later, both as long as the training lasts."""
+    if s1 >= epochs:
+        with pytest.raises(ValueError, match=rf"need {s1 + 1} epochs, there are {epochs}"):
+            Schedule.fit(epochs, s1, s2, last_cycle="cut")
+        return
+    schedule = Schedule.fit(epochs, s1, s2, last_cycle="cut")
+    assert [e for e in range(epochs) if schedule.drops_at(e)] == list(range(s1, epochs, s1 + s2))
+    assert [e for e in range(epochs) if schedule.reinitialises_at(e)] == list(range(s1 + s2, epochs, s1 + s2))
+
+
+def test_85_epochs_end_in_a_third_cycle_when_it_may_be_cut() -> None:
+    for last_cycle, expected in (("whole", [20, 50]), ("cut", [20, 50, 80])):
+        schedule = Schedule.fit(85, 20, 10, last_cycle=last_cycle)
+        assert [e for e in range(85) if schedule.drops_at(e)] == expected
+    assert Schedule.fit(110, 20, 10, last_cycle="cut") == Schedule.fit(110, 20, 10)
+
+
 @pytest.mark.parametrize("epochs, cycles", [(30, None), (30, 1), (60, 2), (5, None)])
 def test_a_cycle_that_leaves_no_full_epoch_is_refused(epochs: int, cycles: int | None) -> None:
     with pytest.raises(ValueError, match=rf"need \d+ epochs, there are {epochs}"):

@@ -100,9 +100,27 @@ def test_only_named_layers() -> None:
         excluded_layers(Selection(layers=("b",)), ["a"], {"b": "it is grouped"})
 
 
+@given(st.integers(0, 99), st.floats(0.05, 0.7), st.sampled_from(["floor", "percentile"]))
+def test_the_ratio_of_filters_that_may_be_dropped(seed: int, ratio: float, count: str) -> None:
+    """It is what leaving the other layers out of the network would drop."""
+    scores = {name: kernel(seed + i, 8 + i).double() for i, name in enumerate("abc")}
+    settings = Selection(exclude=("first",), count=count, prune_ratio_of="droppable", max_per_layer=1.0)
+    found = select(scores, ratio, "worst", settings)
+    within = {name: scores[name] for name in "bc"}
+    alone = select(within, ratio, "worst", Selection(count=count, max_per_layer=1.0))
+    assert not found["a"].any() and all(torch.equal(found[name], alone[name]) for name in "bc")
+    if count == "floor":
+        assert sum(int(m.sum()) for m in found.values()) == int(ratio * 19 + 1e-9)
+        of_all = select(scores, ratio, "worst", settings.model_copy(update={"prune_ratio_of": "all"}))
+        assert sum(int(m.sum()) for m in of_all.values()) == min(int(ratio * 27 + 1e-9), 17)
+
+
 @pytest.mark.parametrize(
     "selection, ratio, fits",
     [
+        ({"exclude": ("a",), "prune_ratio_of": "droppable"}, 0.5, True),
+        ({"exclude": ("a",), "prune_ratio_of": "droppable"}, 0.95, False),
+        ({"scope": "layer", "exclude": ("a",), "prune_ratio_of": "droppable"}, 0.95, False),
         ({}, 0.95, False),
         ({}, 0.8, True),
         ({"max_per_layer": 1.0}, 0.96, True),
@@ -169,6 +187,20 @@ def test_siahuat0727s_basis_vectors() -> None:
     np.testing.assert_allclose(whole @ complement, whole, atol=1e-10)
     np.testing.assert_allclose(whole @ whole.T, np.eye(4), atol=1e-10)
     assert drawn.largest_cos is not None and drawn.largest_cos > 1e-3  # what entry by entry costs, and it is reported
+
+
+def test_a_basis_of_the_survivors_alone() -> None:
+    """The first siahuat0727 code: the null space of the current layer, in which dropped filters are rows of zeros."""
+    weight, dropped = layer(d=10)  # 8 survivors in 10 dimensions
+    current = torch.where(dropped[:, None], 0.0, weight.double()).numpy()
+    expected = scipy.linalg.qr(current.T, pivoting=True)[0][:, 8:].T
+    settings = Reinit(direction="survivors_basis", scale="clip_entrywise")
+    drawn = redraw(weight, dropped, settings, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(drawn.kernels[:2], expected.clip(-(10**-0.5), 10**-0.5), atol=1e-12)
+    assert drawn.last_resort == 2 and drawn.kernels[2:].abs().max() <= 10**-0.5
+    inside = redraw(weight, dropped, Reinit(direction="survivors_basis"), torch.Generator().manual_seed(0))
+    assert oracle.largest_cos(inside.kernels[:2].numpy(), weight[~dropped].numpy()) < 1e-5
+    assert oracle.largest_cos(inside.kernels[:2].numpy(), weight[dropped].numpy()) > 0.1
 
 
 @pytest.mark.parametrize("last_resort", ["default", "zero"])
