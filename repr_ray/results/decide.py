@@ -1,0 +1,118 @@
+"""Verdicts on schemes, look by look: better, worse, practically equal, or cannot tell yet.
+
+A scheme is looked at after the numbers of seeds that the study named in advance, until a verdict stands:
+
+- **better** or **worse**: the difference to the baseline is not zero;
+- **practically equal**: the difference is within the margin, whether it is zero or not. Where both verdicts hold
+  this one is given: the margin says which differences do not matter.
+
+Two kinds of error are each held to 5%, over all looks and all schemes together: that some scheme without a
+difference is called better or worse, and that some scheme whose difference reaches the margin is called practically
+equal. For a scheme alone, practically equal is what it is called where the interval lies within the margin, better or
+worse where it leaves out zero. Why this holds:
+
+1. Over looks. `Bounds.overall` makes the p value of a look a p value over all looks: under no difference the smallest
+   of a scheme's over the looks is at most x with probability x.
+2. Over schemes. Holm's correction of these smallest p values would be valid after the last look, however the schemes
+   depend on each other (they share the baseline's trials). A look compares with Holm's correction p values that are
+   no smaller: of an earlier look, of this one, or of the look at which a scheme stopped. Holm's correction rejects
+   no less where p values are smaller, so whatever is decided at some look would be decided after the last one with
+   all data: the error rate is that of a single Holm test, for any rule of stopping. (The general form is in Maurer
+   and Bretz, Statistics in Biopharmaceutical Research 5, 2013.) The family is every scheme that was planned, also
+   those without results yet.
+3. Equality. |difference| >= margin is refused at a look by two t-tests, one against each end (Schuirmann 1987), each
+   two-sided as above, so that it agrees with the interval. Only one side of each can err: at the margin a scheme
+   alone is called equal in 2.5% of studies.
+
+The t-test takes differences to be normal. Where two schemes do not differ their paired differences are symmetric,
+and symmetric heavy tails (a collapsed run) make it more careful, not less. Results are in `docs/statistics.md`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repr_ray.results.sequential import Array, Bounds, holm, two_sided
+
+LEVEL = 0.05
+VERDICTS = ("cannot tell", "better", "worse", "practically equal")
+_OPEN, _BETTER, _WORSE, _EQUAL = range(4)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What the last look at each scheme says; arrays of shape (..., schemes), in the unit of the differences.
+
+    A scheme with a verdict is not looked at again. `seeds` is the number of seeds of its last look, 0 before the
+    first; `n` is how many of them have a pair. The interval from `low` to `high` holds with 95% at all looks of the
+    scheme together. `p` and `p_equal` hold over all looks, `p_holm` and `p_equal_holm` over all schemes as well.
+    Figures are NaN before the first look.
+    """
+
+    verdict: NDArray[np.int64]  # place in VERDICTS
+    seeds: NDArray[np.int64]
+    n: NDArray[np.int64]
+    mean: Array
+    low: Array
+    high: Array
+    p: Array
+    p_equal: Array
+    p_holm: Array
+    p_equal_holm: Array
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The verdicts in words, of one study."""
+        return [VERDICTS[code] for code in self.verdict]
+
+
+def decide(
+    differences: Array, bounds: Bounds, margin: float | None = None, ended: NDArray[np.int64] | None = None
+) -> Decisions:
+    """Look at the schemes of a study, or of many at once, as often as their seeds allow.
+
+    `differences` has shape (..., schemes, seeds): a scheme less the baseline, seeds in the order in which they were
+    planned, NaN where there is no pair. `ended`, shape (..., schemes), says how many of the first seeds have ended
+    for a scheme and its baseline, well or not; all by default. A look that not all of its seeds have reached is not
+    taken. `margin` is in the unit of the differences; without one nothing is called practically equal.
+    """
+    from scipy import special
+
+    shape = differences.shape[:-1]
+    ended = np.full(shape, differences.shape[-1]) if ended is None else ended
+    verdict, seeds, n = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    mean, low, high, p, p_equal = (np.full(shape, np.nan) for _ in range(5))
+    tail = 1 - bounds.nominal(LEVEL) / 2
+    for look in bounds.looks:
+        looked = (verdict == _OPEN) & (ended >= look)
+        if not looked.any():
+            continue
+        now = _moments(differences[..., :look])
+        quantile = special.stdtrit(np.maximum(now["n"] - 1, 1), tail)
+        now["low"], now["high"] = (now["mean"] + side * quantile * now["error"] for side in (-1, 1))
+        now["p"] = bounds.overall(two_sided(now["mean"], now["error"], now["n"]))
+        if margin is not None:
+            ends = [two_sided(now["mean"] - end, now["error"], now["n"]) for end in (-margin, margin)]
+            now["p_equal"] = np.where(np.abs(now["mean"]) < margin, bounds.overall(np.maximum(*ends)), 1.0)
+        for name, values in {"mean": mean, "low": low, "high": high, "p": p, "p_equal": p_equal, "n": n}.items():
+            if name in now:
+                values[looked] = now[name][looked]
+        seeds[looked] = look
+        sure, equal = holm(p) <= LEVEL, holm(p_equal) <= LEVEL
+        verdict[looked & sure] = np.where(mean > 0, _BETTER, _WORSE)[looked & sure]
+        verdict[looked & equal] = _EQUAL
+    return Decisions(verdict, seeds, n, mean, low, high, p, p_equal, holm(p), holm(p_equal))
+
+
+def _moments(values: Array) -> dict[str, Any]:
+    """Number, mean and standard error along the last axis, NaN left out; the error of equal values is exactly 0."""
+    there = ~np.isnan(values)
+    n = there.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, values, 0).sum(axis=-1) / n
+        deviations = np.where(there, values - mean[..., None], 0)
+        error = np.sqrt((deviations**2).sum(axis=-1) / (n - 1) / n)
+    equal = np.where(there, values, -np.inf).max(axis=-1) == np.where(there, values, np.inf).min(axis=-1)
+    return {"n": n, "mean": mean, "error": np.where(equal & (n > 1), 0.0, np.where(n > 1, error, np.nan))}
