@@ -1,16 +1,23 @@
 """What an experiment is: frozen, validated settings from YAML and `key=value` overrides. Imports no torch."""
 
 import difflib
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from repr_ray.documents import DEEPEST, read_yaml
 from repr_ray.method.schedule import Schedule
 from repr_ray.method.settings import RePrSettings, Settings, StandardSettings
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+Depth = Annotated[int, Field(ge=1, le=1_000)]
+Width = Annotated[int, Field(ge=1, le=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -43,8 +50,8 @@ class Data(Settings):
     name: Literal["digits", "cifar10", "cifar100"]
     source: str = "torchvision"
     train_images: Count | None = None
-    validation_images: Annotated[int, Field(ge=0)] = 0
-    crop_padding: Annotated[int, Field(ge=0)] = 0
+    validation_images: Natural = 0
+    crop_padding: Annotated[int, Field(ge=0, le=1_000)] = 0
     flip: bool = False
     normalise: Annotated[
         Annotated[Literal["channel", "none"], Tag("name")] | Annotated[ChannelStatistics, Tag("statistics")],
@@ -69,8 +76,8 @@ class ConvNet(Settings):
     """`depth` x (convolution with bias, optional batch norm, ReLU, optional pooling), then one linear layer."""
 
     kind: Literal["convnet"] = "convnet"
-    depth: Count = 3
-    width: Count = 32
+    depth: Depth = 3
+    width: Width = 32
     kernel: Literal[1, 3, 5, 7] = 3
     batch_norm: bool = False
     pool: Literal["none", "max2", "max3"] = "none"
@@ -89,7 +96,7 @@ class ResNet(Settings):
     """Residual network for CIFAR (arXiv 1512.03385) of 6n + 2 layers: 20, 32, 56, 110, ..."""
 
     kind: Literal["resnet"]
-    depth: Annotated[int, Field(ge=8)] = 20
+    depth: Annotated[Depth, Field(ge=8)] = 20
     shortcut: Literal["pad", "projection"] = "pad"
 
     @field_validator("depth")
@@ -109,8 +116,8 @@ class DenseNet(Settings):
     """Densely connected network for CIFAR (arXiv 1608.06993) of 3n + 4 layers, without bottlenecks."""
 
     kind: Literal["densenet"]
-    depth: Annotated[int, Field(ge=7)] = 40
-    growth: Count = 12
+    depth: Annotated[Depth, Field(ge=7)] = 40
+    growth: Width = 12
 
     @field_validator("depth")
     @classmethod
@@ -200,7 +207,7 @@ class Cosine(Settings):
     """Half a cosine down to zero over the whole training, after a linear warm-up."""
 
     kind: Literal["cosine"]
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Natural = 0
 
 
 class Train(Settings):
@@ -237,7 +244,7 @@ class Resources(Settings):
 
     workers: Count = 1
     cpus_per_worker: Count = 1
-    gpus_per_worker: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Natural | Literal["auto"] = "auto"
     trials_per_gpu: Count | Literal["auto"] = 1
     concurrent: Count | None = None
     wait_minutes: Annotated[float, Field(ge=0)] = 30.0
@@ -253,10 +260,13 @@ class Resources(Settings):
 
 
 class Experiment(Settings):
-    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
+    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`.
+
+    A study of more than `most_trials` trials is refused.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     data: Data
     model: Model = ConvNet()
     train: Train
@@ -264,11 +274,14 @@ class Experiment(Settings):
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     baseline: str = "standard"
     resources: Resources = Resources()
+    most_trials: Count = 10_000
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each seed once")
+        if self.baseline not in (*self.schemes, "standard"):  # by default there need not be one
+            raise ValueError(f"baseline: {self.baseline!r} is no scheme; there are {', '.join(self.schemes)}")
         for name, scheme in self.schemes.items():
             if not name or not name.isprintable():
                 raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
@@ -308,50 +321,92 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     Raises ConfigError with one line per error.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = read_yaml(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--config {path}: not YAML: {_in_words(' '.join(str(error).split()))}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"--config {path}: expected a mapping of settings, found {type(raw).__name__}")
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(f"{override}: expected key=value, for example train.epochs=50")
+            raise ConfigError(f"{_in_words(override)}: expected key=value, for example train.epochs=50")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{override}: the value is not YAML; quote it") from None
+            value = read_yaml(text)
+        except yaml.YAMLError as error:
+            reason = _in_words(" ".join(str(error).split()))
+            raise ConfigError(f"{_in_words(override)}: the value is not YAML ({reason}); quote it") from None
+        if key.count(".") > DEEPEST:
+            raise ConfigError(f"{_in_words(override)}: no field lies {key.count('.'):,} levels deep")
         raw = replace(raw, key, value)
     return validate(raw, str(path))
 
 
 def replace(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of nested settings with the dotted `key` set; blocks on the way are made where missing."""
-    first, _, rest = key.partition(".")
-    if rest and first == "grid":  # its own keys are dotted
-        value = {**raw.get("grid", {}), rest: value}
-    elif rest:
+    """A copy of nested settings with the dotted `key` set; blocks on the way are made where missing.
+
+    A key that is there and has dots itself, such as a scheme's name, is found first.
+    """
+    first = owner(raw, key) or key.partition(".")[0]
+    rest = key[len(first) + 1 :]
+    if rest:
         block = raw.get(first)
-        value = replace(block if isinstance(block, dict) else {}, rest, value)
+        block = block if isinstance(block, dict) else {}
+        value = {**block, rest: value} if first == "grid" else replace(block, rest, value)  # a grid's keys are dotted
     return {**raw, first: value}
+
+
+def owner(names: Iterable[Any], key: str) -> str:
+    """The longest of some names that the dotted `key` is or begins with; empty where there is none."""
+    return max((n for n in names if isinstance(n, str) and f"{key}.".startswith(f"{n}.")), key=len, default="")
 
 
 def validate(raw: dict[str, Any], where: str) -> Experiment:
     """Raises ConfigError with one line per error: where, what, the value, and a near match where there is one."""
     try:
-        return Experiment.model_validate(raw)
+        experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         wrong: dict[str, dict[str, None]] = {}
-        for one in error.errors():
+        errors = error.errors(include_url=False, include_input=False)
+        inside = {one["loc"][:depth] for one in errors for depth in range(len(one["loc"]))}
+        for one in [one for one in errors if one["loc"] not in inside][:MOST_ERRORS]:  # of nested ones the innermost
             field, message = _what_is_wrong(one, raw)
             wrong.setdefault(field, {})[message] = None
-        lines = (
+        lines = [
             f"{field}: {', or '.join(messages)}" if field else ", ".join(messages)
             for field, messages in wrong.items()
-        )
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        ]
+        if (more := len(errors) - MOST_ERRORS) > 0:
+            lines.append(f"and {more:,} more errors")
+        raise ConfigError("\n".join(f"{where}: {_in_words(line, 1_000)}" for line in lines)) from None
+    for field, value in _read_as_numbers(raw, experiment, ()):
+        raise ConfigError(f"{where}: {field}={value}: expected a number")
+    return experiment
+
+
+def _read_as_numbers(raw: Any, read: Any, path: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """The fields where `true` or `false` was read as a number: to pydantic, as to Python, True is 1."""
+    if isinstance(raw, bool) and not isinstance(read, bool):
+        yield ".".join(path), raw
+    elif isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from _read_as_numbers(
+                value, read[key] if isinstance(read, dict) else getattr(read, key), (*path, key)
+            )
+    elif isinstance(raw, list | tuple) and isinstance(read, tuple):
+        for index, pair in enumerate(zip(raw, read, strict=True)):
+            yield from _read_as_numbers(*pair, (*path, str(index)))
+
+
+MOST_ERRORS = 20
+"""Errors of a config that are told one by one."""
+
+
+def _in_words(text: str, longest: int = 200) -> str:
+    """A text on one line of a reasonable length, control characters escaped."""
+    shown = text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
 
 
 def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
@@ -374,9 +429,9 @@ def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
     field, message = ".".join(path), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         names = [name for c in classes for name in c.model_fields]
-        near = difflib.get_close_matches(path[-1], names, n=1)
         known = ", ".join(dict.fromkeys(names))
-        return field, "unknown field" + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
+        near = _nearest(path[-1], names)
+        return field, "unknown field" + (f"; did you mean {near}?" if near else f"; there are {known}")
     if error["type"] == "union_tag_not_found":
         kinds = [kind for c in classes for kind in get_args(c.model_fields["kind"].annotation)]
         return f"{field}.kind", f"missing; there are {', '.join(kinds)}"
@@ -384,7 +439,69 @@ def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
         return field, "missing"
     if not field:
         return "", message
-    return f"{field}={raw!r}", f"{message[0].lower()}{message[1:]}"
+    return f"{field}={_in_words(repr(raw))}", f"{message[0].lower()}{message[1:]}"
+
+
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "opt": "optimizer",
+    "optim": "optimizer",
+    "scheduler": "schedule",
+    "lr_schedule": "schedule",
+    "lr_scheduler": "schedule",
+    "dtype": "precision",
+    "amp": "precision",
+    "pool_size": "pool",
+    "padding": "crop_padding",
+    "ratio": "prune_ratio",
+    "sparsity": "prune_ratio",
+    "gpus": "gpus_per_worker",
+    "num_gpus": "gpus_per_worker",
+    "cpus": "cpus_per_worker",
+    "num_workers": "workers",
+    "dataset": "data",
+    "arch": "model",
+    "net": "model",
+    "network": "model",
+}
+"""What others call a field."""
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    """The field that `name` stands for or is close to: one of `names`, else one anywhere in an experiment."""
+    if len(name) > 50:
+        return None
+    meant = name.lower().replace("-", "_")
+    everywhere = _fields()
+    for known in (dict(zip(names, names, strict=True)), everywhere):
+        if (same := _SYNONYMS.get(meant, meant)) in known:
+            return known[same]
+        if near := difflib.get_close_matches(meant, known, n=1, cutoff=0.6 if known is not everywhere else 0.8):
+            return known[near[0]]
+    return None
+
+
+@cache
+def _fields() -> dict[str, str]:
+    """The fields of an experiment by their last names: `learning_rate` is `train.optimizer.learning_rate`."""
+    found: dict[str, str] = {}
+    level: list[tuple[str, type[Settings]]] = [("", Experiment)]
+    while level:
+        for prefix, settings in level:
+            for name in settings.model_fields:
+                found.setdefault(name, f"{prefix}{name}")
+        level = [
+            (f"{prefix}{name}.{'NAME.' if name == 'schemes' else ''}", inner)
+            for prefix, settings in level
+            for name, field in settings.model_fields.items()
+            for inner in _settings_in(field.annotation)
+        ]
+    return found
 
 
 def _has(raw: Any, part: Any) -> bool:

@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from repr_ray.config import ConfigError, Data, Experiment, validate
+from repr_ray.documents import read_yaml
 from repr_ray.plan import Trial
 from repr_ray.remote import Folder, Remote, StorageError, shown
 from repr_ray.storage import write_atomic
@@ -156,7 +157,7 @@ def read(folder: Path) -> Experiment | None:
     if not path.exists():
         return None
     try:
-        return validate(yaml.safe_load(path.read_text()), str(path))
+        return validate(read_yaml(path.read_text()), str(path))
     except (ConfigError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: cannot be read, perhaps another version wrote it ({str(error).splitlines()[0]});"
@@ -169,10 +170,9 @@ def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
     before, after = _flat(stored), _flat(new)
     shared_schemes = stored.schemes.keys() & new.schemes.keys()
     differences = [
-        f"{key} is {before.get(key)} there and {after.get(key)} here"
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-        and (not key.startswith("schemes.") or key.split(".")[1] in shared_schemes)
+        f"{'.'.join(path)} is {before.get(path)} there and {after.get(path)} here"
+        for path in {**before, **after}
+        if before.get(path) != after.get(path) and (path[0] != "schemes" or path[1] in shared_schemes)
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -205,15 +205,15 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
         )
 
 
-def _flat(experiment: Experiment) -> dict[str, Any]:
+def _flat(experiment: Experiment) -> dict[tuple[str, ...], Any]:
     raw = experiment.model_dump(mode="json", include={"data", "model", "train", "schemes"})
     del raw["data"]["source"]
-    return dict(_leaves(raw, ""))
+    return dict(_leaves(raw, ()))
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key)
+            yield from _leaves(inner, (*path, key))
     else:
         yield path, value

@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from repr_ray.config import ConfigError, Data, Experiment, Model, Resources, Scheme, Train, replace, validate
+from repr_ray.config import ConfigError, Data, Experiment, Model, Resources, Scheme, Train, owner, replace, validate
 
 LONGEST = 100
 """Bytes of a scheme's label in a folder name; file systems hold 255, and the rest of the name takes up to 70."""
@@ -76,23 +77,36 @@ class Trial:
 def plan(experiment: Experiment) -> list[Trial]:
     """Every trial of an experiment: seeds vary slowest, so that an unfinished study already compares schemes.
 
-    Raises ConfigError for a grid field that does not exist or a value that does not fit.
+    Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
     """
-    for key in experiment.grid:
+    shared: dict[str, tuple[Any, ...]] = {}
+    own: dict[str, dict[str, tuple[Any, ...]]] = {scheme: {} for scheme in experiment.schemes}
+    for key, values in experiment.grid.items():
         block, _, rest = key.partition(".")
         if block not in ("data", "model", "train", "schemes") or not rest:
             raise ConfigError(f"grid.{key}: only fields of data, model, train and schemes can vary")
-        if block == "schemes" and rest.split(".")[0] not in experiment.schemes:
+        if block != "schemes":
+            shared[key] = values
+        elif not (scheme := owner(own, rest)):
             raise ConfigError(f"grid.{key}: no such scheme; there are {', '.join(experiment.schemes)}")
+        else:
+            own[scheme][key] = values
+    count = len(experiment.seeds) * _size(shared) * sum(map(_size, own.values()))
+    if count > experiment.most_trials:
+        raise ConfigError(
+            f"grid: {count:,} trials, more than most_trials={experiment.most_trials:,};"
+            " raise that, or take fewer seeds or values"
+        )
+    raw = experiment.model_dump(exclude={"grid", "seeds"}) | {"seeds": [0]}
     cells = []
-    shared = {key: values for key, values in experiment.grid.items() if not key.startswith("schemes.")}
     for point in _points(shared):
         for scheme in experiment.schemes:
-            prefix = f"schemes.{scheme}."
-            own = {key: values for key, values in experiment.grid.items() if key.startswith(prefix)}
-            for own_point in _points(own):
-                label = " ".join([scheme, *_labels(own_point, prefix)])
-                cells.append((scheme, label, " ".join(_labels(point, "")), _resolve(experiment, point | own_point)))
+            for own_point in _points(own[scheme]):
+                label = " ".join([scheme, *_labels(own_point, f"schemes.{scheme}.")])
+                values = point | own_point
+                cells.append(
+                    (scheme, label, " ".join(_labels(point, "")), _resolve(raw, values) if values else experiment)
+                )
     trials = [
         Trial(
             experiment=experiment.name,
@@ -123,14 +137,15 @@ def _called(trial: Trial) -> str:
     return f"{trial.scheme} {trial.variant}".strip()
 
 
+def _size(grid: dict[str, tuple[Any, ...]]) -> int:
+    return math.prod(map(len, grid.values()))
+
+
 def _points(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _resolve(experiment: Experiment, point: dict[str, Any]) -> Experiment:
-    if not point:
-        return experiment
-    raw = experiment.model_dump()
+def _resolve(raw: dict[str, Any], point: dict[str, Any]) -> Experiment:
     for key, value in point.items():
         raw = replace(raw, key, value)
     return validate(raw, "grid")

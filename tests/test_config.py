@@ -28,6 +28,14 @@ def test_there_are_configs() -> None:
         (["train.epocs=3"], ["train.epocs: unknown field; did you mean epochs?"]),
         (["trian={}"], ["trian: unknown field; did you mean train?"]),
         (["train.optimizer.lr=3"], ["train.optimizer.lr: unknown field", "learning_rate"]),
+        (["train.lr=3"], ["train.lr: unknown field; did you mean train.optimizer.learning_rate?"]),
+        (["optimizer.lr=3"], ["optimizer: unknown field; did you mean train.optimizer?"]),
+        (["train.batchsize=3"], ["did you mean batch_size?"]),
+        (["train.wd=3"], ["did you mean train.optimizer.weight_decay?"]),
+        (["epochs=3"], ["epochs: unknown field; did you mean train.epochs?"]),
+        (["schemes.repr.sparsity=0.5"], ["did you mean prune_ratio?"]),
+        (["num_workers=2"], ["did you mean resources.workers?"]),
+        (["schemes.repr.orderr=worst"], ["did you mean schemes.NAME.ranking.order?"]),
         (["model.depht=3"], ["model.depht: unknown field; did you mean depth?"]),
         (["schemes.repr.prune_ratio=1.2"], ["schemes.repr.prune_ratio=1.2", "less than 1"]),
         (["schemes.repr.prune_ratio=0"], ["schemes.repr.prune_ratio=0", "greater than 0"]),
@@ -42,6 +50,27 @@ def test_there_are_configs() -> None:
         (["train.epochs=0"], ["train.epochs=0"]),
         (["seeds=[]"], ["seeds=[]"]),
         (["seeds=[1, 1]"], ["seeds: each seed once"]),
+        (["seeds=[true]"], ["seeds.0=True: expected a number"]),
+        (["seeds=[1, x]"], ["seeds.1='x'", "valid integer"]),
+        (["train.evaluate_every=true"], ["train.evaluate_every=True: expected a number"]),
+        (["model.kernel=true"], ["model.kernel=True: expected a number"]),
+        (["grid.train.evaluate_every=[8, true]"], ["grid: train.evaluate_every=True: expected a number"]),
+        (["train.optimizer.learning_rate=.inf"], ["train.optimizer.learning_rate=inf", "finite"]),
+        (["train.optimizer.learning_rate=.nan"], ["train.optimizer.learning_rate=nan"]),
+        (["resources.wait_minutes=.inf"], ["resources.wait_minutes=inf", "finite"]),
+        (["schemes.repr.reinit.gain=.inf"], ["schemes.repr.reinit.gain=inf", "finite"]),
+        (["baseline=satndard"], ["baseline: 'satndard' is no scheme; there are repr, standard"]),
+        (["schemes={a: {kind: standard}, a: {kind: repr}}"], ["the key 'a' stands twice"]),
+        (["model.depth=1000000000"], ["model.depth=1000000000: input should be less than or equal to 1000"]),
+        (["model.width=10000000000"], ["model.width=10000000000: input should be less than"]),
+        (["train.batch_size=10000000000"], ["train.batch_size=10000000000: input should be less than"]),
+        (["seeds=[" + "9" * 5000 + "]"], ["a number of 5,000 characters"]),
+        (["seeds=[" + "9" * 300 + "]"], ["seeds.0=99", " ... ", "less than"]),
+        (["train=" + "[" * 3000 + "]" * 3000], ["nested more than 50 levels deep"]),
+        (["train." * 3000 + "epochs=1"], ["no field lies 3,000 levels deep"]),
+        (["grid=null"], ["grid=None: input should be a valid dictionary"]),
+        (["grid=null", "grid.train.epochs=5"], ["grid.train.epochs=5: input should be a valid tuple"]),
+        (["\x1b[31m=1"], ["\\x1b[31m: unknown field"]),
         (["data.name=mnist"], ["data.name='mnist'", "'digits'"]),
         (["data.normalise=chanel"], ["data.normalise='chanel': input should be 'channel' or 'none'"]),
         (["data.normalise=3"], ["data.normalise=3: input should be a valid dictionary"]),
@@ -87,7 +116,26 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "No such file"), ("a: [", "not YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping")],
+    [
+        (None, "No such file"),
+        ("a: [", "not YAML"),
+        ("- 1", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("name: a\nname: b", r"the key 'name' stands twice \(line 2, column 1\)"),
+        (
+            "- x: &a ["
+            + "x, " * 9
+            + "]\n"
+            + "".join(f"- &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)),
+            "values",
+        ),
+        ("&a [*a]", "contains itself"),
+        ("a: " * 3, "not YAML"),
+        ("a: !!python/name:os.system x", "not YAML"),
+        ("x" * 1_000_000, "1,000,000 characters"),
+        (str([0] * 150_000), "more than 100,000 values"),
+        ("\n".join(" " * level + "a:" for level in range(600)), "nested more than 50 levels"),
+    ],
 )
 def test_bad_files(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "x.yaml"
@@ -105,6 +153,20 @@ def test_overrides_are_yaml_and_replace_blocks(tmp_path: Path) -> None:
     assert config.train.optimizer.learning_rate == 0.01  # PyYAML reads 1e-2 as text
     assert config.schemes["repr"].ranking.order == "inverse"  # type: ignore[union-attr]
     assert config.seeds == (3, 4)
+
+
+def test_many_errors_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write_config(tmp_path), [f"seeds={['x'] * 500}"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1].endswith("and 481 more errors")
+
+
+def test_dates_are_names(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path), ["name=2024-01-01", "schemes.2024-01-01={kind: standard}"])
+    assert config.name == "2024-01-01"
+    assert "2024-01-01" in config.schemes
 
 
 def test_frozen(tmp_path: Path) -> None:

@@ -114,3 +114,11 @@ def assert_resumes(results: Path, tmp_path: Path) -> None:
     assert found.keys() == expected.keys() == {trial.name for trial in tiny()}
     for trial in expected:
         assert found[trial]["checksum"] == expected[trial]["checksum"]
+
+
+def test_a_scheme_with_a_dot_in_its_name_is_compared_like_any_other(tmp_path: Path) -> None:
+    before, after = ({"kind": "repr", "s1": 2, "s2": s2} for s2 in (2, 1))
+    with claim(tmp_path / "tiny", validate(TINY | {"schemes": {"v1.5": before}}, "x")):
+        pass
+    with pytest.raises(ConfigError, match=r"schemes\.v1\.5\.s2 is 2 there and 1 here"):
+        claim(tmp_path / "tiny", validate(TINY | {"schemes": {"v1.5": after}}, "x")).__enter__()

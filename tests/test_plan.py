@@ -1,10 +1,12 @@
 """Trials: names, fingerprints, grids."""
 
+from time import process_time
 from typing import Any
 
 import pytest
 from support import tiny
 
+from repr_ray.config import ConfigError
 from repr_ray.plan import Trial
 
 
@@ -70,3 +72,39 @@ def test_a_grid_crosses_and_a_scheme_field_leaves_other_schemes_alone() -> None:
 def test_names_are_safe_file_names() -> None:
     trial = tiny(schemes={"a|b/<script>": {"kind": "standard"}})[-1]
     assert not set(trial.name) & set('/|<>:"\\ ')
+
+
+def test_schemes_with_dots_in_their_names() -> None:
+    """Each has its own grid, also where one's name begins another's."""
+    repr_ = {"kind": "repr", "s1": 2, "s2": 2}
+    schemes = {"standard": {"kind": "standard"}, "v1": repr_, "v1.5": repr_ | {"s2": 1}}
+    trials = tiny(
+        schemes=schemes, grid={"schemes.v1.5.prune_ratio": [0.1, 0.2], "schemes.v1.ranking.order": ["worst"]}
+    )
+    assert [t.scheme for t in trials if t.scheme.startswith("v")] == [
+        "v1 ranking.order=worst",
+        "v1.5 prune_ratio=0.1",
+        "v1.5 prune_ratio=0.2",
+    ]
+    assert [t.settings.prune_ratio for t in trials if t.scheme.startswith("v1.5")] == [0.1, 0.2]
+
+
+def test_ten_thousand_trials_are_planned_in_three_seconds() -> None:
+    rates, widths = [rate / 100 for rate in range(1, 71)], list(range(1, 71))
+    started = process_time()
+    assert len(tiny(grid={"train.optimizer.learning_rate": rates, "model.width": widths})) == 2 * 70 * 70
+    assert process_time() - started < 3
+
+
+def test_a_grid_is_counted_before_it_is_built() -> None:
+    many = list(range(1, 1001))
+    grid = {"model.width": many, "train.evaluate_every": many, "train.batch_size": many, "schemes.repr.s1": many}
+    started = process_time()
+    with pytest.raises(
+        ConfigError, match=r"grid: 1,001,000,000,000 trials, more than most_trials=10,000; raise that"
+    ):
+        tiny(grid=grid)
+    assert process_time() - started < 1
+    assert len(tiny(seeds=many, most_trials=2000)) == 2000
+    with pytest.raises(ConfigError, match="2,000 trials, more than most_trials=1,999"):
+        tiny(seeds=many, most_trials=1999)

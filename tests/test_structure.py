@@ -19,9 +19,9 @@ LAYERS = [
     ["method"],
     ["distributed"],
     ["remote"],
-    ["storage", "scratch"],
+    ["storage", "scratch", "documents"],
 ]
-REPORT = [["launch"], ["report"], ["results"], ["remote"], ["storage", "scratch"]]
+REPORT = [["launch"], ["report"], ["results"], ["remote"], ["storage", "scratch", "documents"]]
 
 
 def imports(path: Path) -> set[str]:

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Frozen, and an unknown field is an error."""
+    """Frozen; an unknown field and an infinite number are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 DataScore = Literal["activation", "apoz", "gradient", "taylor", "hessian", "oracle"]

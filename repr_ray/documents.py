@@ -1,0 +1,103 @@
+"""YAML that somebody else wrote, read within bounds: of size, of nesting, of what aliases expand to."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+LARGEST = 500_000
+"""Characters of a document."""
+
+DEEPEST = 50
+"""Levels of nesting."""
+
+LONGEST_NUMBER = 400
+"""Characters of a number."""
+
+MOST_NODES = 100_000
+"""Values in a document, those behind aliases counted as often as they are used."""
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # a class of its own: adding constructors to yaml's would change them for everybody
+    """Safe YAML where a date is text, a key stands once, and a number has an end."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in _Base.yaml_implicit_resolvers.items()
+    }
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer of a reasonable length."""
+        if len(node.value) > LONGEST_NUMBER:
+            raise _error(node, f"a number of {len(node.value):,} characters")
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def read_yaml(text: str) -> Any:
+    """The plain values of a YAML document.
+
+    Raises yaml.YAMLError for what is not YAML, for a key that stands twice in a mapping, and beyond the bounds above.
+    """
+    if len(text) > LARGEST:
+        raise yaml.YAMLError(f"{len(text):,} characters, more than {LARGEST:,}")
+    depth = nodes = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):  # does not recurse; composing does
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            nodes += isinstance(event, yaml.NodeEvent)
+            if depth > DEEPEST:
+                raise _error(event, f"nested more than {DEEPEST} levels deep")
+            if nodes > MOST_NODES:
+                raise _error(event, f"more than {MOST_NODES:,} values")
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            _count(root, {}, set())
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except (ValueError, RecursionError, OverflowError) as error:  # of a tag such as !!int on something else
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for. Raises YAMLError for keys that stand twice, and too many values."""
+    if id(node) in above:
+        raise _error(node, "a value that contains itself")
+    if id(node) not in known:
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node)
+        total = 1 + sum(_count(child, known, above | {id(node)}) for child in _children(node))
+        if total > MOST_NODES:
+            raise _error(node, f"more than {MOST_NODES:,} values")
+        known[id(node)] = total
+    return known[id(node)]
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in seen:
+                raise _error(key, f"the key {key.value!r} stands twice")
+            seen.add((key.tag, key.value))
+
+
+def _error(node: Any, message: str) -> yaml.YAMLError:
+    mark = node.start_mark
+    return yaml.YAMLError(f"{message} (line {mark.line + 1}, column {mark.column + 1})")
