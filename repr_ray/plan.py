@@ -103,9 +103,9 @@ def plan(experiment: Experiment) -> list[Trial]:
         for scheme in experiment.schemes:
             for own_point in _points(own[scheme]):
                 label = " ".join([scheme, *_labels(own_point, f"schemes.{scheme}.")])
-                values = point | own_point
+                fields = point | own_point
                 cells.append(
-                    (scheme, label, " ".join(_labels(point, "")), _resolve(raw, values) if values else experiment)
+                    (scheme, label, " ".join(_labels(point, "")), _resolve(raw, fields) if fields else experiment)
                 )
     trials = [
         Trial(
