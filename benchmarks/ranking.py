@@ -17,8 +17,7 @@ from torch import nn
 
 from benchmarks.tables import device_named, table, write
 from repr_ray import RePr
-from repr_ray.config import ConvNet, DenseNet, Model, ResNet, Torchvision
-from repr_ray.models import build
+from repr_ray.models.settings import ConvNet, DenseNet, Model, ResNet, Torchvision
 
 EPOCHS = 30
 """Epochs of a cycle: s1 and s2 of the paper."""
@@ -71,7 +70,7 @@ def main() -> None:
 
 def _network(case: Case, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
-    return build(case.model, case.classes, 3, case.pixels).to(device).to(memory_format=torch.channels_last)
+    return case.model.network(case.classes, 3, case.pixels).to(device).to(memory_format=torch.channels_last)
 
 
 def _cycle(case: Case, scope: str, device: torch.device) -> tuple[float, float, int, int]:

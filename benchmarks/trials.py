@@ -16,8 +16,7 @@ from repr_ray.config import validate
 from repr_ray.data.batches import Batches
 from repr_ray.data.sources import Split
 from repr_ray.plan import Trial, plan
-from repr_ray.training.optimizers import build_optimizer
-from repr_ray.training.setup import SCHEMES, Setup, build_model, keep_freed_memory
+from repr_ray.training.setup import Setup, build_model, keep_freed_memory
 
 STANDARD = {"standard": {"kind": "standard"}}
 
@@ -49,7 +48,7 @@ def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) 
         keep_freed_memory()
     torch.manual_seed(trial.seed)
     model = build_model(trial).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(trial.train, model.parameters())
+    optimizer = trial.train.optimizer.optimizer(model.parameters())
     batches = Batches(split, np.full(3, 0.5), np.full(3, 0.25), trial.data, device)
     return Setup(
         trial=trial,
@@ -58,7 +57,7 @@ def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) 
         model=model,
         forward=model,
         optimizer=optimizer,
-        scheme=SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs),
+        scheme=trial.settings.scheme(model, optimizer, trial.train.epochs),
         train=batches,
         validation=batches,
         test=batches,

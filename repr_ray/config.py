@@ -9,16 +9,14 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from repr_ray.components import Component, Count, Natural, Settings
 from repr_ray.documents import DEEPEST, read_yaml
-from repr_ray.method.schedule import Schedule
-from repr_ray.method.settings import RePrSettings, Settings, StandardSettings
+from repr_ray.method.settings import Scheme
+from repr_ray.models.settings import ConvNet, Model
+from repr_ray.optim.optimizers import Optimizer, Sgd
+from repr_ray.optim.rates import Constant, Rate
 
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Natural = Annotated[int, Field(ge=0, le=10**9)]
-Depth = Annotated[int, Field(ge=1, le=1_000)]
-Width = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -72,144 +70,6 @@ class Data(Settings):
             raise ValueError(str(error)) from None
 
 
-class ConvNet(Settings):
-    """`depth` x (convolution with bias, optional batch norm, ReLU, optional pooling), then one linear layer."""
-
-    kind: Literal["convnet"] = "convnet"
-    depth: Depth = 3
-    width: Width = 32
-    kernel: Literal[1, 3, 5, 7] = 3
-    batch_norm: bool = False
-    pool: Literal["none", "max2", "max3"] = "none"
-    init: Literal["default", "truncated_normal"] = "default"
-
-    @property
-    def label(self) -> str:
-        """The name in tables, after the paper: convnet-3x32, with what differs from conv + bias + ReLU."""
-        kernel = f"-k{self.kernel}" if self.kernel != 3 else ""
-        pool = {"none": "", "max2": "-maxpool", "max3": "-maxpool3"}[self.pool]
-        init = "-truncated" if self.init != "default" else ""
-        return f"convnet-{self.depth}x{self.width}{kernel}{'-bn' if self.batch_norm else ''}{pool}{init}"
-
-
-class ResNet(Settings):
-    """Residual network for CIFAR (arXiv 1512.03385) of 6n + 2 layers: 20, 32, 56, 110, ..."""
-
-    kind: Literal["resnet"]
-    depth: Annotated[Depth, Field(ge=8)] = 20
-    shortcut: Literal["pad", "projection"] = "pad"
-
-    @field_validator("depth")
-    @classmethod
-    def _whole_blocks(cls, depth: int) -> int:
-        if (depth - 2) % 6:
-            raise ValueError("a residual network has 6n + 2 layers: 20, 32, 44, 56, 110, ...")
-        return depth
-
-    @property
-    def label(self) -> str:
-        """The name in tables: resnet20, resnet20-projection."""
-        return f"resnet{self.depth}{'-projection' if self.shortcut == 'projection' else ''}"
-
-
-class DenseNet(Settings):
-    """Densely connected network for CIFAR (arXiv 1608.06993) of 3n + 4 layers, without bottlenecks."""
-
-    kind: Literal["densenet"]
-    depth: Annotated[Depth, Field(ge=7)] = 40
-    growth: Width = 12
-
-    @field_validator("depth")
-    @classmethod
-    def _equal_blocks(cls, depth: int) -> int:
-        if (depth - 4) % 3:
-            raise ValueError("a dense network has 3n + 4 layers: 40, 100, ...")
-        return depth
-
-    @property
-    def label(self) -> str:
-        """The name in tables: densenet-40-12."""
-        return f"densenet-{self.depth}-{self.growth}"
-
-
-class Vgg(Settings):
-    """VGG with batch norm (arXiv 1409.1556) and one linear layer, for images of 32 pixels or more."""
-
-    kind: Literal["vgg"]
-    depth: Literal[11, 13, 16] = 16
-
-    @property
-    def label(self) -> str:
-        """The name in tables: vgg16-bn."""
-        return f"vgg{self.depth}-bn"
-
-
-class Torchvision(Settings):
-    """A network of torchvision, untrained, made for ImageNet's larger images."""
-
-    kind: Literal["torchvision"]
-    name: Literal[
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnext50_32x4d",
-        "vgg11_bn",
-        "vgg16",
-        "vgg16_bn",
-        "densenet121",
-        "mobilenet_v2",
-    ]
-
-    @property
-    def label(self) -> str:
-        """The name in tables: torchvision-resnet50."""
-        return f"torchvision-{self.name}"
-
-
-Model = Annotated[ConvNet | ResNet | DenseNet | Vgg | Torchvision, Field(discriminator="kind")]
-
-
-class Sgd(Settings):
-    """Stochastic gradient descent."""
-
-    kind: Literal["sgd"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    momentum: Fraction = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    nesterov: bool = False
-
-
-class Adam(Settings):
-    """Adam (arXiv 1412.6980), or AdamW with decoupled weight decay (arXiv 1711.05101)."""
-
-    kind: Literal["adam", "adamw"]
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-
-
-class Constant(Settings):
-    """The learning rate stays as it is."""
-
-    kind: Literal["constant"] = "constant"
-
-
-class Steps(Settings):
-    """The learning rate is multiplied by `factor` at each of `epochs`, or every `every_steps` optimizer steps."""
-
-    kind: Literal["steps"]
-    epochs: tuple[Count, ...] = ()
-    every_steps: Count | None = None
-    factor: Annotated[float, Field(gt=0)] = 0.1
-
-
-class Cosine(Settings):
-    """Half a cosine down to zero over the whole training, after a linear warm-up."""
-
-    kind: Literal["cosine"]
-    warmup_epochs: Natural = 0
-
-
 class Train(Settings):
     """Optimisation. The batch size is that of a step over all workers together.
 
@@ -219,16 +79,13 @@ class Train(Settings):
 
     epochs: Count
     batch_size: Count = 128
-    optimizer: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
-    schedule: Annotated[Constant | Steps | Cosine, Field(discriminator="kind")] = Constant()
+    optimizer: Optimizer = Sgd()
+    schedule: Rate = Constant()
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     evaluate_every: Count = 1
     sync_batch_norm: bool = False
     compact_sub_network: bool = False
     deterministic: bool = False
-
-
-Scheme = Annotated[StandardSettings | RePrSettings, Field(discriminator="kind")]
 
 
 class Resources(Settings):
@@ -285,22 +142,10 @@ class Experiment(Settings):
         for name, scheme in self.schemes.items():
             if not name or not name.isprintable():
                 raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
-            if isinstance(scheme, RePrSettings):
-                try:
-                    Schedule.fit(self.train.epochs, scheme.s1, scheme.s2, scheme.cycles, scheme.last_cycle)
-                except ValueError as error:
-                    raise ValueError(f"schemes.{name}: {error}") from None
-                if scheme.bias == "unmasked" and self.train.compact_sub_network:
-                    raise ValueError(
-                        f"train.compact_sub_network: dropped filters of schemes.{name} emit a constant; set"
-                        f" schemes.{name}.bias=masked, or turn it off"
-                    )
-                ranking, held_out = scheme.ranking, self.data.validation_images
-                if ranking.needs_data and ranking.data_split == "validation" and not held_out:
-                    raise ValueError(
-                        f"schemes.{name}.ranking: {ranking.score} is measured on held-out images, there are none; set"
-                        " data.validation_images"
-                    )
+            try:
+                scheme.check(self.train.epochs, self.data.validation_images, self.train.compact_sub_network)
+            except ValueError as error:
+                raise ValueError(f"schemes.{name}: {error}") from None
         r = self.resources
         if r.trials_per_gpu != 1 and (r.workers > 1 or r.gpus_per_worker not in (1, "auto")):
             raise ValueError(
@@ -419,22 +264,20 @@ def _what_is_wrong(error: Any, raw: Any) -> tuple[str, str]:
         if not classes and not _has(raw, part):
             break  # a branch of `int | "auto"`
         if is_tag:  # the branch of a union, which the user did not write
-            tagged = [c for c in classes if "kind" in c.model_fields]
-            classes = [c for c in tagged if part in get_args(c.model_fields["kind"].annotation)] or classes
             continue
         path.append(str(part))
         raw = raw[part] if _has(raw, part) else None
         if inside:
             classes = [c for annotation in inside for c in _settings_in(annotation)]
+        classes = [_of_kind(c, raw) for c in classes]
     field, message = ".".join(path), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         names = [name for c in classes for name in c.model_fields]
         known = ", ".join(dict.fromkeys(names))
         near = _nearest(path[-1], names)
         return field, "unknown field" + (f"; did you mean {near}?" if near else f"; there are {known}")
-    if error["type"] == "union_tag_not_found":
-        kinds = [kind for c in classes for kind in get_args(c.model_fields["kind"].annotation)]
-        return f"{field}.kind", f"missing; there are {', '.join(kinds)}"
+    if error["type"] == "kind_missing":
+        return field, message
     if error["type"] == "missing":
         return field, "missing"
     if not field:
@@ -499,7 +342,8 @@ def _fields() -> dict[str, str]:
             (f"{prefix}{name}.{'NAME.' if name == 'schemes' else ''}", inner)
             for prefix, settings in level
             for name, field in settings.model_fields.items()
-            for inner in _settings_in(field.annotation)
+            for family in _settings_in(field.annotation)
+            for inner in ([*family.kinds.values()] if issubclass(family, Component) else [family])
         ]
     return found
 
@@ -508,6 +352,13 @@ def _has(raw: Any, part: Any) -> bool:
     return (isinstance(raw, dict) and part in raw) or (
         isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw)
     )
+
+
+def _of_kind(settings: type[Settings], raw: Any) -> type[Settings]:
+    """The settings class of the kind that `raw` names, where `settings` is a family."""
+    if issubclass(settings, Component) and isinstance(raw, dict) and isinstance(raw.get("kind"), str):
+        return settings.kinds.get(raw["kind"], settings)
+    return settings
 
 
 def _settings_in(annotation: Any) -> list[type[Settings]]:

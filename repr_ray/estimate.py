@@ -15,8 +15,8 @@ from statistics import median
 
 import yaml
 
-from repr_ray.config import Adam, ConvNet, Model
 from repr_ray.data.sources import DATASETS
+from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
@@ -51,7 +51,7 @@ class Speed:
 
 
 @cache
-def size(model: Model, data: str) -> Size:
+def size(model: ModelSettings, data: str) -> Size:
     """The size of a network for a data set; all but the paper's nets are built, without memory."""
     dataset = DATASETS[data]
     if isinstance(model, ConvNet):
@@ -59,10 +59,8 @@ def size(model: Model, data: str) -> Size:
     import torch
     from torch import nn
 
-    from repr_ray.models import build
-
     with torch.device("meta"):
-        built = build(model, dataset.classes, dataset.channels, dataset.image_size)
+        built = model.network(dataset.classes, dataset.channels, dataset.image_size)
     return Size(
         sum(p.numel() for p in built.parameters()),
         sum(b.numel() for b in built.buffers()),
@@ -83,8 +81,7 @@ def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
 
 def disk(trial: Trial) -> int:
     """Bytes of a trial at its end. Not in it: what RePr notes of each drop, and the experiment's few MB of report."""
-    net, optimizer = size(trial.model, trial.data.name), trial.train.optimizer
-    momenta = 2 if isinstance(optimizer, Adam) else int(optimizer.momentum > 0)
+    net, momenta = size(trial.model, trial.data.name), trial.train.optimizer.momenta
     weights = FLOAT * (net.parameters + net.buffers)
     best = weights if trial.data.validation_images else 0
     return (
@@ -116,7 +113,7 @@ def time_lines(pending: Iterable[Trial], results: Path, arguments: Sequence[str]
     Speeds are those of finished trials of the same network and data set in any experiment beside `results`; where
     there is none, the line ends with the command, made from the `arguments` of this one, that measures it.
     """
-    groups: dict[tuple[Model, str], list[Trial]] = {}
+    groups: dict[tuple[ModelSettings, str], list[Trial]] = {}
     for trial in pending:
         groups.setdefault((trial.model, trial.data.name), []).append(trial)
     return [_time_line(trials, results, arguments) for trials in groups.values()]

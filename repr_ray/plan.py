@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from repr_ray.config import ConfigError, Data, Experiment, Model, Resources, Scheme, Train, owner, replace, validate
+from repr_ray.config import ConfigError, Data, Experiment, Resources, Train, owner, replace, validate
+from repr_ray.method.settings import SchemeSettings
+from repr_ray.models.settings import ModelSettings
 
 LONGEST = 100
 """Bytes of a scheme's label in a folder name; file systems hold 255, and the rest of the name takes up to 70."""
@@ -25,9 +27,9 @@ class Trial:
     variant: str
     seed: int
     data: Data
-    model: Model
+    model: ModelSettings
     train: Train
-    settings: Scheme
+    settings: SchemeSettings
     resources: Resources
 
     @property

@@ -10,11 +10,11 @@ import torch
 from support import TINY, tiny, write_config
 
 from repr_ray import estimate
-from repr_ray.config import ConvNet, validate
+from repr_ray.config import validate
 from repr_ray.data.decoded import load
 from repr_ray.data.sources import DATASETS
 from repr_ray.launch import main
-from repr_ray.models import build
+from repr_ray.models.settings import ConvNet
 from repr_ray.plan import plan
 from repr_ray.runners import local
 from repr_ray.training.folder import TrialFolder
@@ -33,7 +33,7 @@ from repr_ray.training.folder import TrialFolder
 def test_the_size_without_torch_is_that_of_the_built_network(settings: dict[str, Any], data: str) -> None:
     net, dataset = ConvNet(**settings), DATASETS[data]
     with torch.device("meta"):
-        built = build(net, dataset.classes, dataset.channels, dataset.image_size)
+        built = net.network(dataset.classes, dataset.channels, dataset.image_size)
     assert estimate.size(net, data) == estimate.Size(
         sum(p.numel() for p in built.parameters()), sum(b.numel() for b in built.buffers()), net.depth
     )

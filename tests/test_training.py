@@ -10,10 +10,10 @@ from support import results_of, rows, tiny
 from tensorboardX.proto.event_pb2 import Event
 
 from repr_ray.config import Train
+from repr_ray.optim.rates import Constant
 from repr_ray.runners import local
 from repr_ray.training import loop, trial
 from repr_ray.training.folder import TrialFolder
-from repr_ray.training.optimizers import learning_rate
 from repr_ray.training.trial import collapsed_epoch, failure
 
 
@@ -135,7 +135,7 @@ def test_a_collapse_is_flagged_and_still_counts(tmp_path: Path, monkeypatch: pyt
         return epoch(setup, number, *rest)
 
     monkeypatch.setattr(trial, "run_epoch", kill)
-    monkeypatch.setattr(loop, "learning_rate", lambda train, step, steps: 0.0 if step >= 4 * steps else 0.05)
+    monkeypatch.setattr(Constant, "rate", lambda self, base, step, steps, epochs: 0.0 if step >= 4 * steps else base)
     messages = run(tmp_path, repr_)
     result = results_of(tmp_path)[repr_.name]
     assert result["status"] == "done"
@@ -182,7 +182,7 @@ def test_learning_rates(schedule: dict[str, Any], expected: list[float]) -> None
     train = Train.model_validate(
         {"epochs": 4, "optimizer": {"kind": "sgd", "learning_rate": 1.0}, "schedule": schedule}
     )
-    assert [learning_rate(train, step, 2) for step in range(8)] == pytest.approx(expected, abs=1e-4)
+    assert [train.schedule.rate(1.0, step, 2, 4) for step in range(8)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_host_synchronisation_in_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

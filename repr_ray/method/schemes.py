@@ -1,11 +1,8 @@
-"""Training schemes: what happens to the network between epochs. Standard training walks the same path as RePr.
+"""Training schemes: what happens to the network between epochs. Standard training walks the same path as RePr."""
 
-To add a scheme: a settings class in settings.py, a subclass of `Scheme` here, a line in `SCHEMES`.
-"""
-
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +18,7 @@ from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
 from repr_ray.method.scores import overlap, weight_score, zero_filters
 from repr_ray.method.selection import check_ratio, excluded_layers, select
-from repr_ray.method.settings import RePrSettings, StandardSettings
+from repr_ray.method.settings import RePrSettings, SchemeSettings, StandardSettings
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,26 @@ class Scheme:
     `start_epoch` comes before the first batch of every epoch, `after_step` after every optimizer step.
     """
 
+    Settings: ClassVar[type[SchemeSettings]] = StandardSettings
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        settings: StandardSettings | None = None,
+        settings: SchemeSettings | None = None,
         *,
         epochs: int,
         seed: int = 0,
+        **fields: Any,
     ) -> None:
-        """Attach to a model and its optimizer; `epochs` is the length of the whole training."""
+        """Attach to a model and its optimizer; `epochs` is the length of the whole training, in any `fields` differ
+        from those of `settings`.
+        """
+        self.settings: Any = self.Settings(**(settings.model_dump() if settings else {}) | fields)
+        self.model = unwrap(model)
+        self.optimizer = optimizer
+        self.epochs = epochs
+        self.seed = seed
 
     @property
     def phase(self) -> Phase:
@@ -131,6 +138,9 @@ class RePr(Scheme):
     without a convolution to drop from.
     """
 
+    Settings = RePrSettings
+    settings: RePrSettings
+
     def __init__(
         self,
         model: nn.Module,
@@ -141,17 +151,14 @@ class RePr(Scheme):
         seed: int = 0,
         **fields: Any,
     ) -> None:
-        self.settings = RePrSettings(**(settings.model_dump() if settings else {}) | fields)
+        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
         own = self.settings
         self.schedule = Schedule.fit(epochs, own.s1, own.s2, own.cycles, own.last_cycle)
-        self.model = unwrap(model)
-        self.optimizer = optimizer
         self.filter_map = map_filters(self.model)
         sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
         self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.bias == "unmasked")
-        self.seed = seed
         self.epoch = -1
         self._before: dict[str, Tensor] = {}
 
@@ -357,9 +364,6 @@ class RePr(Scheme):
                     raise RuntimeError(
                         f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
                     )
-
-
-SCHEMES: Mapping[str, Callable[..., Scheme]] = {"standard": Scheme, "repr": RePr}
 
 
 NEARLY_ALL = 0.85

@@ -1,15 +1,11 @@
 """What can be set about the method. No torch here, so that a config is checked before torch is imported."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """Frozen; an unknown field and an infinite number are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from repr_ray.components import ByKind, Component, Settings
+from repr_ray.method.schedule import Schedule
 
 DataScore = Literal["activation", "apoz", "gradient", "taylor", "hessian", "oracle"]
 WeightScore = Literal["orthogonality", "magnitude_l1", "magnitude_l2", "random"]
@@ -99,13 +95,43 @@ class Reinit(Settings):
     norm_state: Literal["reset", "keep"] = "reset"
 
 
-class StandardSettings(Settings):
+class SchemeSettings(Component):
+    """A training scheme."""
+
+    family: ClassVar[str] = "scheme"
+    given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
+
+    @classmethod
+    def accept(cls, target: Any) -> None:
+        """A scheme has the hooks of repr_ray.Scheme."""
+        if not hasattr(target, "start_epoch"):
+            raise ValueError(f"{target.__name__} is no scheme: a scheme is a subclass of repr_ray.Scheme")
+
+    def check(self, epochs: int, held_out: int, compact: bool) -> None:
+        """Raise ValueError for settings that do not fit a training of `epochs` with `held_out` validation images.
+
+        `compact` asks for S2 on a smaller copy of the network.
+        """
+
+    def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0) -> Any:
+        """The scheme (repr_ray.method.schemes.Scheme) attached to a model and its optimizer."""
+        return self.build(model, optimizer, epochs=epochs, seed=seed)
+
+    @property
+    def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:
+        """The split whose images the scheme ranks filters with, and how many; None when it needs no images."""
+        return None
+
+
+class StandardSettings(SchemeSettings):
     """Plain training: the baseline, with nothing to set."""
+
+    builds: ClassVar[str] = "repr_ray.method.schemes:Scheme"
 
     kind: Literal["standard"] = "standard"
 
 
-class RePrSettings(Settings):
+class RePrSettings(SchemeSettings):
     """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275. Defaults are the paper's.
 
     Inverse pruning is `ranking: {order: inverse}`. With `bias: unmasked` only the kernel of a dropped filter is held
@@ -113,6 +139,8 @@ class RePrSettings(Settings):
     `last_cycle: cut`, as there, a last cycle begins even where the training ends before or with its S2, with filters
     dropped; by default every cycle is whole, and the full network trains after it.
     """
+
+    builds: ClassVar[str] = "repr_ray.method.schemes:RePr"
 
     kind: Literal["repr"] = "repr"
     s1: Annotated[int, Field(ge=1)] = 20
@@ -126,3 +154,25 @@ class RePrSettings(Settings):
     ranking: Ranking = Ranking()
     selection: Selection = Selection()
     reinit: Reinit = Reinit()
+
+    def check(self, epochs: int, held_out: int, compact: bool) -> None:
+        """Cycles fit into the training, and there are images for a ranking that needs them."""
+        Schedule.fit(epochs, self.s1, self.s2, self.cycles, self.last_cycle)
+        if self.bias == "unmasked" and compact:
+            raise ValueError(
+                "bias: unmasked: dropped filters emit a constant, and train.compact_sub_network trains without them;"
+                " set bias: masked, or turn that off"
+            )
+        if self.ranking.needs_data and self.ranking.data_split == "validation" and not held_out:
+            raise ValueError(
+                f"ranking: {self.ranking.score} is measured on held-out images, there are none; set"
+                " data.validation_images"
+            )
+
+    @property
+    def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:
+        """What the ranking asks for."""
+        return (self.ranking.data_split, self.ranking.images) if self.ranking.needs_data else None
+
+
+Scheme = Annotated[SchemeSettings, ByKind()]

@@ -14,7 +14,6 @@ from repr_ray.data.batches import Batches
 from repr_ray.method.measurement import Progress
 from repr_ray.method.schemes import LayerEvent
 from repr_ray.method.scores import overlap, zero_filters
-from repr_ray.training.optimizers import learning_rate
 from repr_ray.training.setup import Setup, derive_seed
 from repr_ray.training.step import sums
 
@@ -106,7 +105,7 @@ def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop =
     rate = train.optimizer.learning_rate
     with step.epoch():
         for number, batch in enumerate(setup.train.shuffled(train.batch_size, order, done), start=done):
-            rate = learning_rate(train, epoch * steps + number, steps)
+            rate = train.schedule.rate(train.optimizer.learning_rate, epoch * steps + number, steps, train.epochs)
             step(batch, rate)
             if number + 1 < steps and _agree_to_stop(stop, number, setup):
                 raise Stopped(_leave(number + 1, step.totals, setup))

@@ -17,11 +17,8 @@ from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
 from repr_ray.data.sources import DATASETS, Split
-from repr_ray.method.schemes import SCHEMES, Scheme
-from repr_ray.method.settings import RePrSettings
-from repr_ray.models import build
+from repr_ray.method.schemes import Scheme
 from repr_ray.plan import Trial
-from repr_ray.training.optimizers import build_optimizer
 from repr_ray.training.step import Step, make_step
 
 RankingBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -67,10 +64,8 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     torch.use_deterministic_algorithms(trial.train.deterministic)
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
     model = build_model(trial).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(trial.train, model.parameters())
-    scheme = SCHEMES[trial.settings.kind](
-        model, optimizer, trial.settings, epochs=trial.train.epochs, seed=derive_seed(trial.seed, "scheme")
-    )
+    optimizer = trial.train.optimizer.optimizer(model.parameters())
+    scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, derive_seed(trial.seed, "scheme"))
     decoded = load(trial.data)
     return Setup(
         trial=trial,
@@ -107,7 +102,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 def build_model(trial: Trial) -> nn.Module:
     """The trial's network, on the CPU."""
     dataset = DATASETS[trial.data.name]
-    return build(trial.model, dataset.classes, dataset.channels, dataset.image_size)
+    network: nn.Module = trial.model.network(dataset.classes, dataset.channels, dataset.image_size)
+    return network
 
 
 def check(trial: Trial) -> Mapping[str, str]:
@@ -119,8 +115,8 @@ def check(trial: Trial) -> Mapping[str, str]:
     try:
         with torch.device("meta"):
             model = build_model(trial)
-            optimizer = build_optimizer(trial.train, model.parameters())
-            scheme = SCHEMES[trial.settings.kind](model, optimizer, trial.settings, epochs=trial.train.epochs)
+            optimizer = trial.train.optimizer.optimizer(model.parameters())
+            scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs)
     except ValueError as error:
         raise ConfigError(f"{trial.scheme}: {error}") from None
     return scheme.left_out
@@ -166,12 +162,12 @@ def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device)
 
 def _ranking_batches(decoded: Decoded, trial: Trial, device: torch.device) -> RankingBatches | None:
     """The images a ranking that needs data is measured on, evenly spread over its split, without augmentation."""
-    if not isinstance(trial.settings, RePrSettings) or not trial.settings.ranking.needs_data:
+    if trial.settings.ranking_images is None:
         return None
-    ranking = trial.settings.ranking
-    split = {"train": decoded.train, "validation": decoded.validation}[ranking.data_split]
+    name, images = trial.settings.ranking_images
+    split = {"train": decoded.train, "validation": decoded.validation}[name]
     total = len(split.labels)
-    cap = ranking.images or min(10_000, total if ranking.data_split == "validation" else -(-total // 4))
+    cap = images or min(10_000, total if name == "validation" else -(-total // 4))
     index = np.arange(min(cap, total)) * total // min(cap, total)
     batches = _batches(decoded, Split(split.images[index], split.labels[index]), trial, device)
     return lambda: ((b.images, b.labels) for b in batches.in_order(trial.train.batch_size))

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray import RePr
-from repr_ray.config import ConvNet, DenseNet, Model, ResNet, Torchvision, Vgg
-from repr_ray.models import build
+from repr_ray.models.settings import ConvNet, DenseNet, Model, ResNet, Torchvision, Vgg
 
 MODELS: dict[str, Model] = {
     "3x8": ConvNet(width=8),
@@ -100,7 +99,7 @@ def test_in_every_family(model: str) -> None:
     size = 64 if MODELS[model].kind == "torchvision" else 32  # a batch norm over single pixels magnifies rounding
 
     def make() -> nn.Module:
-        network = build(MODELS[model], 4, 3, size)
+        network = MODELS[model].network(4, 3, size)
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

@@ -16,7 +16,6 @@ from torch import nn
 from repr_ray import RePr
 from repr_ray.config import Experiment, load
 from repr_ray.method.settings import RePrSettings
-from repr_ray.models import build
 from repr_ray.plan import plan
 
 RECIPES = ROOT / "configs" / "recipes"
@@ -41,7 +40,7 @@ def one_cycle(name: str, orthogonal_first: bool = False) -> Cycle:
     """Drop and bring back once with a recipe's settings, with random biases and no training in between."""
     experiment = recipe(name)
     torch.manual_seed(0)
-    model = build(experiment.model, 10, 3, 32)
+    model = experiment.model.network(10, 3, 32)
     convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     for n, conv in convs.items():
         nn.init.normal_(conv.bias)
@@ -149,7 +148,7 @@ def test_schedules_and_data() -> None:
         experiment = load(path)
         settings = experiment.schemes["repr"]
         assert isinstance(settings, RePrSettings) and plan(experiment)
-        model = build(experiment.model, 10, 3, 32)
+        model = experiment.model.network(10, 3, 32)
         scheme = RePr(model, torch.optim.SGD(model.parameters(), 0.1), settings, epochs=experiment.train.epochs)
         drops[path.stem] = [e for e in range(experiment.train.epochs) if scheme.schedule.drops_at(e)]
         images[path.stem] = 50_000 - experiment.data.validation_images

@@ -6,17 +6,17 @@ from pydantic import TypeAdapter
 from support import ROOT
 from torch import nn
 
-from repr_ray.config import ConfigError, Model, load, validate
-from repr_ray.models import build
+from repr_ray.config import ConfigError, load, validate
 from repr_ray.models.convnet import FlatLinear
 from repr_ray.models.resnet import Pad
+from repr_ray.models.settings import Model
 
 settings_of = TypeAdapter(Model).validate_python
 
 
 def parameters(classes: int = 10, image: tuple[int, int] = (3, 32), **model: object) -> int:
     with torch.device("meta"):
-        network = build(settings_of(model), classes, *image)
+        network = settings_of(model).network(classes, *image)
     return sum(p.numel() for p in network.parameters())
 
 
@@ -79,7 +79,7 @@ def test_torchvisions_networks(name: str, count: int) -> None:
     ],
 )
 def test_a_batch_goes_through(model: dict[str, object]) -> None:
-    network = build(settings_of(model), 7, 3, 32)
+    network = settings_of(model).network(7, 3, 32)
     logits = network(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 7) and logits.isfinite().all()
     logits.sum().backward()
@@ -89,7 +89,7 @@ def test_a_batch_goes_through(model: dict[str, object]) -> None:
 def test_max3_pools_as_tensorflows_same_does() -> None:
     """3x3 windows, stride 2, padded by one pixel at the far edges only."""
     pool = next(
-        m for m in build(settings_of({"kind": "convnet", "pool": "max3"}), 10, 3, 32) if isinstance(m, nn.MaxPool2d)
+        m for m in settings_of({"kind": "convnet", "pool": "max3"}).network(10, 3, 32) if isinstance(m, nn.MaxPool2d)
     )
     x = torch.randn(1, 2, 32, 32)
     padded = nn.functional.pad(x, (0, 1, 0, 1), value=-torch.inf)
@@ -98,7 +98,7 @@ def test_max3_pools_as_tensorflows_same_does() -> None:
 
 def test_truncated_normal_is_the_authors() -> None:
     torch.manual_seed(0)
-    network = build(settings_of({"kind": "convnet", "init": "truncated_normal"}), 10, 3, 32)
+    network = settings_of({"kind": "convnet", "init": "truncated_normal"}).network(10, 3, 32)
     weights = torch.cat([m.weight.detach().flatten() for m in network if hasattr(m, "weight")])
     assert weights.abs().max() <= 0.08 and float(weights.std()) == pytest.approx(0.04 * 0.8796, rel=0.01)
     assert not any(m.bias.any() for m in network if hasattr(m, "bias"))
@@ -117,7 +117,7 @@ def test_a_network_that_does_not_fit_its_images_is_refused(
     model: dict[str, object], image: tuple[int, int], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        build(settings_of(model), 10, *image)
+        settings_of(model).network(10, *image)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,315 @@
+"""Components that a config names: built in, from an installed package, or from the user's own file.
+
+A component is a class or function with settings of its own. Built-in settings name what they build as
+`module:object`, so that a config is checked before torch is imported. A user names a component of their own in the
+same way, `kind: my_module:Shrink`; its module is found from the working folder. Its settings are the class's nested
+`Settings`, or else the keyword arguments of the class or function. An installed package gives its components short
+names through the entry-point group `repr_ray.FAMILY`.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, reduce
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown field and an infinite number are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component(Settings):
+    """Settings of a kind, and what they build. A direct subclass is a family: schemes, models, ...
+
+    A subclass of a family with `kind: Literal[...]` is registered under these names.
+    """
+
+    family: ClassVar[str]
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that the family passes itself when it builds: they are no settings."""
+    builds: ClassVar[Any] = None
+    """What is built: `module:object`, or the object itself."""
+    kinds: ClassVar[dict[str, type["Component"]]]
+
+    kind: str = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if Component in cls.__bases__:
+            cls.kinds = {}
+        for kind in get_args(cls.model_fields["kind"].annotation):
+            cls.kinds[kind] = cls
+
+    @classmethod
+    def accept(cls, target: Any) -> None:
+        """Raise ValueError for a class or function that cannot be a component of this family."""
+
+    def build(self, *arguments: Any, **given: Any) -> Any:
+        """Call what these settings build with `arguments`, its own fields, and those of `given` that it takes."""
+        target = imported(self.builds) if isinstance(self.builds, str) else self.builds
+        taken = inspect.signature(target).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            given = {name: value for name, value in given.items() if name in taken}
+        return target(*arguments, **given, **self.own)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The values of the fields that the family does not have."""
+        return {name: value for name, value in self if name not in self._family().model_fields}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle plain values: another process finds a class of the user's through its name, not through pickle."""
+        values = self.model_dump()
+        return _revived, (self._family(), values, digests(values))
+
+    @classmethod
+    def _family(cls) -> type["Component"]:
+        return next(c for c in cls.__mro__ if issubclass(c, Component) and Component in c.__bases__)
+
+
+class ByKind:
+    """Annotates a field whose value is settings of the `kind` that it names: `Annotated[Family, ByKind()]`."""
+
+    def __get_pydantic_core_schema__(self, family: type[Component], handler: Any) -> core_schema.CoreSchema:
+        def validate(value: Any) -> Component:
+            if isinstance(value, family):
+                return value
+            if not isinstance(value, dict):
+                raise PydanticCustomError("mapping", "expected a mapping with a kind")
+            if "kind" not in value:
+                raise _wrong(
+                    "kind_missing",
+                    f"missing; there are {', '.join(k for k in family.kinds if ':' not in k)}",
+                    "kind",
+                    None,
+                )
+            try:
+                found = _kind(family, value["kind"])
+            except ValueError as error:
+                raise _wrong("kind", str(error), "kind", value["kind"]) from None
+            return found.model_validate(value)
+
+        return core_schema.no_info_plain_validator_function(validate)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class ByName:
+    """Annotates a field that names a function: `builtin` gives `module:function` of each built-in name."""
+
+    def __init__(self, family: str, builtin: Mapping[str, str]) -> None:
+        self.family, self.builtin = family, builtin
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def validate(name: str) -> str:
+            if name not in self.builtin:
+                _own(self.family, name, self.builtin)
+            return name
+
+        return core_schema.no_info_after_validator_function(validate, core_schema.str_schema(strict=True))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The function of a name that was validated."""
+        found: Callable[..., Any] = imported(self.builtin.get(name) or _own(self.family, name, self.builtin))
+        return found
+
+
+def imported(path: str) -> Any:
+    """The object that `module:object` names. Raises ValueError saying what is missing, or what the module raised."""
+    name, _, attributes = path.partition(":")
+    here = os.getcwd()  # noqa: PTH109 - what Python itself puts there for `python -m`
+    if here not in sys.path and "" not in sys.path:  # started by the installed command, or in a process of Ray
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"plug-in {name}: {error}") from error
+        raise ValueError(f"there is no module {name} in {here}, and none is installed") from None
+    except Exception as error:
+        raise ValueError(f"plug-in {name}: {_where(error)}{type(error).__name__}: {error}") from error
+    try:
+        return reduce(getattr, attributes.split("."), module)
+    except AttributeError:
+        public = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == name]
+        raise ValueError(f"module {name} has no {attributes}{_near(attributes, public)}") from None
+
+
+def digests(settings: Any) -> dict[str, str]:
+    """The digest of the source of every plug-in that plain settings name, by its name."""
+    if isinstance(settings, dict):
+        return {name: digest for value in settings.values() for name, digest in digests(value).items()}
+    if isinstance(settings, list | tuple):
+        return {name: digest for value in settings for name, digest in digests(value).items()}
+    if isinstance(settings, str) and (module := _plug_ins.get(settings)):
+        return {settings: _digest(module)}
+    return {}
+
+
+def plug_in_behind(error: BaseException | None) -> str | None:
+    """The plug-in in whose source an exception was raised, innermost call first; None when it was none's."""
+    files = {inspect.getfile(sys.modules[module]): name for name, module in _plug_ins.items()}
+    while error is not None:
+        frames, trace = [], error.__traceback__
+        while trace is not None:
+            frames.append(trace.tb_frame.f_code.co_filename)
+            trace = trace.tb_next
+        for file in reversed(frames):
+            if file in files:
+                return files[file]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_plug_ins: dict[str, str] = {}
+"""The module of every plug-in that was used in this process, by the name that the config gives it."""
+
+
+def _kind(family: type[Component], kind: Any) -> type[Component]:
+    """The settings class of a kind. Raises ValueError when there is none."""
+    if not isinstance(kind, str):
+        raise ValueError("a kind is a name")
+    if kind not in family.kinds:
+        target = imported(_own(family.family, kind, family.kinds))
+        family.accept(target)
+        _settings_of(target, family, kind)
+    return family.kinds[kind]
+
+
+def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
+    """`module:object` of a component that is not built in. Raises ValueError when there is none."""
+    path = name if ":" in name else _installed(family).get(name)
+    if path is None or not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", path):
+        known = [*(key for key in builtin if ":" not in key), *_installed(family)]
+        there = ", ".join(map(repr, known))
+        raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
+    found = imported(path)
+    if not callable(found):
+        raise ValueError(f"{path} is no class or function")
+    _plug_ins[name] = path.partition(":")[0]
+    return path
+
+
+@cache
+def _installed(family: str) -> dict[str, str]:
+    """`module:object` of every component that installed packages register."""
+    return {point.name: point.value.replace(" ", "") for point in entry_points(group=f"repr_ray.{family}")}
+
+
+def _settings_of(target: Any, family: type[Component], kind: str) -> type[Component]:
+    """Settings for a component of the user's: its nested class, or one made from its keyword arguments."""
+    nested = getattr(target, "Settings", None)
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
+    options: dict[str, Any] = {"arbitrary_types_allowed": True}
+    if isinstance(nested, type) and issubclass(nested, family):
+        base: type[Component] = nested
+    else:
+        base = family
+        fields |= dict(_fields(target, family))
+        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
+            options["extra"] = "allow"
+    made: type[Component] = create_model(
+        target.__name__, __base__=base, __doc__=inspect.getdoc(target), __cls_kwargs__=options, **fields
+    )
+    made.builds = staticmethod(target)
+    return made
+
+
+def _fields(target: Any, family: type[Component]) -> Iterator[tuple[str, Any]]:
+    """The settings that a class or function takes as keyword arguments, with types and defaults."""
+    signed: Any = vars(target).get("__init__", target) if isinstance(target, type) else target
+    hints = typing.get_type_hints(signed, include_extras=True)
+    for place, (name, p) in enumerate(inspect.signature(target).parameters.items()):
+        if name in family.given or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY):
+            continue
+        if name.startswith("_") or (name in family.model_fields and place == 0):
+            continue
+        yield name, (hints.get(name, Any), ... if p.default is p.empty else p.default)
+
+
+def _digest(module: str) -> str:
+    """Sixteen hex digits of a module's source and of all modules beside it that it imports."""
+    seen: dict[str, bytes] = {}
+    _read_source(sys.modules[module], seen)
+    text = b"\0".join(name.encode() + b"\0" + seen[name] for name in sorted(seen))
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _read_source(module: ModuleType, seen: dict[str, bytes]) -> None:
+    if module.__name__ in seen:
+        return
+    file = getattr(module, "__file__", None)
+    seen[module.__name__] = source = Path(file).read_bytes() if file and file.endswith(".py") else b""
+    home = _home(module)
+    if home is None:
+        return
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            within = (module.__package__ or "").split(".")[: -node.level + 1 or None] if node.level else []
+            start = ".".join([*within, node.module or ""]).strip(".")
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
+        for name in names:
+            found = sys.modules.get(name)
+            if found is not None and _home(found) == home:
+                _read_source(found, seen)
+
+
+def _home(module: ModuleType) -> Path | None:
+    """The folder that a user's own modules lie in; None for installed ones, which do not change on their own."""
+    file = getattr(module, "__file__", None)
+    if not file or {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return None
+    depth = module.__name__.count(".") + Path(file).name.startswith("__init__.")
+    return Path(file).resolve().parents[depth]
+
+
+def _revived(family: type[Component], values: dict[str, Any], expected: dict[str, str]) -> Component:
+    """Settings from their plain values, in a process that may have another version of a plug-in."""
+    settings = _kind(family, values["kind"]).model_validate(values)
+    for name, digest in digests(values).items():
+        if digest != expected.get(name):
+            raise ValueError(f"plug-in {name}: this node has another version of {_plug_ins[name]} than the launcher")
+    return settings
+
+
+def _where(error: Exception) -> str:
+    """`file:line: ` of the line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename or '?').name}:{error.lineno}: "
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}: " if trace else ""
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _wrong(kind: str, message: str, field: str, value: Any) -> ValidationError:
+    details = InitErrorDetails(type=PydanticCustomError(kind, message), loc=(field,), input=value)
+    return ValidationError.from_exception_data("kind", [details])
