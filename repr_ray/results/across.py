@@ -1,0 +1,120 @@
+"""Schemes over several data sets and networks.
+
+Seeds are repetitions on one data set and one network: they say how sure a mean is, and nothing about other data.
+So each (data set, network) gives one number a scheme, its mean over seeds, and the test is over those numbers:
+Wilcoxon's signed ranks for one scheme beside the baseline, for more Friedman's test with Nemenyi's critical
+difference (Demsar, JMLR 7, 2006). Variants of one data set and network, such as the values of a grid, are no further
+data sets either: their means are averaged.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from repr_ray.results.sequential import Array
+
+PAIR = ["dataset", "model"]
+
+
+@dataclass(frozen=True)
+class Across:
+    """Accuracies, fractions, a row a (data set, network) and a column a scheme, and what follows from them.
+
+    `table` has a row a scheme, the best rank first: its mean rank (1 is best), its difference to the baseline as mean
+    and 95% t-interval over the rows of `accuracies`, in how many of these it is ahead, and `p_baseline` against the
+    baseline alone (Nemenyi's, or Wilcoxon's where there is one scheme). `p` is that of the test over all schemes,
+    `critical` the difference of mean ranks that Nemenyi's test finds at 5%, NaN for two schemes.
+    """
+
+    baseline: str
+    accuracies: pd.DataFrame
+    table: pd.DataFrame
+    test: str
+    p: float
+    critical: float
+    notes: list[str]
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Differences to the baseline, shaped as `accuracies` without it."""
+        others = self.accuracies.drop(columns=self.baseline)
+        return others.sub(self.accuracies[self.baseline], axis=0)
+
+
+def across(table: pd.DataFrame, baseline: str) -> Across | None:
+    """The schemes of a comparison's table over its data sets and networks; None for fewer than two of these.
+
+    Only schemes and rows without gaps are compared; `notes` says what is left out.
+    """
+    from scipy import stats
+
+    notes: list[str] = []
+    cells = table.dropna(subset="test_accuracy_mean")
+    wide = cells.pivot_table(
+        "test_accuracy_mean", [*PAIR, "variant"], "scheme", aggfunc="first", sort=False, observed=True
+    )
+    if baseline not in wide:
+        return None
+    wide = _without_gaps(wide.dropna(subset=baseline), baseline, notes)
+    accuracies = wide.groupby(PAIR, sort=False).mean().round(12)  # equal means are equal
+    n, schemes = accuracies.shape
+    if n < 2 or schemes < 2:
+        return None
+    if len(wide) > n:
+        notes.append(f"variants of a data set and network are averaged: {len(wide)} rows make {n}")
+    ranks = accuracies.rank(axis=1, ascending=False).mean()
+    differences = accuracies.sub(accuracies[baseline], axis=0).round(12)
+    if schemes == 2:
+        other = next(name for name in accuracies if name != baseline)
+        test, critical, p = "Wilcoxon's signed-rank test", np.nan, _wilcoxon(differences[other].to_numpy())
+        against = pd.Series({other: p})
+    else:
+        test, p = "Friedman's test", float(stats.friedmanchisquare(*accuracies.to_numpy().T).pvalue)
+        error = np.sqrt(schemes * (schemes + 1) / (6 * n))
+        critical = float(stats.studentized_range.ppf(0.95, schemes, np.inf) / np.sqrt(2) * error)
+        distance = (ranks - ranks[baseline]).abs().drop(baseline)
+        against = pd.Series(
+            stats.studentized_range.sf(distance / error * np.sqrt(2), schemes, np.inf), index=distance.index
+        )
+    smallest = 2 / 2**n
+    if schemes == 2 and smallest > 0.05:
+        notes.append(f"{n} data sets and networks are too few: p cannot go below {smallest:.2g}")
+    rows = pd.DataFrame(
+        {
+            "rank": ranks,
+            "difference_mean": differences.mean(),
+            "ahead": (differences > 0).sum(),
+            "of": n,
+            "p_baseline": against.reindex(ranks.index),
+        }
+    )
+    half = stats.t.ppf(0.975, n - 1) * differences.sem()
+    rows["difference_low"], rows["difference_high"] = rows["difference_mean"] - half, rows["difference_mean"] + half
+    rows = rows.sort_values("rank", kind="stable").rename_axis("scheme").reset_index()
+    return Across(baseline, accuracies, rows, test, float(np.nan_to_num(p, nan=1.0)), critical, notes)
+
+
+def _wilcoxon(differences: Array) -> float:
+    """Two-sided, exact up to 13 differences; zeros are split evenly, as Demsar does."""
+    from scipy import stats
+
+    if not differences.any():
+        return 1.0
+    method = stats.PermutationMethod(n_resamples=2**13, rng=np.random.default_rng(0))
+    return float(stats.wilcoxon(differences, zero_method="zsplit", method=method).pvalue)
+
+
+def _without_gaps(wide: pd.DataFrame, baseline: str, notes: list[str]) -> pd.DataFrame:
+    """Leave out the row or the scheme with the largest share of gaps until there are none."""
+    while (gaps := wide.isna()).to_numpy().any():
+        rows, schemes = gaps.mean(axis=1), gaps.mean().drop(baseline)
+        if schemes.max() >= rows.max():
+            notes.append(f"over data sets {schemes.idxmax()} is left out: it lacks some of them")
+            wide = wide.drop(columns=schemes.idxmax())
+        else:
+            place = int(rows.to_numpy().argmax())
+            name = " ".join(str(part) for part in wide.index[place] if part)
+            notes.append(f"over data sets {name} is left out: it lacks some schemes")
+            wide = wide.drop(index=wide.index[place : place + 1])
+    return wide

@@ -1,0 +1,77 @@
+"""How large a difference is, beside whether there is one: odds, time to the baseline's accuracy, cost."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repr_ray.results.sequential import Array
+
+RESAMPLES = 4000
+
+
+def beats(ours: Array, theirs: Array, level: float = 0.05) -> tuple[float, float, float]:
+    """The probability that a run of ours beats a run of theirs, and the ends of its bootstrap interval.
+
+    Both have shape (seeds,), place by place of the same seed. Every run of ours meets every run of theirs, ties count
+    half (the Mann-Whitney statistic over the number of meetings): who trains once shares no seed with the others.
+    The bootstrap draws seeds, and with a seed both of its runs, because these are not independent. Percentiles of
+    a fixed random seed; NaN for fewer than two seeds.
+    """
+    return _bootstrap(_meetings, ours, theirs, level)
+
+
+def beats_of_same_seed(ours: Array, theirs: Array, level: float = 0.05) -> tuple[float, float, float]:
+    """The share of seeds whose run of ours beats theirs, ties half, and its interval; otherwise as `beats`."""
+    return _bootstrap(_of_same_seed, ours, theirs, level)
+
+
+def _meetings(ours: Array, theirs: Array, axis: int = -1) -> Any:
+    return (1 + np.sign(ours[..., :, None] - theirs[..., None, :]).mean(axis=(-2, -1))) / 2
+
+
+def _of_same_seed(ours: Array, theirs: Array, axis: int = -1) -> Any:
+    return (1 + np.sign(ours - theirs).mean(axis=axis)) / 2
+
+
+def _bootstrap(statistic: Any, ours: Array, theirs: Array, level: float) -> tuple[float, float, float]:
+    from scipy import stats
+
+    if len(ours) < 2:
+        return (float(statistic(ours, theirs)) if len(ours) else np.nan, np.nan, np.nan)
+    found = stats.bootstrap(
+        (ours, theirs),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=1 - level,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    return float(statistic(ours, theirs)), float(found.low), float(found.high)
+
+
+def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:
+    """When trials first reach a test accuracy of `target`: epochs and seconds of training, NaN where they never do.
+
+    `epochs` has columns trial, epoch, test_accuracy and seconds; a row of the result is a trial, by name.
+    """
+    ordered = epochs.sort_values(["trial", "epoch"], kind="stable")
+    ordered = ordered.assign(seconds=ordered.groupby("trial", observed=True)["seconds"].cumsum())
+    reached = ordered[ordered["test_accuracy"] >= target].groupby("trial", observed=True).first()
+    reached = reached.reindex(ordered["trial"].unique())
+    return pd.DataFrame({"epochs": reached["epoch"] + 1, "seconds": reached["seconds"]}).rename_axis("trial")
+
+
+def median(values: Array) -> float:
+    """The median of what trials took, where NaN is longer than all: NaN if half of them or more never got there."""
+    middle = float(np.median(np.where(np.isnan(values), np.inf, values))) if len(values) else np.inf
+    return middle if np.isfinite(middle) else np.nan
+
+
+def device_hours(trials: pd.DataFrame) -> pd.Series:
+    """Hours of devices that each trial occupied: GPUs where it had any, else CPU threads, of all its workers."""
+    gpus = trials["gpus"].fillna(0).astype(float)
+    devices = gpus.where(gpus > 0, trials["threads"].fillna(1).astype(float))
+    return trials["wall_seconds"].astype(float) * trials["workers"].fillna(1).astype(float) * devices / 3600
