@@ -1,0 +1,74 @@
+"""What tuning gives, against what it costs.
+
+The tuning curve of Dodge et al. (EMNLP 2019) is the expected best validation accuracy of a budget of k trials; its
+bands are those of Lourie et al. (NAACL 2024, arXiv 2311.09480), computed by their library opda. They hold for all
+budgets together, for trials at independent random points. Quasi-random points cover a search space more evenly than
+these, so that a curve from them is a little on the safe side: less is found by luck.
+"""
+
+import numpy as np
+import pandas as pd
+
+from repr_ray.results.sequential import Array
+
+NEAR = 0.01
+"""Trials whose accuracy is within one point of the best are near it."""
+
+
+def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
+    """Expected best validation accuracy by budget, with a simultaneous band to 1 - `level`.
+
+    `accuracies`, fractions of shape (trials,), are those of full-length trials at points of the search space; a trial
+    that failed is NaN and counts as 0, the worst. A row of the result is a budget from 1 to the number of trials.
+    """
+    from opda.nonparametric import EmpiricalDistribution
+
+    values = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0)
+    budgets = np.arange(1, len(values) + 1)
+    low, point, high = EmpiricalDistribution.confidence_bands(
+        values, 1 - level, a=0.0, b=1.0, method="ld_equal_tailed", generator=np.random.default_rng(0), n_jobs=1
+    )
+    # The lower band of the distribution function is that of the larger accuracies.
+    curves = {"mean": point, "low": high, "high": low}
+    return pd.DataFrame(
+        {"budget": budgets} | {name: curve.average_tuning_curve(budgets) for name, curve in curves.items()}
+    )
+
+
+def sensitivity(accuracies: Array) -> dict[str, float]:
+    """How much a scheme depends on its settings, from trials over its search space; see `tuning_curve`.
+
+    `best`, `median` and `worst` validation accuracy, the range between the quartiles, and the share of trials within
+    a point of the best: a scheme that needs no tuning has a small range and a large share.
+    """
+    values = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0)
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {
+        "best": float(values.max()),
+        "median": float(median),
+        "worst": float(values.min()),
+        "quartiles": float(high - low),
+        "near_best": float((values >= values.max() - NEAR).mean()),
+        "failed": int(np.isnan(np.asarray(accuracies, dtype=np.float64)).sum()),
+    }
+
+
+def importance(accuracies: Array, settings: pd.DataFrame) -> pd.Series:
+    """|Spearman's rank correlation| of each numeric setting with the accuracy; of others the share explained (eta).
+
+    `settings` has a row a trial. Between 0 and 1, by name, the largest first; settings that do not vary are left out.
+    Only what acts in one direction is seen: a setting whose best value lies inside its range may come out small.
+    """
+    from scipy import stats
+
+    ranks = stats.rankdata(np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0))
+    found = {}
+    for name, column in settings.items():
+        if column.nunique() < 2 or np.ptp(ranks) == 0:
+            continue
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            found[str(name)] = abs(float(stats.spearmanr(column, ranks).statistic))
+        else:
+            means = pd.Series(ranks).groupby(column.astype(str).to_numpy()).transform("mean")
+            found[str(name)] = float(np.sqrt(means.var(ddof=0) / ranks.var()))
+    return pd.Series(found, dtype="float64").sort_values(ascending=False)
