@@ -194,7 +194,8 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
     differing = [
         (found.trial, known)
         for found in there
-        if (found.done or found.begun) and (known := found.data_digest) not in (None, digests[found.trial.data])
+        if (found.done or found.begun)
+        and (known := found.stored.get("data_digest")) not in (None, digests[found.trial.data])
     ]
     if differing:
         trial, known = differing[0]
@@ -203,6 +204,18 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
             f"data.source={trial.data.source}: {trial.name}{more} in {folder} trained on other images (digest {known}"
             f" there, {digests[trial.data]} here); name the former source, or choose another name=... or --results"
         )
+
+
+def refuse_other_plug_ins(folder: Path, trials: Iterable[Trial]) -> None:
+    """Raise ConfigError when a trial in the folder has trained with another version of a plug-in."""
+    for found in (TrialFolder(folder, trial) for trial in trials if trial.plug_ins):
+        known = found.stored.get("plug_ins") if found.done or found.begun else None
+        for name, digest in found.trial.plug_ins.items():
+            if isinstance(known, dict) and known.get(name, digest) != digest:
+                raise ConfigError(
+                    f"plug-in {name}: its source has changed since {found.trial.name} in {folder} was trained (digest"
+                    f" {known[name]} there, {digest} here); bring the former source back, or choose another name=..."
+                )
 
 
 def _flat(experiment: Experiment) -> dict[tuple[str, ...], Any]:

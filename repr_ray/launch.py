@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from repr_ray import estimate
 from repr_ray.config import ConfigError, Data, load
-from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data
+from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
 from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
@@ -88,6 +88,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             everything = plan(merged)
             digests = _load(console, {trial.data for trial in everything})
             refuse_other_data(storage.path, everything, digests)
+        refuse_other_plug_ins(storage.path, trials)
         with claim(storage.path, experiment, storage):
             if pending:
                 command = shlex.join([*_COMMAND, *map(shown, arguments)])

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from repr_ray.components import digests
 from repr_ray.config import ConfigError, Data, Experiment, Resources, Train, owner, replace, validate
 from repr_ray.method.settings import SchemeSettings
 from repr_ray.models.settings import ModelSettings
@@ -56,9 +57,15 @@ class Trial:
             scheme = scheme.encode()[:LONGEST].decode(errors="ignore") + "~"
         return f"{self.model.label}-{self.data.name}-{scheme}-s{self.seed}-{self.fingerprint}"
 
+    @property
+    def plug_ins(self) -> dict[str, str]:
+        """The digest of the source of each component that is not built in, by its name in the settings."""
+        return digests(self._blocks())
+
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
-        return {
+        plug_ins = {"plug_ins": self.plug_ins} if self.plug_ins else {}
+        return plug_ins | {
             "experiment": self.experiment,
             "dataset": self.data.name,
             "model": self.model.label,
@@ -66,14 +73,13 @@ class Trial:
             "variant": self.variant,
             "seed": self.seed,
             "epochs": self.train.epochs,
-            "settings": {
-                "data": self.data.model_dump(mode="json"),
-                "model": self.model.model_dump(mode="json"),
-                "train": self.train.model_dump(mode="json"),
-                "scheme": self.settings.model_dump(mode="json"),
-            },
+            "settings": self._blocks(),
             "resources": self.resources.model_dump(mode="json"),
         }
+
+    def _blocks(self) -> dict[str, Any]:
+        blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
+        return {name: block.model_dump(mode="json") for name, block in blocks.items()}
 
 
 def plan(experiment: Experiment) -> list[Trial]:

@@ -4,10 +4,11 @@ A feature map z is the output of a convolution and the batch norm that follows i
 rank sees its own images; sums go over all ranks. Networks are in evaluation mode and float32 throughout, and are
 left exactly as they were.
 
-To add a score: write a function here, add it to `DATA_SCORES`, and its name to `DataScore` in settings.py.
+To add a score: write a function here, and name it in `SCORE` in settings.py. Your own, `score: my_module:mine`,
+is measured on images if its argument is called `measurement`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,102 +17,101 @@ from torch import Tensor, nn
 
 from repr_ray.method.filters import ConvLayer
 from repr_ray.method.measurement import Batches, Measurement, Progress, evaluating
+from repr_ray.method.settings import SCORE
 
 FEWEST_IMAGES = 1024
 """The oracle silences a filter per copy of the batch, in as many copies as fill a pass with this many images."""
 
-DataScore = Callable[[Measurement], dict[str, Tensor]]
 
-
-def activation(of: Measurement) -> dict[str, Tensor]:
+def activation(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the mean activation: filters that respond least are dropped first (arXiv 1611.06440, section 2.2)."""
-    return _minus(of.mean_of_maps(lambda z: z.relu().mean((2, 3))))
+    return _minus(measurement.mean_of_maps(lambda z: z.relu().mean((2, 3))))
 
 
-def apoz(of: Measurement) -> dict[str, Tensor]:
+def apoz(measurement: Measurement) -> dict[str, Tensor]:
     """Average percentage of zeros among activations, in [0, 1] (arXiv 1607.03250, eq. 1)."""
-    return of.mean_of_maps(lambda z: (z <= 0).float().mean((2, 3)))
+    return measurement.mean_of_maps(lambda z: (z <= 0).float().mean((2, 3)))
 
 
-def gradient(of: Measurement) -> dict[str, Tensor]:
+def gradient(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the mean |dL/dw| of a filter's weights, L the mean loss: filters that learn least are dropped first."""
-    kernels = of.kernels()
+    kernels = measurement.kernels()
     sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
     images = 0
-    for loss, count in of.losses():
+    for loss, count in measurement.losses():
         for total, grad in zip(sums, torch.autograd.grad(loss, kernels), strict=True):
             total += grad
         images += count
-    means = of.mean_over_images(sums, images)
+    means = measurement.mean_over_images(sums, images)
     return {name: -grad.abs().flatten(1).mean(1) for name, grad in means.items()}
 
 
-def taylor(of: Measurement) -> dict[str, Tensor]:
+def taylor(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the first-order estimate of the loss's change, arXiv 1611.06440, eq. 8, scaled to unit L2 norm per layer.
 
     Per image |mean over positions of a * dL/da|, then the mean over images. Where a ReLU follows, z * dL/dz is the
     same product.
     """
-    sums, images = of.zeros(), 0
-    for inputs, labels in of.batches():
+    sums, images = measurement.zeros(), 0
+    for inputs, labels in measurement.batches():
         maps: dict[str, Tensor] = {}
 
         def keep(layer: ConvLayer, z: Tensor, maps: dict[str, Tensor] = maps) -> Tensor:
             maps[layer.name] = z
             return z.clone()  # an in-place ReLU may follow
 
-        with of.hooked(keep):
-            loss = F.cross_entropy(of.model(inputs).float(), labels, reduction="sum")
+        with measurement.hooked(keep):
+            loss = F.cross_entropy(measurement.model(inputs).float(), labels, reduction="sum")
         for (name, z), grad in zip(maps.items(), torch.autograd.grad(loss, list(maps.values())), strict=True):
             sums[name] += (z.detach() * grad).mean((2, 3)).abs().double().sum(0)
         images += len(labels)
-    means = of.mean_over_images(sums.values(), images)
+    means = measurement.mean_over_images(sums.values(), images)
     return {name: -mean / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny) for name, mean in means.items()}
 
 
-def hessian(of: Measurement) -> dict[str, Tensor]:
+def hessian(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the saliency of optimal brain damage (LeCun et al. 1990), sum over a filter of h_ii * w_i^2 / 2.
 
     The diagonal h of the Hessian of the mean loss is estimated as v * (H v) with random signs v, new ones for every
     batch (Bekas et al. 2007).
     """
-    kernels = of.kernels()
+    kernels = measurement.kernels()
     sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
     images = 0
-    for loss, count in of.losses():
-        signs = [_signs(kernel, of.generator) for kernel in kernels]
+    for loss, count in measurement.losses():
+        signs = [_signs(kernel, measurement.generator) for kernel in kernels]
         grads = torch.autograd.grad(loss, kernels, create_graph=True)
         products = torch.autograd.grad(grads, kernels, signs, allow_unused=True)
         for total, sign, product in zip(sums, signs, products, strict=True):
             total += 0 if product is None else sign * product
         images += count
-    means = of.mean_over_images(sums, images)
+    means = measurement.mean_over_images(sums, images)
     return {
         name: -(diagonal * kernel.detach() ** 2).flatten(1).sum(1) / 2
         for (name, diagonal), kernel in zip(means.items(), kernels, strict=True)
     }
 
 
-def oracle(of: Measurement) -> dict[str, Tensor]:
+def oracle(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the accuracy lost when that one filter is silenced (arXiv 1811.07275, section 3), one at a time.
 
     Several filters are evaluated in one pass: each gets its own copy of the images. Silencing happens where a drop
     takes effect, in the batch norms of the filter, or in the convolution's output where it has none.
     """
-    variants = [(layer, f) for layer in of.layers for f in range(layer.filters)]
-    correct = torch.zeros(len(variants) + 1, dtype=torch.float64, device=of.kernels()[0].device)
-    largest = max((len(labels) for _, labels in of.batches()), default=1)
+    variants = [(layer, f) for layer in measurement.layers for f in range(layer.filters)]
+    correct = torch.zeros(len(variants) + 1, dtype=torch.float64, device=measurement.kernels()[0].device)
+    largest = max((len(labels) for _, labels in measurement.batches()), default=1)
     together, images = -(-FEWEST_IMAGES // largest), 0
     for first in range(0, len(correct), together):  # the last variant is the network as it is
         copies, images = min(together, len(correct) - first), 0
-        with torch.no_grad(), _silenced(of.model, variants[first : first + copies], copies):
-            for inputs, labels in of.batches():
-                logits = of.model(inputs.repeat(copies, 1, 1, 1))
+        with torch.no_grad(), _silenced(measurement.model, variants[first : first + copies], copies):
+            for inputs, labels in measurement.batches():
+                logits = measurement.model(inputs.repeat(copies, 1, 1, 1))
                 correct[first : first + copies] += (logits.argmax(1).view(copies, -1) == labels).sum(1)
                 images += len(labels)
-        of.progress(min(first + copies, len(variants)), len(variants))
-    gained = (correct[:-1] - correct[-1]).split([layer.filters for layer in of.layers])
-    return of.mean_over_images(gained, images)
+        measurement.progress(min(first + copies, len(variants)), len(variants))
+    gained = (correct[:-1] - correct[-1]).split([layer.filters for layer in measurement.layers])
+    return measurement.mean_over_images(gained, images)
 
 
 @contextmanager
@@ -137,16 +137,6 @@ def _silenced(model: nn.Module, variants: Sequence[tuple[ConvLayer, int]], copie
         yield
 
 
-DATA_SCORES: Mapping[str, DataScore] = {
-    "activation": activation,
-    "apoz": apoz,
-    "gradient": gradient,
-    "taylor": taylor,
-    "hessian": hessian,
-    "oracle": oracle,
-}
-
-
 def score_by_data(
     name: str,
     model: nn.Module,
@@ -161,7 +151,8 @@ def score_by_data(
     """
     with evaluating(model):
         measurement = Measurement(model, layers, batches, generator, progress or (lambda done, total: None))
-        return DATA_SCORES[name](measurement)
+        scores: dict[str, Tensor] = SCORE.get(name)(measurement)
+        return scores
 
 
 def _minus(scores: dict[str, Tensor]) -> dict[str, Tensor]:

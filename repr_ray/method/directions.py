@@ -2,9 +2,12 @@
 
 Each takes the layer's `kernel` (J x d, float64: old values of the dropped, present ones of the others), `dropped`
 (bool, J) and a generator. Null-space directions clip inside the null space when `clip` is true.
+
+To add a direction: write a function here, and name it in `DIRECTION` in settings.py. One of your own, `direction:
+my_module:mine`, may return a tensor (k x d) alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +33,6 @@ class Directions:
     largest_cos: float | None = None
     relaxed: int = 0
     fixed: bool = False
-
-
-Direction = Callable[[Tensor, Tensor, torch.Generator, bool], Directions]
 
 
 def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
@@ -113,18 +113,6 @@ def old(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool)
 def zero(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
     """Zero: the filter starts again from nothing."""
     return Directions(torch.zeros_like(kernel[dropped]), fixed=True)
-
-
-DIRECTIONS: Mapping[str, Direction] = {
-    "null_space": null_space,
-    "null_space_basis": null_space_basis,
-    "survivors_basis": survivors_basis,
-    "qr_column": qr_column,
-    "relaxed": relaxed,
-    "default": default,
-    "old": old,
-    "zero": zero,
-}
 
 
 def default_init(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:

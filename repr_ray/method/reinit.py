@@ -1,16 +1,13 @@
-"""Bringing dropped filters back: new kernels in float64 on the CPU, from a seeded generator.
-
-To add a direction: a function in directions.py, a line in `DIRECTIONS` there, its name in `Reinit.direction`.
-"""
+"""Bringing dropped filters back: new kernels in float64 on the CPU, from a seeded generator."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from repr_ray.method.directions import DIRECTIONS, Directions, default_init
+from repr_ray.method.directions import Directions, default_init
 from repr_ray.method.scores import unit_rows
-from repr_ray.method.settings import Reinit
+from repr_ray.method.settings import DIRECTION, Reinit
 
 TOLERANCE = 1e-5
 """Largest |cos| allowed between a new filter and a direction it was asked to be orthogonal to."""
@@ -48,7 +45,9 @@ def redraw(kernel: Tensor, dropped: Tensor, settings: Reinit, generator: torch.G
     """
     kernel, dropped = kernel.detach().flatten(1).double().cpu(), dropped.cpu()
     k, d = int(dropped.sum()), kernel.shape[1]
-    found = DIRECTIONS[settings.direction](kernel, dropped, generator, settings.scale == "clip")
+    found = DIRECTION.get(settings.direction)(kernel, dropped, generator, settings.scale == "clip")
+    if isinstance(found, Tensor):
+        found = Directions(found)
     vectors, drawn = _scaled(found, kernel[~dropped], settings), len(found.vectors)
     if drawn < k:
         rest = torch.zeros(k - drawn, d, dtype=torch.float64)

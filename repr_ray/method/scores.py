@@ -1,16 +1,16 @@
 """Scores of filters from their weights, one function each. The larger a score, the sooner the filter is dropped.
 
-To add a score: write a function here, add it to `WEIGHT_SCORES`, and its name to `WeightScore` in settings.py.
+To add a score: write a function here, and name it in `SCORE` in settings.py. Your own: `score: my_module:peak`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from repr_ray.method.settings import Ranking
+from repr_ray.method.settings import SCORE, Ranking
 
 WeightScore = Callable[[Tensor, torch.Generator], Tensor]
 """From a kernel (J x c x k x k) to scores (J), float64."""
@@ -92,17 +92,10 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(len(weight), generator=generator, dtype=torch.float64)
 
 
-WEIGHT_SCORES: Mapping[str, WeightScore] = {
-    "orthogonality": orthogonality,
-    "magnitude_l1": magnitude_l1,
-    "magnitude_l2": magnitude_l2,
-    "random": random,
-}
-
-
 def weight_score(ranking: Ranking) -> WeightScore:
     """The score a ranking asks for, with its variant."""
     if ranking.score == "orthogonality":
         variant = {name: getattr(ranking, name) for name in ("normalise", "aggregate", "chance_normalised")}
         return partial(orthogonality, **variant)
-    return WEIGHT_SCORES[ranking.score]
+    score: WeightScore = SCORE.get(ranking.score)
+    return score

@@ -1,14 +1,33 @@
 """What can be set about the method. No torch here, so that a config is checked before torch is imported."""
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from inspect import signature
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from repr_ray.components import ByKind, Component, Settings
+from repr_ray.components import ByKind, ByName, Component, Settings
 from repr_ray.method.schedule import Schedule
 
-DataScore = Literal["activation", "apoz", "gradient", "taylor", "hessian", "oracle"]
-WeightScore = Literal["orthogonality", "magnitude_l1", "magnitude_l2", "random"]
+WEIGHT_SCORES = ("orthogonality", "magnitude_l1", "magnitude_l2", "random")
+DATA_SCORES = ("activation", "apoz", "gradient", "taylor", "hessian", "oracle")
+SCORE = ByName(
+    "score",
+    {name: f"repr_ray.method.scores:{name}" for name in WEIGHT_SCORES}
+    | {name: f"repr_ray.method.data_scores:{name}" for name in DATA_SCORES},
+)
+"""Scores by name. A function of `weight` and `generator`, or of a `measurement` on images; both modules say more."""
+
+DIRECTION = ByName(
+    "direction",
+    {
+        name: f"repr_ray.method.directions:{name}"
+        for name in (
+            *("null_space", "null_space_basis", "survivors_basis", "qr_column"),
+            *("relaxed", "default", "old", "zero"),
+        )
+    },
+)
+"""Directions by name: functions of `kernel`, `dropped`, `generator` and `clip`; the module says more."""
 
 
 class Ranking(Settings):
@@ -19,7 +38,7 @@ class Ranking(Settings):
     others, and a quarter of them, never more than 10,000. Test images are never used.
     """
 
-    score: WeightScore | DataScore = "orthogonality"
+    score: Annotated[str, SCORE] = "orthogonality"
     order: Literal["worst", "inverse"] = "worst"
     normalise: Literal["row", "frobenius"] = "row"
     aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = "mean_abs"
@@ -30,7 +49,9 @@ class Ranking(Settings):
     @property
     def needs_data(self) -> bool:
         """Whether the score is measured on images."""
-        return self.score in get_args(DataScore)
+        if self.score in SCORE.builtin:
+            return self.score in DATA_SCORES
+        return next(iter(signature(SCORE.get(self.score)).parameters)) == "measurement"
 
     @property
     def data_split(self) -> Literal["train", "validation"]:
@@ -83,9 +104,7 @@ class Reinit(Settings):
     all filters of the layer that reads them, new ones too.
     """
 
-    direction: Literal[
-        "null_space", "null_space_basis", "survivors_basis", "qr_column", "relaxed", "default", "old", "zero"
-    ] = "null_space"
+    direction: Annotated[str, DIRECTION] = "null_space"
     last_resort: Literal["default", "zero"] = "default"
     scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
     gain: Annotated[float, Field(gt=0)] = 1.0

@@ -56,13 +56,15 @@ class TrialFolder:
         return str(json.loads((self.path / "error.json").read_text())["message"])
 
     @property
-    def data_digest(self) -> str | None:
-        """The digest of the images that the trial was announced, trained or finished with, where that is known."""
-        with contextlib.suppress(OSError, ValueError, AttributeError, yaml.YAMLError):
+    def stored(self) -> dict[str, Any]:
+        """What is stored about the trial: its result if it is done, else what it was announced with."""
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
             if self.done:
-                return json.loads((self.path / "result.json").read_text()).get("data_digest")
-            return yaml.safe_load((self.path / "config.yaml").read_text()).get("data_digest")
-        return None
+                found = json.loads((self.path / "result.json").read_text())
+            else:
+                found = yaml.safe_load((self.path / "config.yaml").read_text())
+            return found if isinstance(found, dict) else {}
+        return {}
 
     @property
     def begun(self) -> bool:

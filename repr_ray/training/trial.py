@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from repr_ray import distributed
+from repr_ray.components import plug_in_behind
 from repr_ray.config import ConfigError
 from repr_ray.method.schemes import LayerEvent, describe
 from repr_ray.plan import Trial
@@ -68,12 +69,13 @@ def run_trial(
             if folder and not distributed.lost_connection(error):  # the other rank knows why
                 with contextlib.suppress(StorageError):  # what is not stored is told
                     folder.fail(failure(error))
-            on_update({"trial": trial.name, "failed": first_line(error)})
+            on_update({"trial": trial.name, "failed": failure(error)["message"]})
             raise
 
 
 def failure(error: BaseException) -> dict[str, Any]:
     """What error.json holds: `status` is diverged, ranks differ, out of memory, or failed."""
+    plug_in = plug_in_behind(error)
     memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if isinstance(error, Diverged):
         status = "diverged"
@@ -82,7 +84,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     else:
         status = "out of memory" if memory or "can't allocate memory" in str(error) else "failed"
     lines = traceback.format_exception(error)
-    return {"status": status, "message": first_line(error), "traceback": "".join(lines)}
+    message = f"plug-in {plug_in}: {first_line(error)}" if plug_in else first_line(error)
+    return {"status": status, "message": message, "traceback": "".join(lines)}
 
 
 def first_line(error: BaseException) -> str:
@@ -110,7 +113,7 @@ def _train(
         folder.take_over()
         folder.pull()
         folder.clear()
-    stored = (folder.data_digest, checkpoint.load_newest(folder.path, note)) if lead else None
+    stored = (folder.stored.get("data_digest"), checkpoint.load_newest(folder.path, note)) if lead else None
     announced, state = distributed.from_rank_0(stored)
     setup = set_up(trial, device, state["precision"] if state else None)
     _assert_same_data(setup.data_digest, announced, state)
@@ -296,6 +299,7 @@ def _result(
         "collapsed_epoch": collapsed,
         "precision": setup.precision,
         "data_digest": setup.data_digest,
+        "plug_ins": setup.trial.plug_ins,
         "workers": distributed.world_size(),
         "threads": resources.cpus_per_worker,
         "checksum": distributed.checksum(setup.model),

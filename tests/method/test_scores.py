@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repr_ray.method.scores import WEIGHT_SCORES, cosines, overlap
+from repr_ray.method.scores import cosines, overlap
+from repr_ray.method.settings import SCORE, WEIGHT_SCORES
 
 GENERATOR = torch.Generator()
 
@@ -24,14 +25,14 @@ kernels = st.builds(kernel, st.integers(0, 10_000), st.integers(1, 20), st.integ
 
 @given(kernels)
 def test_orthogonality_is_the_oracles(weight: Tensor) -> None:
-    scores = WEIGHT_SCORES["orthogonality"](weight, GENERATOR)
+    scores = SCORE.get("orthogonality")(weight, GENERATOR)
     assert scores.dtype == torch.float64
     np.testing.assert_allclose(scores, oracle.orthogonality(weight.numpy()), atol=1e-14)
 
 
 @given(kernels, st.data())
 def test_orthogonality_ignores_scale_sign_and_order(weight: Tensor, data: st.DataObject) -> None:
-    score = WEIGHT_SCORES["orthogonality"]
+    score = SCORE.get("orthogonality")
     before = score(weight, GENERATOR)
     factors = data.draw(
         st.lists(st.sampled_from([-3.0, -0.5, 0.25, 4.0]), min_size=len(weight), max_size=len(weight))
@@ -44,7 +45,7 @@ def test_orthogonality_ignores_scale_sign_and_order(weight: Tensor, data: st.Dat
 
 
 def test_equal_filters_overlap_most_and_orthogonal_ones_not_at_all() -> None:
-    score = WEIGHT_SCORES["orthogonality"]
+    score = SCORE.get("orthogonality")
     assert score(torch.eye(9).view(9, 1, 3, 3), GENERATOR).abs().max() < 1e-15
     torch.testing.assert_close(score(torch.ones(4, 1, 3, 3), GENERATOR), torch.full((4,), 0.75, dtype=torch.float64))
 
@@ -53,16 +54,16 @@ def test_equal_filters_overlap_most_and_orthogonal_ones_not_at_all() -> None:
 def test_a_filter_of_zeros_has_a_finite_score(name: str) -> None:
     weight = kernel(0, 6)
     weight[2] = 0
-    assert WEIGHT_SCORES[name](weight, torch.Generator()).isfinite().all()
-    assert WEIGHT_SCORES[name](torch.zeros(3, 1, 3, 3), torch.Generator()).isfinite().all()
+    assert SCORE.get(name)(weight, torch.Generator()).isfinite().all()
+    assert SCORE.get(name)(torch.zeros(3, 1, 3, 3), torch.Generator()).isfinite().all()
     assert cosines(weight)[2].abs().max() == 0
 
 
 @given(kernels)
 def test_magnitudes_drop_the_weakest_first(weight: Tensor) -> None:
     flat = weight.double().flatten(1).numpy()
-    np.testing.assert_allclose(WEIGHT_SCORES["magnitude_l1"](weight, GENERATOR), -np.abs(flat).sum(1))
-    np.testing.assert_allclose(WEIGHT_SCORES["magnitude_l2"](weight, GENERATOR), -np.linalg.norm(flat, axis=1))
+    np.testing.assert_allclose(SCORE.get("magnitude_l1")(weight, GENERATOR), -np.abs(flat).sum(1))
+    np.testing.assert_allclose(SCORE.get("magnitude_l2")(weight, GENERATOR), -np.linalg.norm(flat, axis=1))
 
 
 @given(kernels)
@@ -82,5 +83,5 @@ def test_chance_overlap_falls_with_the_dimension(seed: int) -> None:
 
 
 def test_random_follows_its_generator() -> None:
-    draw = [WEIGHT_SCORES["random"](kernel(0, 8), torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    draw = [SCORE.get("random")(kernel(0, 8), torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repr_ray.method.scores import WEIGHT_SCORES
 from repr_ray.method.selection import excluded_layers, select
-from repr_ray.method.settings import Selection
+from repr_ray.method.settings import SCORE, Selection
 
 
 @st.composite
@@ -59,7 +58,7 @@ def test_trap_1_a_global_ranking_of_random_weights_takes_the_first_layer() -> No
     """28/0/0 over the layers of the 3x32 net, whatever the seed."""
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        score = WEIGHT_SCORES["orthogonality"]
+        score = SCORE.get("orthogonality")
         scores = {
             f"conv{i}": score(torch.randn(32, c, 3, 3, generator=generator), generator)
             for i, c in enumerate((3, 32, 32), 1)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from repr_ray import RePr
 from repr_ray.distributed import checksum
-from repr_ray.method.data_scores import DATA_SCORES, score_by_data
+from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.filters import map_filters
+from repr_ray.method.settings import DATA_SCORES
 
 EPOCHS = 7
 

@@ -13,11 +13,10 @@ from networks import stack, tensors, train
 from torch import Tensor
 
 from repr_ray import RePr
-from repr_ray.method.directions import DIRECTIONS
 from repr_ray.method.reinit import redraw
 from repr_ray.method.scores import chance_overlap, orthogonality, weight_score
 from repr_ray.method.selection import check_ratio, excluded_layers, select
-from repr_ray.method.settings import Ranking, Reinit, Selection
+from repr_ray.method.settings import DIRECTION, Ranking, Reinit, Selection
 
 GENERATOR = torch.Generator()
 PROMISING = ("null_space", "null_space_basis", "relaxed")
@@ -246,7 +245,7 @@ def test_old_and_zero_come_back_as_they_are(scale: str) -> None:
     assert not zero.kernels.any() and zero.largest_cos is None
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTION.builtin)
 def test_every_direction_trains_through_cycles(direction: str) -> None:
     torch.manual_seed(0)
     model = stack()
