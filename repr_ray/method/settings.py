@@ -133,7 +133,7 @@ class SchemeSettings(Component):
         """
 
     def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0) -> Any:
-        """The scheme (repr_ray.method.schemes.Scheme) attached to a model and its optimizer."""
+        """The scheme (repr_ray.Scheme) attached to a model and its optimizer."""
         return self.build(model, optimizer, epochs=epochs, seed=seed)
 
     @property
@@ -145,7 +145,7 @@ class SchemeSettings(Component):
 class StandardSettings(SchemeSettings):
     """Plain training: the baseline, with nothing to set."""
 
-    builds: ClassVar[str] = "repr_ray.method.schemes:Scheme"
+    builds: ClassVar[str] = "repr_ray.method.scheme:Scheme"
 
     kind: Literal["standard"] = "standard"
 
@@ -159,7 +159,7 @@ class RePrSettings(SchemeSettings):
     dropped; by default every cycle is whole, and the full network trains after it.
     """
 
-    builds: ClassVar[str] = "repr_ray.method.schemes:RePr"
+    builds: ClassVar[str] = "repr_ray.method.repr:RePr"
 
     kind: Literal["repr"] = "repr"
     s1: Annotated[int, Field(ge=1)] = 20

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from repr_ray import distributed
 from repr_ray.data.batches import Batches
+from repr_ray.method.events import LayerEvent
 from repr_ray.method.measurement import Progress
-from repr_ray.method.schemes import LayerEvent
 from repr_ray.method.scores import overlap, zero_filters
 from repr_ray.training.setup import Setup, derive_seed
 from repr_ray.training.step import sums

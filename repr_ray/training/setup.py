@@ -17,7 +17,7 @@ from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
 from repr_ray.data.sources import DATASETS, Split
-from repr_ray.method.schemes import Scheme
+from repr_ray.method.scheme import Scheme
 from repr_ray.plan import Trial
 from repr_ray.training.step import Step, make_step
 

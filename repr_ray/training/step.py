@@ -12,6 +12,7 @@ from torch import Tensor
 from repr_ray import distributed
 from repr_ray.data.batches import Batch
 from repr_ray.method.compact import SubNetwork
+from repr_ray.method.scheme import Scheme
 
 if TYPE_CHECKING:
     from repr_ray.training.setup import Setup
@@ -25,6 +26,7 @@ class Step:
         self.totals = torch.zeros(2, device=setup.device)
         self.sub: SubNetwork | None = None
         self.forward = setup.forward
+        self.own_loss = type(setup.scheme).loss is not Scheme.loss
 
     @contextmanager
     def epoch(self) -> Iterator[None]:
@@ -50,17 +52,24 @@ class Step:
 
     def _train(self, images: Tensor, labels: Tensor, scale: float) -> None:
         setup = self.setup
+        scheme = setup.scheme
         with setup.autocast():
             logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        logits = logits.float()
+        loss = scheme.loss(logits, labels, images)
+        penalty = scheme.penalty()
+        objective = loss * scale if penalty is None else loss * scale + penalty
         if self.sub:
-            (loss * scale).backward()
+            objective.backward()
             self.sub.step()
         else:
             setup.optimizer.zero_grad()
-            (loss * scale).backward()
+            objective.backward()
+            scheme.before_step()
             setup.optimizer.step()
-            setup.scheme.after_step()
+            scheme.after_step()
+        if self.own_loss:  # the tables tell the cross-entropy of every scheme
+            loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         self.totals += sums(loss, logits, labels)
 
 

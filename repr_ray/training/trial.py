@@ -21,7 +21,7 @@ from torch import Tensor
 from repr_ray import distributed
 from repr_ray.components import plug_in_behind
 from repr_ray.config import ConfigError
-from repr_ray.method.schemes import LayerEvent, describe
+from repr_ray.method.events import LayerEvent, describe
 from repr_ray.plan import Trial
 from repr_ray.remote import StorageError, opened
 from repr_ray.training import checkpoint

@@ -10,7 +10,8 @@ from networks import OPTIMIZERS, assert_silent, batches, stack, step, tensors, t
 from torch import Tensor, nn
 
 from repr_ray import RePr, distributed
-from repr_ray.method.schemes import Scheme, describe
+from repr_ray.method.events import describe
+from repr_ray.method.scheme import Scheme
 from repr_ray.method.settings import RePrSettings
 
 EPOCHS = 9

@@ -1,8 +1,7 @@
-"""Training schemes: what happens to the network between epochs. Standard training walks the same path as RePr."""
+"""RePr: filters that overlap most are dropped, the rest is trained, and they come back orthogonal."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,114 +11,15 @@ from repr_ray import distributed
 from repr_ray.method.compact import SubNetwork
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.directions import default_init
-from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters, unwrap
+from repr_ray.method.events import LayerEvent
+from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters
 from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
+from repr_ray.method.scheme import Scheme
 from repr_ray.method.scores import overlap, weight_score, zero_filters
 from repr_ray.method.selection import check_ratio, excluded_layers, select
-from repr_ray.method.settings import RePrSettings, SchemeSettings, StandardSettings
-
-
-@dataclass(frozen=True)
-class LayerEvent:
-    """What one drop or re-initialisation did to one layer of J filters.
-
-    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters and
-    `zero` the number of its filters whose kernel is all zeros, after the event. `largest_cos`, `relaxed` and
-    `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes after it was drawn.
-    """
-
-    cycle: int
-    event: str
-    epoch: int
-    layer: str
-    dropped: tuple[int, ...]
-    overlap_before: float
-    overlap_after: float
-    scores: tuple[float, ...] | None = None
-    largest_cos: float | None = None
-    relaxed: int = 0
-    last_resort: int = 0
-    zero: int = 0
-
-
-class Scheme:
-    """Standard training: nothing is dropped. The interface of every scheme.
-
-    `start_epoch` comes before the first batch of every epoch, `after_step` after every optimizer step.
-    """
-
-    Settings: ClassVar[type[SchemeSettings]] = StandardSettings
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: SchemeSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        **fields: Any,
-    ) -> None:
-        """Attach to a model and its optimizer; `epochs` is the length of the whole training, in any `fields` differ
-        from those of `settings`.
-        """
-        self.settings: Any = self.Settings(**(settings.model_dump() if settings else {}) | fields)
-        self.model = unwrap(model)
-        self.optimizer = optimizer
-        self.epochs = epochs
-        self.seed = seed
-
-    @property
-    def phase(self) -> Phase:
-        """`full` or `sub`: whether the whole network trains in this epoch."""
-        return "full"
-
-    @property
-    def cycle(self) -> int:
-        """The cycle of this epoch, counting from 0."""
-        return 0
-
-    @property
-    def dropped(self) -> Mapping[str, Tensor]:
-        """The dropped filters of each layer, bool (J); layers that can lose none are left out."""
-        return {}
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """The convolutions filters are never dropped from, and why."""
-        return {}
-
-    @property
-    def filters_dropped(self) -> int:
-        """How many filters are dropped in this epoch."""
-        return sum(int(mask.sum()) for mask in self.dropped.values())
-
-    def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
-    ) -> list[LayerEvent]:
-        """Do what is due before this epoch, on all ranks alike; returns an event per layer (on rank 0).
-
-        `batches()` gives an iterator of this rank's (images, labels) on the model's device, for rankings that need
-        data: training or held-out images, never those of the test set. `progress(done, total)` hears of a ranking
-        that takes long.
-        """
-        return []
-
-    def after_step(self) -> None:
-        """Restore what an optimizer step must not change."""
-
-    def sub_network(self) -> SubNetwork | None:
-        """The network without its dropped filters, to train in its place for an epoch; None with none dropped."""
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume between two epochs."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from `state_dict()`."""
+from repr_ray.method.settings import RePrSettings
 
 
 class RePr(Scheme):
@@ -364,28 +264,3 @@ class RePr(Scheme):
                     raise RuntimeError(
                         f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
                     )
-
-
-NEARLY_ALL = 0.85
-"""Share of a layer's filters from which dropping them calls for a warning."""
-
-
-def describe(events: list[LayerEvent]) -> str:
-    """One line for a person: filters dropped or brought back per layer, with a warning where one is due."""
-    verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
-    per_layer = "  ".join(f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events)
-    total = sum(sum(e.dropped) for e in events)
-    everything = sum(len(e.dropped) for e in events)
-    text = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters: {per_layer}"
-    relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
-    if relaxed or last:
-        text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
-    zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
-    if zero:
-        text += f"; WARNING: the kernel is all zeros in {', '.join(zero)}"
-    if total == 0:
-        text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
-    nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
-    if nearly:
-        text += f"; WARNING: nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
-    return text

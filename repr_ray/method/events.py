@@ -1,0 +1,51 @@
+"""What a scheme did to the layers of a network, as rows of a table and as a line for a person."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerEvent:
+    """What one drop or re-initialisation did to one layer of J filters.
+
+    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters and
+    `zero` the number of its filters whose kernel is all zeros, after the event. `largest_cos`, `relaxed` and
+    `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes after it was drawn.
+    """
+
+    cycle: int
+    event: str
+    epoch: int
+    layer: str
+    dropped: tuple[int, ...]
+    overlap_before: float
+    overlap_after: float
+    scores: tuple[float, ...] | None = None
+    largest_cos: float | None = None
+    relaxed: int = 0
+    last_resort: int = 0
+    zero: int = 0
+
+
+NEARLY_ALL = 0.85
+"""Share of a layer's filters from which dropping them calls for a warning."""
+
+
+def describe(events: list[LayerEvent]) -> str:
+    """One line for a person: filters dropped or brought back per layer, with a warning where one is due."""
+    verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
+    per_layer = "  ".join(f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events)
+    total = sum(sum(e.dropped) for e in events)
+    everything = sum(len(e.dropped) for e in events)
+    text = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters: {per_layer}"
+    relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
+    if relaxed or last:
+        text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
+    zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
+    if zero:
+        text += f"; WARNING: the kernel is all zeros in {', '.join(zero)}"
+    if total == 0:
+        text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
+    nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
+    if nearly:
+        text += f"; WARNING: nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
+    return text
