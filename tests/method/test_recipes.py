@@ -1,165 +1,159 @@
-"""The published recipes do what their sources do, on fixed random weights, by oracles of their own.
+"""The published recipes do what their sources do, over whole training runs, by the oracles of published.py."""
 
-The oracles are written from the description of each source: NumPy and SciPy, float64, nothing of the package.
-"""
-
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import oracle
+import published
 import pytest
-import scipy.linalg
 import torch
 from support import ROOT
-from torch import nn
+from torch import Tensor, nn
 
 from repr_ray import RePr
-from repr_ray.config import Experiment, load
+from repr_ray.config import load
 from repr_ray.method.settings import RePrSettings
 from repr_ray.plan import plan
 
 RECIPES = ROOT / "configs" / "recipes"
-Kernels = dict[str, np.ndarray]
+PARTS = {"running_mean": "mean", "running_var": "variance"}
+LAYERS = ("conv1", "conv2", "conv3")
+RUNS = {  # the oracle of each scheme, and its cycles: None as often as training lasts
+    ("paper", "repr"): (published.Paper, 3),
+    ("author_code", "repr"): (published.AuthorsCode, 9),
+    ("siahuat0727", "repr"): (published.Reproduction, None),
+    ("siahuat0727", "repr-zero-init"): (published.ReproductionZeroInit, None),
+    ("siahuat0727_noaug", "repr"): (published.Reproduction, None),
+    ("siahuat0727_noaug", "repr-zero-init"): (published.ReproductionZeroInit, None),
+    ("siahuat0727_writeup", "repr"): (published.WriteUp, None),
+    ("siahuat0727_writeup", "repr-inverse"): (published.WriteUpInverse, None),
+    ("siahuat0727_writeup", "repr-next-kept"): (published.WriteUpNextKept, None),
+}
+DROPS = {
+    "author_code": list(range(20, 360, 40)),
+    "paper": [20, 50, 80],
+    "siahuat0727": [20, 50, 80],
+    "siahuat0727_noaug": [20, 50, 80, 110, 140, 170],
+    "siahuat0727_writeup": [20, 50, 80],
+}
 
 
-@dataclass
-class Cycle:
-    """Kernels (J x d) before the drop and after the return, dropped filters, biases before, between and after."""
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Under the oracles' names: conv1.weight (J x d), conv1.bias, conv1.gamma, ..., linear.weight."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, part = name.split(".")
+        if part == "num_batches_tracked":
+            continue
+        if layer.startswith("norm"):
+            layer, part = f"conv{layer[4:]}", {"weight": "gamma", "bias": "beta"}.get(part) or PARTS[part]
+        found[f"{layer}.{part}"] = tensor.double().flatten(1).numpy() if tensor.dim() > 1 else tensor.double().numpy()
+    return found
 
-    before: Kernels
-    dropped: dict[str, np.ndarray]
-    after: Kernels
-    biases: list[Kernels]
+
+class Gradients:
+    """Made-up gradients: noise, and a direction that changes and that a layer's filters share, more or less.
+
+    They make the layers overlap in turn, so that every layer loses filters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        rng = np.random.default_rng(1)
+        self.rng, self.model = rng, model
+        self.fixed = {n: rng.standard_normal(p.numel()).astype(np.float32) for n, p in model.named_parameters()}
+
+    def __call__(self, epoch: int) -> dict[str, Tensor]:
+        made = {}
+        for place, (name, parameter) in enumerate(self.model.named_parameters()):
+            size = len(parameter)
+            noise = np.roll(self.fixed[name], 17 * epoch).reshape(size, -1) * self.rng.uniform(0.01, 0.03)
+            if parameter.dim() == 4:
+                shared = self.rng.standard_normal(noise.shape[1]) * (
+                    0.15 if epoch // 10 % 3 == place // 2 % 3 else 0.01
+                )
+                noise = noise + self.rng.uniform(-0.5, 1, size)[:, None] * shared
+            made[name] = parameter.grad = torch.from_numpy(noise.astype(np.float32)).view_as(parameter)
+        return made
 
 
-def recipe(name: str) -> Experiment:
-    return load(RECIPES / f"{name}.yaml")
-
-
-def one_cycle(name: str, orthogonal_first: bool = False) -> Cycle:
-    """Drop and bring back once with a recipe's settings, with random biases and no training in between."""
-    experiment = recipe(name)
+@pytest.mark.parametrize(
+    ("name", "scheme", "epochs"),
+    [
+        *(pytest.param(*run, None, id="-".join(run)) for run in RUNS),
+        pytest.param("siahuat0727", "repr-zero-init", 85, id="siahuat0727-that-ends-in-a-cycle"),
+    ],
+)
+def test_a_whole_run_is_the_published_procedure(name: str, scheme: str, epochs: int | None) -> None:
+    """Scores, dropped filters and all parameters in every cycle; what is drawn at random is checked by rule."""
+    overrides = [f"train.epochs={epochs}"] if epochs else []
+    experiment, (oracle, cycles) = load(RECIPES / f"{name}.yaml", overrides), RUNS[name, scheme]
+    settings = experiment.schemes[scheme]
+    assert isinstance(settings, RePrSettings)
     torch.manual_seed(0)
     model = experiment.model.network(10, 3, 32)
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    for n, conv in convs.items():
-        nn.init.normal_(conv.bias)
-        if orthogonal_first and n == "conv1":  # so that a global ranking chooses the others
-            nn.init.orthogonal_(conv.weight)
-    settings = experiment.schemes["repr"]
-    assert isinstance(settings, RePrSettings)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    scheme = RePr(model, optimizer, settings, epochs=experiment.train.epochs)
-
-    def kernels() -> Kernels:
-        return {n: m.weight.detach().double().flatten(1).numpy().copy() for n, m in convs.items()}
-
-    def biases() -> Kernels:
-        return {n: m.bias.detach().numpy().copy() for n, m in convs.items()}
-
-    before, seen = kernels(), [biases()]
-    for epoch in range(settings.s1 + 1):
-        scheme.start_epoch(epoch)
-    dropped = {n: mask.numpy().copy() for n, mask in scheme.dropped.items()}
-    assert all(not kernels()[n][mask].any() for n, mask in dropped.items())
-    seen.append(biases())
-    for epoch in range(settings.s1 + 1, settings.s1 + settings.s2 + 1):
-        scheme.start_epoch(epoch)
-    return Cycle(before, dropped, kernels(), [*seen, biases()])
-
-
-def as_masks(flat: np.ndarray, kernels: Kernels) -> dict[str, np.ndarray]:
-    ends = np.cumsum([len(k) for k in kernels.values()])[:-1]
-    return dict(zip(kernels, np.split(flat, ends), strict=True))
-
-
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert {n: m.tolist() for n, m in found.items()} == {n: m.tolist() for n, m in expected.items()}
-
-
-@pytest.mark.parametrize("orthogonal_first", [False, True])
-def test_the_paper(orthogonal_first: bool) -> None:
-    cycle = one_cycle("paper", orthogonal_first)
-    scores = {n: oracle.orthogonality(k) for n, k in cycle.before.items()}
-    expected = oracle.worst(scores, 0.3, {n: 32 for n in scores})  # noqa: C420
-    assert {n: set(np.flatnonzero(m).tolist()) for n, m in cycle.dropped.items()} == expected
-    for n, mask in cycle.dropped.items():
-        np.testing.assert_array_equal(cycle.after[n][~mask], cycle.before[n][~mask])
-        if mask.any() and n != "conv1":
-            complement = oracle.complement(cycle.before[n])
-            np.testing.assert_allclose(cycle.after[n][mask] @ complement, cycle.after[n][mask], atol=1e-6)
-        if mask.any():
-            assert np.abs(cycle.after[n][mask]).max() <= cycle.after[n].shape[1] ** -0.5 + 1e-6
+    for module in model.modules():  # so that what starts again can be seen
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    run = RePr(model, optimizer, settings, epochs=experiment.train.epochs)
+    gradients = Gradients(model)
+    source: Any = oracle(
+        params={key: value.copy() for key, value in arrays(model.state_dict()).items()},
+        layers=LAYERS,
+        epochs=experiment.train.epochs,
+        rate=0.5,
+        s1=20,
+        s2=20 if name == "author_code" else 10,
+        cycles=cycles,
+        ratio=0.5 if name == "author_code" else 0.3,
+    )
+    drops = []
+    for epoch in range(experiment.train.epochs):
+        events = run.start_epoch(epoch)
+        drops += [epoch] if events and events[0].event == "drop" else []
+        source.start_epoch(epoch, arrays(model.state_dict()))
+        if events and events[0].event == "drop":
+            scores = np.concatenate([event.scores for event in events])
+            expected = [source.score(source.before[f"{layer}.weight"]) for layer in LAYERS]
+            np.testing.assert_allclose(scores, np.concatenate(expected), atol=1e-6)
+            for event in events:
+                np.testing.assert_array_equal(np.array(event.dropped, bool), source.dropped[event.layer])
+        if events:
+            compare(arrays(model.state_dict()), source.params)
+        source.step(arrays(gradients(epoch)))
+        optimizer.step()
+        run.after_step()
+    compare(arrays(model.state_dict()), source.params)
+    assert drops == DROPS[name]
+    assert all(sum(layer) for layer in zip(*source.counts, strict=True)), source.counts
 
 
-@pytest.mark.parametrize("orthogonal_first", [False, True])
-def test_the_authors_code(orthogonal_first: bool) -> None:
-    """Layer / its norm, products without the diagonal, |mean|, the first half; then column f of Q, signed by R."""
-    cycle = one_cycle("author_code", orthogonal_first)
-    scores = []
-    for kernel in cycle.before.values():
-        columns = kernel.T / np.sqrt((kernel**2).sum())
-        products = columns.T @ columns
-        scores += np.abs((products - np.diag(np.diag(products))).mean(axis=0)).tolist()
-    chosen = sorted(range(96), key=lambda f: scores[f], reverse=True)[: int(96 * 50 / 100)]
-    assert_same(cycle.dropped, as_masks(np.isin(np.arange(96), chosen), cycle.before))
-    for n, mask in cycle.dropped.items():
-        q, r = scipy.linalg.qr(cycle.before[n].T, mode="economic")
-        np.testing.assert_allclose(cycle.after[n][mask], (q * np.sign(np.diag(r))).T[mask], atol=1e-6)
-        np.testing.assert_array_equal(cycle.after[n][~mask], cycle.before[n][~mask])
-        assert not cycle.biases[1][n][mask].any()  # nothing comes through the mask,
-        np.testing.assert_array_equal(cycle.biases[2][n], cycle.biases[0][n])  # and the old bias is under it
+def compare(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["siahuat0727", "siahuat0727_noaug"])
-@pytest.mark.parametrize("orthogonal_first", [False, True])
-def test_siahuat0727(name: str, orthogonal_first: bool) -> None:
-    """Strictly above the percentile; trailing columns of the pivoted QR, clipped; the rest stays zero."""
-    cycle = one_cycle(name, orthogonal_first)
-    scores = []
-    for kernel in cycle.before.values():
-        rows = kernel / np.linalg.norm(kernel, axis=1, keepdims=True)
-        scores += (np.abs(rows @ rows.T - np.eye(32)).sum(1) / 32).tolist()
-    above = np.array(scores) > np.percentile(scores, 70)
-    assert above.sum() == 29
-    assert_same(cycle.dropped, as_masks(above, cycle.before))
-    for n, mask in cycle.dropped.items():
-        np.testing.assert_array_equal(cycle.biases[1][n], cycle.biases[0][n])  # the bias is not masked
-        np.testing.assert_array_equal(cycle.biases[2][n], cycle.biases[0][n])
-        np.testing.assert_array_equal(cycle.after[n][~mask], cycle.before[n][~mask])
-        if not mask.any():
-            continue
-        current = np.where(mask[:, None], 0, cycle.before[n])
-        stacked = np.vstack([cycle.before[n][mask], current])
-        q, r, _ = scipy.linalg.qr(stacked.T, mode="full", pivoting=True)
-        rank = int((np.abs(np.diag(r)) > 1e-7).sum())
-        null, bound = q[:, rank:].T[: mask.sum()], stacked.shape[1] ** -0.5
-        expected = np.zeros((mask.sum(), stacked.shape[1]))
-        expected[: len(null)] = null.clip(-bound, bound)
-        np.testing.assert_allclose(cycle.after[n][mask], expected, atol=1e-6)
-        if n == "conv1":  # 32 filters in 27 dimensions: no basis vector for anybody
-            assert not cycle.after[n][mask].any()
+def test_every_recipe_is_held_to_its_source() -> None:
+    """Each of its schemes has an oracle, and each trains on as many images as the source."""
+    found = {path.stem: load(path) for path in RECIPES.glob("*.yaml")}
+    assert {(name, s) for name, e in found.items() for s in e.schemes if s != "standard"} == set(RUNS)
+    images = {name: 50_000 - experiment.data.validation_images for name, experiment in found.items()}
+    assert images == {name: 45_000 if name in ("author_code", "paper") else 50_000 for name in DROPS}
+    assert all(experiment.train.precision == "fp32" for experiment in found.values())
+    assert found["author_code"].train.epochs == 199 + 9 * 20
 
 
-def test_schedules_and_data() -> None:
-    """When each recipe drops and brings back, and on how many images it trains."""
-    drops, images = {}, {}
-    for path in sorted(RECIPES.glob("*.yaml")):
-        experiment = load(path)
-        settings = experiment.schemes["repr"]
-        assert isinstance(settings, RePrSettings) and plan(experiment)
-        model = experiment.model.network(10, 3, 32)
-        scheme = RePr(model, torch.optim.SGD(model.parameters(), 0.1), settings, epochs=experiment.train.epochs)
-        drops[path.stem] = [e for e in range(experiment.train.epochs) if scheme.schedule.drops_at(e)]
-        images[path.stem] = 50_000 - experiment.data.validation_images
-    assert drops == {
-        "author_code": list(range(20, 360, 40)),
-        "paper": [20, 50, 80],
-        "siahuat0727": [20, 50, 80],
-        "siahuat0727_noaug": [20, 50, 80, 110, 140, 170],
-    }
-    assert images == {"author_code": 45_000, "paper": 45_000, "siahuat0727": 50_000, "siahuat0727_noaug": 50_000}
-    assert recipe("author_code").train.epochs == 199 + 9 * 20
+def test_the_runs_that_a_header_names_plan() -> None:
+    """`data.crop_padding=0 name=...` in a header is an override as it stands there."""
+    named = 0
+    for path in RECIPES.glob("*.yaml"):
+        for line in re.findall(r"^#.*?((?:\S+=\S+ )+name=\S+)$", path.read_text(), flags=re.M):
+            assert plan(load(path, line.split()))
+            named += 1
+    assert named == 2
 
 
 def test_zeroing_is_the_authors_output_mask() -> None:
