@@ -3,7 +3,6 @@
 The paper's nets are sized without torch, so that a dry run answers at once.
 """
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from statistics import median
 import yaml
 
 from repr_ray.data.sources import DATASETS
+from repr_ray.foreign import read_json
 from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.plan import Trial
 from repr_ray.training import checkpoint
@@ -157,9 +157,9 @@ def measured(trial: Trial, root: Path) -> Speed | None:
     gpus = trial.resources.gpus_per_worker
     found: dict[str, list[tuple[float, str]]] = {"GPU": [], "CPU": []}
     paths = root.glob(f"*/trials/{trial.model.label}-{trial.data.name}-*/result.json")
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:NEWEST]:
+    for path in sorted(paths, key=lambda path: path.lstat().st_mtime, reverse=True)[:NEWEST]:
         try:
-            result = json.loads(path.read_text())
+            result = read_json(path)
             gpu = result["hardware"]["gpu"]
             devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
             speed = devices / result["images_per_second"]

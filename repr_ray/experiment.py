@@ -16,10 +16,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from repr_ray.config import ConfigError, Data, Experiment, validate
-from repr_ray.documents import read_yaml
+from repr_ray.foreign import Unusable, obstacles, read_bytes, read_mapping
 from repr_ray.plan import Trial
 from repr_ray.remote import Folder, Remote, StorageError, shown
 from repr_ray.storage import write_atomic
+from repr_ray.text import line
 from repr_ray.training.folder import TrialFolder
 
 FILE = "experiment.yaml"
@@ -41,6 +42,7 @@ def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -
     Raises ConfigError when the folder, or the `storage` that it mirrors, holds something else.
     """
     storage = storage or Folder(folder)
+    _refuse_links(folder)
     storage.pull(FILE)
     stored = read(folder)
     if stored is None:
@@ -84,12 +86,12 @@ def _locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise _refusal(folder, holder.read_text() if holder.exists() else "another process") from None
+        raise _refusal(folder, _read_holder(holder)) from None
     except OSError as error:
         raise ConfigError(f"--results: {folder} cannot be written: {error.strerror}") from None
     with lock:
         try:
-            holder.write_text(_ourselves())
+            write_atomic(holder, _ourselves().encode())
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -143,6 +145,21 @@ def _held(remote: Remote) -> Iterator[None]:
                 remote.delete(HOLDER)
 
 
+def _refuse_links(folder: Path) -> None:
+    for path, reason in obstacles(folder, (FILE, HOLDER, ".lock", "trials")):
+        raise ConfigError(
+            f"{path}: {reason}, and nothing in a results folder may lead out of it; remove it, or choose another"
+            " name=... or --results"
+        )
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        return line(read_bytes(path).decode(errors="replace")) or "another process"
+    except (FileNotFoundError, Unusable):
+        return "another process"
+
+
 def _ourselves() -> str:
     return f"process {os.getpid()} on {platform.node()}"
 
@@ -154,13 +171,13 @@ def _refusal(folder: Path, holder: str, more: str = "") -> ConfigError:
 def read(folder: Path) -> Experiment | None:
     """The experiment stored in a folder, or None where there is none yet."""
     path = folder / FILE
-    if not path.exists():
-        return None
     try:
-        return validate(read_yaml(path.read_text()), str(path))
-    except (ConfigError, yaml.YAMLError) as error:
+        return validate(read_mapping(path), str(path))
+    except FileNotFoundError:
+        return None
+    except (ConfigError, Unusable) as error:
         raise ConfigError(
-            f"{path}: cannot be read, perhaps another version wrote it ({str(error).splitlines()[0]});"
+            f"{path}: cannot be read, perhaps another version wrote it ({line(str(error).splitlines()[0])});"
             " choose another name=... or --results"
         ) from None
 

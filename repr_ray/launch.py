@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(shown(error), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"{error}\nthe same command resumes from the last checkpoints", file=sys.stderr)
+        print(f"{shown(error)}\nthe same command resumes from the last checkpoints", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            print(f"--results: {error.strerror}: {error.filename}", file=sys.stderr)
+            print(shown(f"--results: {error.strerror}: {error.filename}"), file=sys.stderr)
             return 2
         if error.errno not in _NO_ROOM:
             raise
-        print(f"{error}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
+        print(f"{shown(error)}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
         return 1
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
@@ -77,6 +77,9 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
         pending = [folder.trial for folder in folders if not folder.done]
+        for folder in folders:
+            if broken := folder.broken:
+                console.print(f"{shown(folder.path)}: {broken}: it runs again", style="yellow", soft_wrap=True)
         if pending:
             console.print(f"{len(pending)} of {len(trials)} trials to run, results in {where}", soft_wrap=True)
             disk, enough = estimate.disk_line(pending, location)

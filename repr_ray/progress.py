@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from repr_ray.text import line
+
 LOG_EVERY = 15.0
 """Seconds, and percent of its epochs, between two lines of one trial in a log: a hundred lines at most."""
 
@@ -76,7 +78,7 @@ class Progress:
         self.ended.add(trial)
 
     def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
+        self.console.print(Text(line(text), style=style), soft_wrap=not self.console.is_terminal)
 
     def _state(self, message: dict[str, Any]) -> str:
         epoch, epochs = message["epoch"] + 1, message["epochs"]

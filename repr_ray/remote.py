@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from repr_ray.scratch import scratch
 from repr_ray.storage import PARTIAL, write_atomic
+from repr_ray.text import lines
 
 T = TypeVar("T")
 
@@ -56,11 +57,11 @@ def at(location: str, name: str) -> Path | str:
 
 
 def shown(text: object) -> str:
-    """A text for people: the names of mirrored folders for the mirrors, and URIs without keys and options."""
-    line = str(text)
+    """A text for people: no control characters, the names of mirrored folders, URIs without keys and options."""
+    plain = lines(text)
     for mirror, name in _MIRRORED.items():
-        line = line.replace(str(mirror), name)
-    return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s]*)(?:\?[^\s;,]*)?", r"\1\2", line)
+        plain = plain.replace(str(mirror), name)
+    return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s]*)(?:\?[^\s;,]*)?", r"\1\2", plain)
 
 
 _MIRRORED: dict[Path, str] = {}

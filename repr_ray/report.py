@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repr_ray.foreign import obstacle
 from repr_ray.remote import Folder, Remote, light, opened, shown
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def report(
 
         def write(name: str, make: Callable[[Path], None]) -> None:
             try:
+                if reason := obstacle(target / name):
+                    raise FileExistsError(f"{target / name} {reason}: left as it is")
                 make(target / name)
                 written.append(name)
             except FileExistsError as error:

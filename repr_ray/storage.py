@@ -1,11 +1,22 @@
 """Files that are whole or not there."""
 
+import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 
 PARTIAL = ".partial"
 """Ending of files that are being written; one that is left over belongs to a process that was killed."""
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add `content` to the end of a file, but never through a link or to what is no file: that raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    with open(handle, "wb") as file:  # noqa: PTH123 - a handle, not a path
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        file.write(content)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

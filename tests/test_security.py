@@ -1,11 +1,19 @@
 """Names stay names: nothing in a config leaves the results folder or runs; nothing read from storage runs either."""
 
 import ast
+import contextlib
+import csv
 import json
+import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +21,15 @@ import pytest
 import yaml
 from support import ROOT, TINY, results_of, tiny, write_config
 
+from repr_ray import text
 from repr_ray.config import ConfigError, load, validate
+from repr_ray.experiment import claim
 from repr_ray.launch import main
 from repr_ray.plan import plan
+from repr_ray.report import main as report_main
+from repr_ray.report import report
 from repr_ray.training.folder import TrialFolder
+from studies import make_experiment, make_trial
 
 PACKAGE = sorted((ROOT / "repr_ray").rglob("*.py"))
 
@@ -176,6 +189,161 @@ def test_nasty_names_train_and_report_and_leave_nothing_elsewhere(
     page = (here / "results" / "tiny" / "report.html").read_text()
     assert "<script>alert" not in page
     assert json.dumps("<script>alert(1)</script>") not in page
+
+
+EVIL = "".join(map(chr, [*range(32), 127, *range(128, 160), 0x202E, 0x2066, 0x2028, 0xFEFF, 0xD800, 0xE0041]))
+
+
+def test_the_sanitiser_knows_every_control_character() -> None:
+    hidden = [
+        c
+        for c in map(chr, range(0x110000))
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    ]
+    assert text.line("".join(hidden)) == ""
+    assert text.lines("".join(hidden)).split() == []
+    assert set(text.lines("".join(hidden))) == {" ", "\n", "\t"}
+    assert text.line("a\tb\r\n  é 🦊 👩\u200d🔬 ") == "a b   é 🦊 👩\u200d🔬"
+    for formula in ("=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\r\n =1", "\x00=1", "\uff1d1"):
+        assert text.cell(formula).startswith("'")
+    assert text.cell("a=1, -2") == "a=1, -2"
+
+
+IN_YAML = EVIL.replace("\ud800", "")  # which has no halves of characters
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study with a failed trial."""
+    results = make_experiment(tmp_path_factory.mktemp("study") / "tiny", {"standard": [0.7, 0.71], "repr": [0.72]})
+    make_trial(results, scheme="repr", seed=1, done=2, error="no memory")
+    return results
+
+
+def test_nothing_of_a_trial_reaches_a_terminal_or_a_page_as_control(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / f"tiny{EVIL[1:9]}"
+    shutil.copytree(study, results)
+    for path in results.glob("trials/*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config |= {"scheme": f"=1+{IN_YAML}{config['scheme']}", "model": IN_YAML + "x", "experiment": f"@x{IN_YAML}"}
+        config["settings"]["train"][IN_YAML] = IN_YAML
+        path.write_text(yaml.safe_dump(config))
+    [failed] = results.glob("trials/*/error.json")
+    failed.write_text(json.dumps({"status": IN_YAML, "message": f"{IN_YAML}boom", "traceback": f"a\n{IN_YAML}"}))
+    for path in results.glob("trials/*/log.txt"):
+        path.write_bytes(bytes(range(256)))
+    [done] = results.glob("trials/*standard*-s0-*/result.json")
+    evil = {"commit": IN_YAML, "versions": {IN_YAML: IN_YAML}}
+    done.write_text(json.dumps(json.loads(done.read_text()) | evil))
+    (results / "trials" / f"odd{EVIL[1:20]}").mkdir()
+    assert report_main([str(results), "--claims", f"none{IN_YAML}"]) == 2  # a line on the standard error
+    assert report_main([str(results), "--baseline", f"=1+{IN_YAML}standard", "--pictures", "0"]) == 0
+    said = capsys.readouterr()
+    files = {path: path.read_text() for path in results.rglob("*") if path.suffix in (".md", ".csv", ".tex", ".html")}
+    for where, content in {"out": said.out, "err": said.err, **files}.items():
+        assert not {c for c in EVIL if c not in "\n\t" and c in content}, where
+    for row in csv.reader((results / "comparison.csv").read_text().splitlines()):
+        assert not [cell for cell in row if re.match(r"\s*[=+@]|-[^0-9]", cell)]
+
+
+def _link(path: Path, elsewhere: Path) -> None:
+    if path.is_dir():
+        shutil.move(path, elsewhere)
+    else:
+        elsewhere.write_text("theirs")
+        path.unlink(missing_ok=True)
+    path.symlink_to(elsewhere)
+
+
+def _pipe(path: Path, elsewhere: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _socket(path: Path, elsewhere: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):  # an address is short
+        made.bind(path.name)
+
+
+LED_ASTRAY = {"link": _link, "pipe": _pipe, "socket": _socket}
+OF_A_TRIAL = (
+    *("config.yaml", "epochs.jsonl", "cycles.jsonl", "result.json", "error.json", "log.txt"),
+    "checkpoint-0001.pt",
+)
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[list[str], Path, Path]:
+    """Arguments of a launch that has a folder already, that folder, and that of one of its trials."""
+    config = write_config(tmp_path)
+    results = tmp_path / "results" / "tiny"
+    arguments = ["--config", str(config), "--results", str(results.parent), "--runner", "local"]
+    with claim(results, load(config)):
+        pass
+    folder = TrialFolder(results, plan(load(config))[0])
+    folder.announce()
+    return arguments, results, folder.path
+
+
+@pytest.mark.parametrize("make", LED_ASTRAY.values(), ids=LED_ASTRAY)
+@pytest.mark.parametrize("name", [".holder", ".lock", "experiment.yaml", "trials", "TRIAL", *OF_A_TRIAL])
+def test_a_launch_is_not_led_out_of_its_folder(
+    planned: tuple[list[str], Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    make: Callable[[Path, Path], None],
+) -> None:
+    arguments, results, trial = planned
+    path = trial if name == "TRIAL" else trial / name if name in OF_A_TRIAL else results / name
+    make(path, tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: is ")
+    assert len(error.strip().splitlines()) == 1
+    assert tree(tmp_path) == before
+
+
+def tree(folder: Path) -> dict[str, str | bytes]:
+    """What lies below a folder, and what is in it."""
+    return {
+        str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+OF_A_REPORT = ("plots", "report.html", "comparison.csv", "trials.parquet", "experiment.yaml", "trials", "TRIAL")
+CASES = [(name, "link") for name in (*OF_A_REPORT, *OF_A_TRIAL)] + [
+    (name, kind) for name in ("trials", "plots", "comparison.csv", "epochs.jsonl") for kind in ("pipe", "socket")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_report_is_not_led_out_of_its_folder(study: Path, tmp_path: Path, name: str, kind: str) -> None:
+    results = tmp_path / "tiny"
+    shutil.copytree(study, results)
+    trial = next((results / "trials").glob("*standard*-s0-*"))
+    path = trial if name == "TRIAL" else trial / name if name in OF_A_TRIAL else results / name
+    LED_ASTRAY[kind](path, tmp_path / "elsewhere")
+    outside = {p: content for p, content in tree(tmp_path).items() if not p.startswith(str(results))}
+    pages = name in ("plots", "report.html", "log.txt")
+    notes = ""
+    try:
+        notes = "\n".join(report([results], pictures=0, formats=["md", "csv", *["html"] * pages]).notes)
+    except ValueError as error:
+        assert name == "trials"
+        notes = str(error)
+    assert name in ("log.txt", "checkpoint-0001.pt") or f"{path} is " in notes
+    assert {p: content for p, content in tree(tmp_path).items() if not p.startswith(str(results))} == outside
+    if name == "log.txt":
+        assert "theirs" not in (results / "report.html").read_text()
 
 
 def listening(pid: int) -> set[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from repr_ray.foreign import obstacle
+
 MARK = "repr_ray"  # every file of ours holds this word near its start or its end
 _WINDOW = 1 << 14
 
@@ -23,8 +25,10 @@ def is_ours(path: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    Raises FileExistsError where `path` is a file that does not carry our mark.
+    Raises FileExistsError where `path` is a link, or a file that does not carry our mark.
     """
+    if reason := obstacle(path):
+        raise FileExistsError(f"{path} {reason}: left as it is")
     if path.exists() and not is_ours(path):
         raise FileExistsError(f"{path} was not written by {MARK}: left as it is")
     if path.parent.is_file():

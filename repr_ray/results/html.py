@@ -15,12 +15,14 @@ from markupsafe import Markup
 from PIL import Image
 
 import repr_ray
+from repr_ray.foreign import Unusable, read_tail
 from repr_ray.results import claims as published
 from repr_ray.results import tables as sheets
 from repr_ray.results.compare import GROUP, Comparison, points, records
 from repr_ray.results.files import write_text
 from repr_ray.results.plots import Picture
 from repr_ray.results.store import UNFINISHED, Failure, Tables
+from repr_ray.text import lines
 
 _PAGE = 4_800_000  # bytes of the page, of its logs
 _LOGS = 600_000
@@ -50,7 +52,9 @@ def write_page(
 ) -> None:
     """Write report.html; `command` is what makes it again."""
     loader = jinja2.PackageLoader("repr_ray.results", "data")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_control_characters
+    )
     own = (loader.get_source(environment, f"report.{end}")[0] for end in ("css", "js"))
     css, script = (Markup(text) for text in own)  # noqa: S704 - files of this package, nothing from results
     render = partial(
@@ -73,6 +77,10 @@ def write_page(
     room = _PAGE - len(render(pictures=[]).encode())
     page = render(pictures=list(_embedded(pictures, path.parent, room)))
     write_text(path, page)
+
+
+def _without_control_characters(value: Any) -> Any:
+    return lines(value) if type(value) is str else value  # markup is the template's own
 
 
 def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[dict[str, Any]]:
@@ -123,14 +131,14 @@ def _said(row: dict[str, Any]) -> str:
 
 def _tail(folder: Path | None, size: int) -> str:
     """The last whole lines of a trial's log, `size` bytes at most."""
-    path = folder / "log.txt" if folder else None
-    if not path or not path.exists():
-        return "There is no log."
-    with path.open("rb") as file:
-        length = path.stat().st_size
-        file.seek(max(0, length - size))
-        text = file.read().decode("utf-8", "replace")
-    return text if length <= size else text.partition("\n")[2] or text
+    try:
+        content = read_tail(folder / "log.txt", size + 1) if folder else b""
+    except FileNotFoundError:
+        content = b""
+    except Unusable as problem:
+        return f"The log {problem}."
+    text = content[-size:].decode("utf-8", "replace")
+    return (text if len(content) <= size else text.partition("\n")[2] or text) or "There is no log."
 
 
 def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:

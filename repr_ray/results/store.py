@@ -7,7 +7,8 @@
 | `layers` | a layer of a trial in an epoch: mean off-diagonal overlap of its filters, how many are dropped |
 | `cycles` | a filter of a layer when filters are dropped or re-initialised |
 
-Losses are nats per image, accuracies fractions from 0 to 1, times seconds, epochs and cycles count from 0.
+Losses are nats per image, accuracies fractions from 0 to 1, times seconds. Epochs, cycles and filters count from 0,
+as the metadata of the files say; what is shown to people counts from 1.
 """
 
 import itertools
@@ -15,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,18 +30,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
 import repr_ray
+from repr_ray.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
+from repr_ray.records import RESULT, RESULT_FIELDS, read_result
 from repr_ray.results.files import MARK, replacing
+from repr_ray.text import line
 
-VERSION = "2"  # of the tables' columns
+VERSION = "3"  # of the tables' columns
+_ADDED = {"2": {"trials": ("data_digest",), "layers": ("zero",)}}  # earlier versions read too, and what they lack
 _VERSION_KEY = f"{MARK}.tables".encode()
+_COUNTING_KEY = f"{MARK}.counting".encode()
 _BATCH = 64  # trials read at once, and a Parquet row group at most
+_BATCH_BYTES = 1 << 26  # of their lines, if there are several
+_LARGEST = 1 << 28  # bytes of a trial's lines
+_OPENED = 4_000  # brackets that one line opens at most: it is nested no deeper
+_LAYERS = 4_000  # of a network at most
+_ROWS = 1 << 22  # of a row group of somebody's Parquet file, and of their table of trials
+_EPOCHS = 10**9
+_HIGHEST = 1e30  # of a score or a loss
+_LONGEST = 500  # characters of a name
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_PYTHON: dict[pa.DataType, Any] = {_TEXT: str, _INT: int, _REAL: (int, float)}
+_TYPES: dict[type, pa.DataType] = {str: _TEXT, int: _INT, float: _REAL}
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _ID = {
     "experiment": _TEXT,
@@ -73,28 +87,15 @@ _EVENT = {
     "scores": pa.list_(_REAL),
     "dropped": pa.list_(pa.int8()),
 }
-_RESULT = {
-    "collapsed_epoch": _INT,
-    "wall_seconds": _REAL,
-    "images_per_second": _REAL,
-    "precision": _TEXT,
-    "workers": _INT,
-    "threads": _INT,
-    "gpus": _REAL,
-    "parameters": _INT,
-    "checksum": _TEXT,
-    "started": _TEXT,
-    "finished": _TEXT,
-    "commit": _TEXT,
-    "command": _TEXT,
-}
+_LAYER = pa.struct({"overlap": _REAL, "dropped": _INT, "filters": _INT, "zero": _INT})
 _KEYS = {"epochs.jsonl": ["epoch"], "cycles.jsonl": ["cycle", "event", "epoch", "layer"]}  # of a line
 _FIGURES = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy"))
 _AS_JSON = ("versions", "hardware")
 
 
 def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
-    return pa.schema(columns, metadata={MARK: repr_ray.__version__, _VERSION_KEY: VERSION})
+    counting = "epochs, cycles and filters count from 0"
+    return pa.schema(columns, metadata={MARK: repr_ray.__version__, _VERSION_KEY: VERSION, _COUNTING_KEY: counting})
 
 
 SCHEMAS = {
@@ -104,13 +105,11 @@ SCHEMAS = {
         | dict.fromkeys(_FIGURES, _REAL)
         | {"best_val_epoch": _INT, "best_val_test_accuracy": _REAL}
         | {"best_test_epoch": _INT, "best_test_accuracy": _REAL}
-        | _RESULT
+        | {name: _TYPES[kind] for name, kind in RESULT_FIELDS.items()}
         | dict.fromkeys((*_AS_JSON, "settings", "resources"), _TEXT)
     ),
     "epochs": _schema({k: _NAME if t == _TEXT else t for k, t in (_ID | _EPOCH).items()}),
-    "layers": _schema(
-        {"trial": _NAME, "epoch": _INT, "layer": _NAME, "overlap": _REAL, "dropped": _INT, "filters": _INT}
-    ),
+    "layers": _schema({"trial": _NAME, "epoch": _INT, "layer": _NAME} | {field.name: field.type for field in _LAYER}),
     "cycles": _schema(
         {"trial": _NAME, "cycle": _INT, "event": _NAME, "epoch": _INT, "layer": _NAME}
         | {"filter": pa.int32(), "score": pa.float32(), "dropped": pa.bool_()}
@@ -155,18 +154,18 @@ class Failure:
 
 
 def failures(folder: Path) -> list[Failure]:
-    """The failed trials of a results folder, by name. Reads only small files."""
+    """The failed trials of a results folder, by name. Reads only small files; `gather` notes what cannot be read."""
     found = []
-    for path in sorted(folder.glob("trials/*/error.json")):
-        if (path.parent / "result.json").exists():
+    for path in _trial_folders(folder, []):
+        error = _or_nothing(read_json, path / "error.json", [])
+        if not error or _result(path, []):
             continue
-        error = _read_json(path, [])
         message = str(error.get("message") or "").strip() or "no message was stored"
         epoch = error.get("epoch")
         found.append(
             Failure(
-                trial=path.parent.name,
-                status=str(error.get("status", "failed")),
+                trial=path.name,
+                status=_status(error),
                 message=message.splitlines()[0],
                 epoch=epoch if isinstance(epoch, int) else None,
                 traceback=str(error.get("traceback") or message),
@@ -186,7 +185,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     trials: list[_Trial] = []
     baseline = None
     for folder in folders:
-        experiment = _read_yaml(folder / "experiment.yaml", notes)
+        experiment = _or_nothing(read_mapping, folder / "experiment.yaml", notes)
         baseline = baseline or str(experiment.get("baseline") or "")
         found = [*_from_folders(folder, notes)] or [*_from_parquet(folder, notes)]
         if not found:
@@ -195,7 +194,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
         rank = {str(name): place for place, name in enumerate(schemes)} if isinstance(schemes, dict) else {}
         trials += sorted(found, key=lambda trial: _order(trial.row, rank))
     if not trials:
-        raise ValueError("\n".join(notes))
+        raise ValueError("\n".join(map(line, notes)))
     trials = _once(trials, notes)
 
     with ExitStack() as open_files:
@@ -230,10 +229,10 @@ def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_Parts]:
     with ThreadPoolExecutor(threads) as pool:
         for tables, run in itertools.groupby(trials, key=lambda trial: trial.folder if trial.stored else None):
             if tables:
-                yield from _read_stored(tables, [trial.row["trial"] for trial in run])
+                yield from _read_stored(tables, [trial.row["trial"] for trial in run], notes)
                 continue
             blocks = [list(block) for _, block in itertools.groupby(run, key=_network)]
-            batches = [block[k : k + _BATCH] for block in blocks for k in range(0, len(block), _BATCH)]
+            batches = [batch for block in blocks for batch in _batches(block)]
             for start in range(0, len(batches), threads):
                 for parts, found in pool.map(_read_batch, batches[start : start + threads]):
                     notes += found
@@ -245,16 +244,53 @@ def _network(trial: _Trial) -> tuple[str, ...]:
     return tuple(trial.row[key] for key in ("dataset", "model", "variant"))
 
 
-def _read_stored(folder: Path, trials: list[str]) -> Iterator[_Parts]:
+def _batches(trials: list[_Trial]) -> Iterator[list[_Trial]]:
+    """Trials that are read at once: a few, with not too many bytes of lines."""
+    batch: list[_Trial] = []
+    held = 0
+    for trial in trials:
+        size = sum(_size(trial.folder / name) for name in _KEYS)
+        if batch and (len(batch) == _BATCH or held + size > _BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(trial)
+        held += size
+    if batch:
+        yield batch
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+def _read_stored(folder: Path, trials: list[str], notes: list[str]) -> Iterator[_Parts]:
     wanted = pa.array(trials, _TEXT)
     for name in ("epochs", "layers", "cycles"):
         path = folder / f"{name}.parquet"
-        if not _unusable(path):
+        if _unusable(path):
+            continue
+        try:
             with pq.ParquetFile(path) as file:
                 for place in range(file.num_row_groups):
-                    table = file.read_row_group(place)
+                    if file.metadata.row_group(place).num_rows > _ROWS:
+                        raise Unusable(f"has more than {_ROWS:,} rows in a group")
+                    table = _completed(file.read_row_group(place), name)
                     found = pc.is_in(table["trial"].cast(_TEXT), value_set=wanted)
                     yield {name: table.filter(found).cast(SCHEMAS[name])}
+        except (OSError, ValueError) as error:  # those of pyarrow are among them
+            notes.append(f"{path}: the rest is left out ({line(error)})")
+
+
+def _completed(table: pa.Table, name: str) -> pa.Table:
+    """A table of an earlier version with the columns that it lacks."""
+    schema = SCHEMAS[name]
+    missing = {c: pa.nulls(len(table), schema.field(c).type) for c in schema.names if c not in table.column_names}
+    for column, nulls in missing.items():
+        table = table.append_column(column, nulls)
+    return table.select(schema.names)
 
 
 def _read_batch(trials: list[_Trial]) -> tuple[_Parts, list[str]]:
@@ -264,7 +300,7 @@ def _read_batch(trials: list[_Trial]) -> tuple[_Parts, list[str]]:
         return _parts(trials, notes), notes
     except (ValueError, TypeError, OSError) as error:  # those of pyarrow are among them
         if len(trials) == 1:
-            return {}, [f"{trials[0].folder}: epochs and cycles are left out ({str(error).splitlines()[0]})"]
+            return {}, [f"{trials[0].folder}: epochs and cycles are left out ({line(error)})"]
     single = [_read_batch([trial]) for trial in trials]
     parts = {
         name: pa.concat_tables([schema.empty_table(), *(tables[name] for tables, _ in single if tables)])
@@ -293,44 +329,93 @@ def _parts(trials: list[_Trial], notes: list[str]) -> _Parts:
     return parts
 
 
+def _trial_folders(folder: Path, notes: list[str]) -> Iterator[Path]:
+    """The folders of trials, none of which leads out of the results folder."""
+    trials = folder / "trials"
+    if reason := obstacle(trials):
+        notes.append(f"{trials} {reason}: left out")
+        return
+    for path in sorted(trials.glob("*")):
+        if path.is_symlink():
+            notes.append(f"{path} is a symbolic link: left out")
+        elif path.is_dir():
+            yield path
+
+
 def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
-    for path in sorted(folder.glob("trials/*/")):
-        config = _read_yaml(path / "config.yaml", notes)
-        result, error = _read_json(path / "result.json", notes), _read_json(path / "error.json", notes)
-        row = dict.fromkeys(SCHEMAS["trials"].names) | {key: result.get(key) for key in _RESULT}
-        row |= {key: str(config.get(key, "")) for key in ("dataset", "model", "scheme")}
-        row |= {key: str(config.get(key) or "") for key in ("experiment", "variant", "fingerprint")}
-        row |= {"trial": path.name, "seed": config.get("seed"), "epochs": config.get("epochs")}
+    for path in _trial_folders(folder, notes):
+        config = _or_nothing(read_mapping, path / "config.yaml", notes)
+        result, error = _result(path, notes), _or_nothing(read_json, path / "error.json", notes)
+        row: dict[str, Any] = dict.fromkeys(SCHEMAS["trials"].names)
+        row |= {key: config.get(key) for key in ("dataset", "model", "scheme", "seed", "epochs", "data_digest")}
+        row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint")}
+        row |= {key: result[key] for key in RESULT_FIELDS if key in result}
         row |= {key: json.dumps(result[key], sort_keys=True) for key in _AS_JSON if key in result}
-        row |= {
-            key: json.dumps(config.get(key) or {}, sort_keys=True, default=str) for key in ("settings", "resources")
-        }
-        row["status"] = "done" if result else str(error.get("status", "failed")) if error else "waiting"
+        row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in ("settings", "resources")}
+        row["trial"] = path.name
+        row["status"] = "done" if result else _status(error) if error else "waiting"
         if error and not result:
             row["message"] = str(error.get("message") or "").strip()
-        if problem := _problem(config, result, row):
+        if problem := _problem(row) if config else "no readable config.yaml":
             notes.append(f"{path} is not a trial ({problem}): left out")
         else:
             yield _Trial(path, row)
 
 
-def _problem(config: dict[str, Any], result: dict[str, Any], row: dict[str, Any]) -> str:
-    """What keeps a folder from being a trial, empty where nothing does."""
-    if not config:
-        return "no readable config.yaml"
-    if missing := [key for key in ("dataset", "model", "scheme", "seed") if config.get(key) is None]:
+def _result(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The trial's result, empty where it is not done."""
+    try:
+        return read_result(path) or {}
+    except Unusable as problem:
+        notes.append(f"{path / RESULT} {line(problem)}: the trial does not count as done")
+        return {}
+
+
+def _status(error: dict[str, Any]) -> str:
+    status = line(error.get("status", ""))
+    return status if 0 < len(status) <= 40 and status not in ("done", *UNFINISHED) else "failed"
+
+
+def _problem(row: dict[str, Any]) -> str:
+    """What keeps a row from being that of a trial, empty where nothing does."""
+    if missing := [key for key in ("trial", "dataset", "model", "scheme", "seed") if row[key] is None]:
         return f"its config.yaml lacks {', '.join(missing)}"
-    settings = config.get("settings") or {}
-    blocks = [("settings", settings), ("resources", config.get("resources"))]
-    blocks += [(key, settings.get(key)) for key in ("data", "scheme") if isinstance(settings, dict)]
-    blocks += [(key, result.get(key)) for key in _AS_JSON]
-    if wrong := [f"{key}={value!r} is no mapping" for key, value in blocks if not isinstance(value or {}, dict)]:
-        return wrong[0]
     for column in SCHEMAS["trials"]:
         value = row[column.name]
-        if value is not None and not isinstance(value, _PYTHON[column.type]):
-            return f"{column.name}={value!r} is not of type {column.type}"
+        if value is not None and not _is_of(value, column.type):
+            return f"{column.name}={_told(value)} is not of type {column.type}"
+    for key in (*_ID, "fingerprint", "status"):
+        if isinstance(row[key], str) and len(row[key]) > _LONGEST:
+            return f"{key} has {len(row[key]):,} characters, more than {_LONGEST}"
+    if row["seed"] < 0 or not 0 < (row["epochs"] or 1) <= _EPOCHS:
+        return f"seed={row['seed']}, epochs={row['epochs']}: out of range"
+    blocks = {key: _block(row[key]) for key in ("settings", "resources", *_AS_JSON)}
+    inner = blocks["settings"] if isinstance(blocks["settings"], dict) else {}
+    blocks |= {key: inner.get(key) for key in ("data", "model", "train", "scheme")}
+    if wrong := [key for key, value in blocks.items() if not isinstance(value or {}, dict)]:
+        return f"{wrong[0]}={_told(blocks[wrong[0]])} is no mapping"
     return ""
+
+
+def _is_of(value: Any, kind: pa.DataType) -> bool:
+    if kind == _TEXT:
+        return isinstance(value, str) and is_text(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole if kind == _INT else whole or isinstance(value, float)
+
+
+def _block(text: str | None) -> Any:
+    """What a column of JSON says; a text where it cannot be read."""
+    try:
+        content = json.loads(text or "{}")
+        check_plain(content)
+    except (ValueError, RecursionError):
+        return text
+    return content
+
+
+def _told(value: Any) -> str:
+    return textwrap.shorten(line(repr(value)), 100, placeholder=" ...")
 
 
 def _from_parquet(folder: Path, notes: list[str]) -> Iterator[_Trial]:
@@ -340,24 +425,40 @@ def _from_parquet(folder: Path, notes: list[str]) -> Iterator[_Trial]:
     notes += [
         f"{table} {problem}: left out" for n in SCHEMAS if (problem := _unusable(table := folder / f"{n}.parquet"))
     ]
-    if not _unusable(path):
-        for row in pq.read_table(path).to_pylist():
+    if _unusable(path):
+        return
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > _ROWS:
+                raise Unusable(f"has more than {_ROWS:,} rows")
+            rows = _completed(file.read(), "trials").to_pylist()
+    except (OSError, ValueError) as error:
+        notes.append(f"{path}: left out ({line(error)})")
+        return
+    for row in rows:
+        if problem := _problem(row):
+            notes.append(f"{path}: {_told(row['trial'])} is not a trial ({problem}): left out")
+        else:
             yield _Trial(folder, row, stored=True)
 
 
 def _unusable(path: Path) -> str:
     """What keeps a file from being one of our tables, empty where nothing does."""
+    if reason := obstacle(path):
+        return reason
     try:
         schema = pq.read_schema(path)
     except FileNotFoundError:
         return "is missing"
     except (OSError, pa.ArrowInvalid):
         return f"is not a table of {MARK}"
-    version = (schema.metadata or {}).get(_VERSION_KEY, b"").decode()
-    if version != VERSION:
-        found = f"is of version {version}" if version else f"is not a table of {MARK}"
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"").decode(errors="replace")
+    if version not in (VERSION, *_ADDED):
+        found = f"is of version {line(version)}" if version else f"is not a table of {MARK}"
         return f"{found}, this reads version {VERSION}"
-    return "" if schema.equals(SCHEMAS[path.stem]) else f"has other columns than version {VERSION}"
+    lacks = _ADDED.get(version, {}).get(path.stem, ())
+    expected = pa.schema([column for column in SCHEMAS[path.stem] if column.name not in lacks])
+    return "" if schema.equals(expected) else f"has other columns than version {version}"
 
 
 def _describe_foreign(folder: Path) -> str:
@@ -395,67 +496,75 @@ def _order(row: dict[str, Any], rank: dict[str, int]) -> tuple[Any, ...]:
     return (*names, place, natural(scheme), row["seed"], row["trial"])
 
 
-def _read_yaml(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A mapping, empty where there is none to read."""
+def _or_nothing(read: Callable[[Path], dict[str, Any]], path: Path, notes: list[str]) -> dict[str, Any]:
+    """What a file holds, empty where there is none or it cannot be used, which a note says."""
     try:
-        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+        return read(path)
     except FileNotFoundError:
         return {}
-    except (OSError, yaml.YAMLError) as error:
-        notes.append(f"{path} cannot be read ({str(error).splitlines()[0]})")
+    except Unusable as problem:
+        notes.append(f"{path} {line(problem)}: left out")
         return {}
-    return _mapping(content, path, notes)
-
-
-def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A JSON object, empty where there is none to read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{path} cannot be read ({error})")
-        return {}
-    return _mapping(content, path, notes)
-
-
-def _mapping(content: Any, path: Path, notes: list[str]) -> dict[str, Any]:
-    if isinstance(content, dict):
-        return content
-    notes.append(f"{path} holds no mapping: left out")
-    return {}
 
 
 def _read_lines(
     trials: list[_Trial], name: str, columns: dict[str, pa.DataType], notes: list[str]
 ) -> tuple[pa.Table, _Index]:
-    """The JSON lines of some trials, and whose each is. Of a single trial what cannot be read is left out."""
+    """The JSON lines of some trials, and whose each is. What cannot be read, or cannot be, is left out."""
+    contents = [_lines_of(trial, name, notes) for trial in trials]
+    if name == "epochs.jsonl":
+        columns = columns | {"layers": pa.struct([(layer, _LAYER) for layer in _layer_names(contents)])}
     schema = pa.schema(columns)
-    paths = [trial.folder / name for trial in trials]
-    contents = [path.read_bytes().strip() if path.exists() else b"" for path in paths]
     try:
         table, index = _parse_lines(contents, schema)
     except pa.ArrowInvalid:
         if len(trials) > 1:
             raise
         [content], trial = contents, trials[0].row["trial"]
-        lines = [line for line in content.splitlines() if line.strip()]
-        good = [line for line in lines if _is_object(line)]
+        lines = [one for one in content.splitlines() if one.strip()]
+        good = [one for one in lines if _is_readable(one, schema)]
         if len(good) < len(lines):  # as the last line of a killed trial
             notes.append(f"{trial}: {len(lines) - len(good)} of {len(lines)} lines of {name} cannot be read")
-        try:
-            table, index = _parse_lines([b"\n".join(good)], schema)
-        except pa.ArrowInvalid as error:
-            notes.append(f"{trial}: {name} is left out ({error})")
-            table, index = _parse_lines([b""], schema)
+        table, index = _parse_lines([b"\n".join(good)], schema)
+    possible = _possible(table)
+    notes += [
+        f"{trials[k].row['trial']}: {count} lines of {name} are left out: an epoch or an accuracy that cannot be"
+        for k, count in zip(*np.unique(index[~possible], return_counts=True), strict=True)
+    ]
     # A line written again, as by a process that had been taken for dead, takes the place of the first.
     keys = table.select(_KEYS[name]).to_pandas().assign(trial=index)
     again = keys.duplicated(keep="last").to_numpy()
     notes += [
         f"{trials[k].row['trial']}: lines of {name} are there twice, the last counts" for k in np.unique(index[again])
     ]
-    kept = ~again & keys["epoch"].notna().to_numpy()
+    kept = ~again & possible
     return (table, index) if kept.all() else (table.filter(pa.array(kept)), index[kept])
+
+
+def _lines_of(trial: _Trial, name: str, notes: list[str]) -> bytes:
+    """The lines of one trial, empty where there are none; a line that is nested too deep is none."""
+    try:
+        content = read_bytes(trial.folder / name, _LARGEST).strip()
+    except FileNotFoundError:
+        return b""
+    except Unusable as problem:
+        notes.append(f"{trial.folder / name} {line(problem)}: left out")
+        return b""
+    if content.count(b"[") + content.count(b"{") <= _OPENED:
+        return content
+    lines = content.splitlines()
+    return b"\n".join(b"" if one.count(b"[") + one.count(b"{") > _OPENED else one for one in lines)
+
+
+def _layer_names(contents: list[bytes]) -> list[str]:
+    """The layers in the first line of each trial: nothing else in a line has names of its own."""
+    names: dict[str, None] = {}
+    for content in contents:
+        try:
+            names |= dict.fromkeys(json.loads(content.partition(b"\n")[0])["layers"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return [name for name in names if isinstance(name, str)][:_LAYERS]
 
 
 def _parse_lines(contents: list[bytes], schema: pa.Schema) -> tuple[pa.Table, _Index]:
@@ -464,20 +573,35 @@ def _parse_lines(contents: list[bytes], schema: pa.Schema) -> tuple[pa.Table, _I
     if not len(index):
         return schema.empty_table(), index
     joined = b"\n".join(filter(None, contents))
-    # A block has to hold the longest line, and one block also keeps the inferred types in step.
+    # A block has to hold the longest line, and one block also keeps the types in step.
     read = pj.ReadOptions(use_threads=False, block_size=len(joined) + 1)
-    table = pj.read_json(pa.BufferReader(joined), read, pj.ParseOptions(explicit_schema=schema))
+    parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    table = pj.read_json(pa.BufferReader(joined), read, parse)
     table.validate(full=True)  # text that is not UTF-8
     if table.num_rows != len(index):
         raise pa.ArrowInvalid("not one object a line")
     return table, index
 
 
-def _is_object(line: bytes) -> bool:
+def _is_readable(content: bytes, schema: pa.Schema) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        if not isinstance(json.loads(content), dict):
+            return False
+        _parse_lines([content], schema)
+    except (ValueError, RecursionError):
         return False
+    return True
+
+
+def _possible(table: pa.Table) -> NDArray[np.bool_]:
+    """Which lines have an epoch, and no accuracy or cycle that cannot be."""
+    epoch = table["epoch"].to_numpy()
+    possible = (epoch >= 0) & (epoch < _EPOCHS)  # false for what is missing
+    for name, most in (("cycle", _EPOCHS), *((f"{part}_accuracy", 1) for part in ("train", "val", "test"))):
+        if name in table.column_names:
+            values = table[name].to_numpy()
+            possible &= ~((values < 0) | (values > most))
+    return np.asarray(possible, dtype=bool)
 
 
 def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -499,12 +623,15 @@ def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
 def _layers(trials: pa.Array, index: _Index, epochs: pa.Table) -> pa.Table:
     """The `layers` struct of every epoch as rows: epoch by epoch, layers in the network's order."""
     schema = SCHEMAS["layers"]
-    if "layers" not in epochs.column_names or not pa.types.is_struct(epochs["layers"].type):
-        return schema.empty_table()
     struct = epochs["layers"].combine_chunks()
     names = [child.name for child in struct.type]
-    columns = {key: [pc.struct_field(struct, [name, key]) for name in names] for key in schema.names[3:]}
+    if not names or not len(struct):
+        return schema.empty_table()
+    columns = {field.name: [pc.struct_field(struct, [name, field.name]) for name in names] for field in _LAYER}
     values = {key: np.stack([c.to_numpy(zero_copy_only=False) for c in cs], 1) for key, cs in columns.items()}
+    values = {key: array.ravel().astype(float) for key, array in values.items()}
+    with np.errstate(invalid="ignore"):
+        values["overlap"] = np.where((values["overlap"] >= 0) & (values["overlap"] < 2), values["overlap"], np.nan)
     layer = np.tile(np.arange(len(names), dtype=np.int32), len(struct))
     table = pa.table(
         {
@@ -512,10 +639,7 @@ def _layers(trials: pa.Array, index: _Index, epochs: pa.Table) -> pa.Table:
             "epoch": np.repeat(epochs["epoch"].to_numpy(), len(names)),
             "layer": pa.DictionaryArray.from_arrays(layer, names),
         }
-        | {
-            key: pa.array(array.ravel().astype(float), from_pandas=True).cast(schema.field(key).type)
-            for key, array in values.items()
-        }
+        | {key: pa.array(array, from_pandas=True).cast(schema.field(key).type) for key, array in values.items()}
     )
     return (
         table.filter(table["filters"].is_valid()).cast(schema) if table["filters"].null_count else table.cast(schema)
@@ -529,6 +653,8 @@ def _cycles(trials: pa.Array, index: _Index, events: pa.Table) -> pa.Table:
     event = np.repeat(np.arange(events.num_rows), counts)
     score = np.full(len(event), np.nan)
     score[(scored == counts)[event]] = scores.filter(pa.array(scored == counts)).flatten().to_numpy(False)
+    with np.errstate(invalid="ignore"):
+        score[np.abs(score) > _HIGHEST] = np.nan
     columns = {
         "trial": trials.take(pa.array(index[event])),
         **{key: events[key].combine_chunks().take(event) for key in ("cycle", "event", "epoch", "layer")},

@@ -16,6 +16,7 @@ from repr_ray.results.claims import MARGIN
 from repr_ray.results.compare import BLOCK, LEVEL, Comparison, points, records
 from repr_ray.results.files import MARK, replacing, write_text
 from repr_ray.results.store import SCHEMAS, Failure
+from repr_ray.text import cell, line
 
 Row = dict[str, Any]
 NONE = "\N{EN DASH}"
@@ -298,17 +299,12 @@ _ASCII = str.maketrans({"±": "+/-", "\N{MINUS SIGN}": "-", NONE: "-", "·": "/"
 
 def _say(console: Console, text: str, style: str = "") -> Text:
     """Text that the console can encode."""
-    text = _clean(text)
+    text = line(text)
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(console.encoding, "backslashreplace").decode(console.encoding)
     return Text(text, style=style)
-
-
-def _clean(text: str) -> str:
-    """Text on one line without control characters."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).split())
 
 
 def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
@@ -323,7 +319,7 @@ def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
 
 def markdown(text: str) -> str:
     """Escape what GitHub's Markdown would take for markup."""
-    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
 
 
@@ -363,7 +359,7 @@ _TEX = {
 
 def latex(text: str) -> str:
     """Escape LaTeX's special characters; those its usual fonts lack become their code points."""
-    return "".join(_TEX.get(c, c if c <= "\u017f" else f"[U+{ord(c):04X}]") for c in _clean(text))
+    return "".join(_TEX.get(c, c if c <= "\u017f" else f"[U+{ord(c):04X}]") for c in line(text))
 
 
 def latex_sheet(sheet: Sheet) -> str:
@@ -408,8 +404,10 @@ def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]]) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """The bare numbers, with the version of this package in the last column."""
+    """The bare numbers, with the version of this package in the last column; no cell is a formula."""
     versioned = table.assign(**{f"{MARK}_version": repr_ray.__version__})
+    for name in versioned.select_dtypes(exclude="number"):
+        versioned[name] = versioned[name].map(cell, na_action="ignore")
     write_text(path, versioned.to_csv(index=False, lineterminator="\n"))
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
+from repr_ray.foreign import Unusable, read_json
 from repr_ray.plan import Trial
+from repr_ray.records import RESULT, read_result
 from repr_ray.remote import Folder, Remote, insist
-from repr_ray.storage import PARTIAL, write_atomic
+from repr_ray.storage import PARTIAL, append, write_atomic
+from repr_ray.text import line
 
 LONGEST_LOG, LONGEST_LINE = 500_000, 4_000
 """Bytes of log.txt, characters of one of its lines."""
@@ -42,8 +45,20 @@ class TrialFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the trial has finished; it is never trained again."""
-        return (self.path / "result.json").exists()
+        """Whether the trial has finished, with a whole result; it is never trained again."""
+        try:
+            return read_result(self.path) is not None
+        except Unusable:
+            return False
+
+    @property
+    def broken(self) -> str:
+        """What is wrong with a result that does not count; empty where nothing is."""
+        try:
+            read_result(self.path)
+        except Unusable as problem:
+            return f"{RESULT} {line(problem)}"
+        return ""
 
     @property
     def failed(self) -> bool:
@@ -53,7 +68,10 @@ class TrialFolder:
     @property
     def message(self) -> str:
         """The first line of the error that the trial's last run ended in."""
-        return str(json.loads((self.path / "error.json").read_text())["message"])
+        try:
+            return line(read_json(self.path / "error.json").get("message", ""))
+        except Unusable as problem:
+            return f"an error.json that {line(problem)}"
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -108,8 +126,7 @@ class TrialFolder:
     def log(self, text: str) -> None:
         """Add a line with the time of day to log.txt, which keeps its head and its end when it gets long."""
         path = self.path / "log.txt"
-        with path.open("a") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text[:LONGEST_LINE]}\n")
+        append(path, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {line(text)[:LONGEST_LINE]}\n".encode())
         if path.stat().st_size > LONGEST_LOG:
             lines = path.read_bytes().splitlines(keepends=True)
             kept = len(lines) // 4
@@ -119,7 +136,7 @@ class TrialFolder:
         """Mark the trial done; the last thing written."""
         self.assert_owned()
         (self.path / "error.json").unlink(missing_ok=True)
-        write_atomic(self.path / "result.json", json.dumps(result, indent=1).encode())
+        write_atomic(self.path / RESULT, json.dumps(result, indent=1).encode())
         self.log("done")
         self.push()
         insist(lambda: self.storage.delete(f"{self.name}/{OWNER}"))
@@ -146,6 +163,7 @@ class TrialFolder:
         self.storage.push(self.name)
 
     def clear(self) -> None:
-        """Forget an earlier failure, and half-written files of a killed process: the trial runs again."""
-        for path in (self.path / "error.json", *self.path.glob(f".*{PARTIAL}")):
+        """Forget an earlier failure, a broken result and halves of a killed process: the trial runs again."""
+        broken = [self.path / RESULT] if self.broken else []
+        for path in (self.path / "error.json", *broken, *self.path.glob(f".*{PARTIAL}")):
             path.unlink(missing_ok=True)

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from studies import LAYERS, make_trial
 
+from repr_ray.foreign import Unusable
+from repr_ray.records import read_result
 from repr_ray.results import store
+from studies import LAYERS, make_trial
 
 Make = Callable[..., Path]
 
@@ -132,9 +134,12 @@ def test_values_that_are_not_numbers_survive(experiment: Make, tmp_path: Path) -
         ("config.yaml", {"seed": "abc"}, "is not a trial (seed='abc' is not of type int64)"),
         ("config.yaml", {"epochs": "ten"}, "is not a trial (epochs='ten' is not of type int64)"),
         ("config.yaml", {"settings": {"scheme": "repr"}}, "is not a trial (scheme='repr' is no mapping)"),
-        ("result.json", {"wall_seconds": "long"}, "is not a trial (wall_seconds='long' is not of type double)"),
-        ("result.json", {"versions": "x"}, "is not a trial (versions='x' is no mapping)"),
-        ("epochs.jsonl", {"layers": {"a": {"overlap": "x"}}}, "epochs and cycles are left out"),
+        ("config.yaml", {"seed": True}, "is not a trial (seed=True is not of type int64)"),
+        ("config.yaml", {"scheme": ["repr"]}, "is not a trial (scheme=['repr'] is not of type string)"),
+        ("config.yaml", {"settings": {1: 2}}, "has the key 1, which is no text"),
+        ("epochs.jsonl", {"layers": {"a": {"overlap": "x"}}}, "1 of 1 lines of epochs.jsonl cannot be read"),
+        ("epochs.jsonl", {"test_accuracy": 7.1}, "1 lines of epochs.jsonl are left out"),
+        ("epochs.jsonl", {"epoch": 2**62}, "1 lines of epochs.jsonl are left out"),
     ],
 )
 def test_a_value_that_does_not_belong_is_named(
@@ -144,13 +149,50 @@ def test_a_value_that_does_not_belong_is_named(
     path = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name) / file
     text = path.read_text()
     content = json.loads(text.splitlines()[0]) if file == "epochs.jsonl" else yaml.safe_load(text)
-    path.write_text(json.dumps(content | change))  # YAML holds JSON
+    written = yaml.safe_dump(content | change) if file == "config.yaml" else json.dumps(content | change)
+    path.write_text(written)
+    notes = "\n".join(gather(tmp_path, results).notes)
+    assert path.parent.name in notes
+    assert said in notes
     tables = gather(tmp_path, results)
-    [note] = tables.notes
-    assert path.parent.name in note
-    assert said in note
     finished = tables.trials.loc[tables.trials["epochs_done"] == 12, "test_accuracy"]
     assert finished.tolist() == [0.7]
+
+
+WRONG_RESULTS = {
+    "empty": b"",
+    "half": b'{"status": "done", "wall_sec',
+    "nothing": b"{}",
+    "a list": b"[1]",
+    "no text": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "long": b"9" * 5_000,
+    "large": b" " * (1 << 21),
+    "not done": {"status": "failed"},
+    "no time": {"finished": "2025-13-45"},
+    "no number": {"wall_seconds": "long"},
+    "infinite": {"wall_seconds": float("inf")},
+    "true": {"workers": True},
+    "beyond 64 bits": {"parameters": 10**30},
+    "no checksum": {"checksum": None},
+    "no mapping": {"versions": "x"},
+}
+
+
+@pytest.mark.parametrize("content", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+def test_only_a_whole_result_is_done(experiment: Make, tmp_path: Path, content: bytes | dict[str, Any]) -> None:
+    results = experiment({"standard": [0.7, 0.71]})
+    path = next(path for path in (results / "trials").iterdir() if "-s1-" in path.name) / "result.json"
+    whole = json.loads(path.read_text())
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(whole | content).encode())
+    tables = gather(tmp_path, results)
+    assert tables.trials["status"].tolist() == ["done", "running"]
+    [note] = tables.notes
+    assert note.startswith(f"{path} ")
+    assert note.endswith(": the trial does not count as done")
+    assert len(note) < 500
+    with pytest.raises(Unusable):
+        read_result(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +254,9 @@ def test_tables_of_another_version_are_named(experiment: Make, tmp_path: Path) -
     (other / "cycles.parquet").unlink()
     before = hashes(other)
     notes = "\n".join(gather(tmp_path, results, other).notes)
-    assert "trials.parquet is of version 0, this reads version 2" in notes
+    assert "trials.parquet is of version 0, this reads version 3" in notes
     assert "epochs.parquet is not a table of repr_ray" in notes
-    assert "layers.parquet has other columns than version 2" in notes
+    assert "layers.parquet has other columns than version 3" in notes
     assert "cycles.parquet is missing" in notes
     assert hashes(other) == before
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
-from studies import make_trial
 
 from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
+from studies import make_trial
 
 Make = Callable[..., Path]
 NAMES = [
@@ -25,6 +25,7 @@ NAMES = [
     "[x](y) *b* `c`",
     'comma, "quote"',
     "\x1b[31mred",
+    '=HYPERLINK("http://x")',
 ]
 
 
@@ -109,7 +110,7 @@ def test_csv_reads_back(awkward: Comparison, tmp_path: Path) -> None:
     tables.write_csv(tmp_path / "c.csv", awkward.table)
     with (tmp_path / "c.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["scheme"] for row in rows] == ["standard", *NAMES]
+    assert [row["scheme"] for row in rows] == ["standard", *NAMES[:-2], "[31mred", f"'{NAMES[-1]}"]
     assert float(rows[1]["test_accuracy_mean"]) == pytest.approx(0.71)
 
 

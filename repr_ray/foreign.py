@@ -1,0 +1,156 @@
+"""Reading files that nobody vouches for: bounded, and never through a link, a pipe or a device."""
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repr_ray.documents import read_yaml
+
+LARGEST = 1 << 20
+"""Bytes of a document."""
+
+DEEPEST = 50
+"""Levels of nesting in a document."""
+
+
+class Unusable(ValueError):
+    """A file that is not used: the text says what it is or lacks, without its name."""
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of a regular file. Raises FileNotFoundError, and Unusable for anything else that is in the way."""
+    return _read(path, 0, largest)
+
+
+def read_tail(path: Path, size: int) -> bytes:
+    """The last `size` bytes of a regular file. Raises as `read_bytes` does."""
+    return _read(path, -size, None)
+
+
+def _read(path: Path, start: int, largest: int | None) -> bytes:
+    try:
+        if reason := _refused(path.lstat().st_mode):  # before opening: to open a device may do something
+            raise Unusable(reason)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:  # noqa: PTH123 - a handle, not a path
+            status = os.fstat(handle)
+            if reason := _refused(status.st_mode):
+                raise Unusable(reason)
+            if largest is not None and status.st_size > largest:
+                raise Unusable(f"is of {status.st_size:,} bytes, more than {largest:,}")
+            file.seek(max(0, status.st_size + start) if start else 0)
+            return file.read(largest if largest is not None else -start)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unusable(
+            "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
+        ) from None
+
+
+def _refused(mode: int) -> str:
+    """Why a file of this kind is not read, empty for a regular one."""
+    if stat.S_ISLNK(mode):
+        return "is a symbolic link"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return "" if stat.S_ISREG(mode) else "is no regular file"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of plain, bounded values. Raises FileNotFoundError and Unusable."""
+    try:
+        content = json.loads(read_bytes(path))
+    except RecursionError:
+        raise Unusable(f"is nested more than {DEEPEST} levels deep") from None
+    except Unusable:
+        raise
+    except ValueError as error:
+        raise Unusable(f"is no JSON ({error})") from None
+    return _mapping(content)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain, bounded values. Raises FileNotFoundError and Unusable."""
+    try:
+        content = read_yaml(read_bytes(path).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Unusable(f"is no YAML ({' '.join(str(error).split())})") from None
+    return _mapping(content)
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise Unusable("holds no mapping")
+    check_plain(content)
+    return content
+
+
+def check_plain(content: Any, levels: int = DEEPEST) -> None:
+    """Raise Unusable for what JSON cannot hold, nesting that is too deep, and integers beyond 64 bits."""
+    if not levels:
+        raise Unusable(f"is nested more than {DEEPEST} levels deep")
+    if isinstance(content, dict):
+        if odd := [key for key in content if not isinstance(key, str) or not is_text(key)]:
+            raise Unusable(f"has the key {odd[0]!r}, which is no text")
+        content = content.values()
+    elif not isinstance(content, list):
+        if isinstance(content, int) and not -(2**63) <= content < 2**63:
+            raise Unusable("holds an integer beyond 64 bits")
+        if isinstance(content, str) and not is_text(content):
+            raise Unusable("holds half a character")
+        if not isinstance(content, str | int | float | None):
+            raise Unusable(f"holds a {type(content).__name__}, expected plain values")
+        return
+    for value in content:
+        check_plain(value, levels - 1)
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be stored: it has no halves of characters, as names of files from elsewhere may."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a table can hold; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def obstacle(path: Path) -> str:
+    """Why a path is neither read nor written: a link, a pipe, a device; empty for a file, a folder, or nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return "" if stat.S_ISDIR(mode) else _refused(mode)
+
+
+def obstacles(folder: Path, names: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """Everything in a results folder that would lead a launch out of it: its own files, and all below `trials`."""
+    for name in names:
+        if reason := obstacle(folder / name):
+            yield folder / name, reason
+    yield from _below(folder / "trials", 2)
+
+
+def _below(folder: Path, levels: int) -> Iterator[tuple[Path, str]]:
+    if not levels or not folder.is_dir() or folder.is_symlink():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(path, levels - 1)
+            elif not entry.is_file(follow_symlinks=False):
+                yield path, obstacle(path)
