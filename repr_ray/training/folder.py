@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from repr_ray.foreign import Unusable, read_json
+from repr_ray.foreign import Unusable, read_json, read_mapping
 from repr_ray.plan import Trial
 from repr_ray.records import RESULT, read_result
 from repr_ray.remote import Folder, Remote, insist
@@ -76,12 +76,8 @@ class TrialFolder:
     @property
     def stored(self) -> dict[str, Any]:
         """What is stored about the trial: its result if it is done, else what it was announced with."""
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-            if self.done:
-                found = json.loads((self.path / "result.json").read_text())
-            else:
-                found = yaml.safe_load((self.path / "config.yaml").read_text())
-            return found if isinstance(found, dict) else {}
+        with contextlib.suppress(FileNotFoundError, Unusable):
+            return read_result(self.path) or read_mapping(self.path / "config.yaml")
         return {}
 
     @property
