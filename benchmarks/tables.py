@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from repr_ray.training.trial import hardware
+from repr_ray.training.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")

@@ -9,7 +9,6 @@ import errno
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -139,13 +138,14 @@ def _run(
 ) -> None:
     from repr_ray.progress import Progress
     from repr_ray.runners import local, ray
+    from repr_ray.training.provenance import commit
 
     for trial in pending:
         TrialFolder(storage.path, trial).announce(digests[trial.data])
     storage.push()
-    provenance = {"command": command, "commit": _commit()}
+    origin = {"command": command, "commit": commit()}
     with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
-        (ray if runner == "ray" else local).run(pending, storage.location, progress.update, provenance)
+        (ray if runner == "ray" else local).run(pending, storage.location, progress.update, origin)
     storage.pull(wanted=light)
 
 
@@ -262,16 +262,6 @@ def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
         first = min(failed, key=lambda path: path.stat().st_mtime)
         told = f"failed: {len(failed)} of {len(folders)} trials, the first with {failed[first].message}"
         console.print(f"\n{told}\ntraceback in {first}", soft_wrap=True)
-
-
-def _commit() -> str | None:
-    """The commit of this package's checkout, marked when it has uncommitted changes; None outside one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 class _Stopped(BaseException):

@@ -13,19 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from repr_ray.text import line
+from repr_ray.training.messages import Done, EpochEnded, Failed, Message, Note, Stopped
 
 LOG_EVERY = 15.0
 """Seconds, and percent of its epochs, between two lines of one trial in a log: a hundred lines at most."""
 
 
 class Progress:
-    """Follows the messages of all trials of a launch; see `repr_ray.training.trial.Update`."""
+    """Follows the messages of all trials of a launch."""
 
     def __init__(self, console: Console, epochs: dict[str, int], already_done: int) -> None:
         self.console, self.epochs = console, epochs
         self.total = len(epochs) + already_done
         self.already_done = already_done
-        self.running: dict[str, dict[str, Any]] = {}
+        self.running: dict[str, EpochEnded | None] = {}  # None until an epoch has ended
         self.ended: set[str] = set()
         self.failed = 0
         self.epochs_seen, self.started = 0, monotonic()
@@ -41,37 +42,38 @@ class Progress:
         if self.console.is_terminal:
             self.live.stop()
 
-    def update(self, message: dict[str, Any]) -> None:
+    def update(self, message: Message) -> None:
         """Take in one message of one trial, or a note about all of them."""
-        if "trial" not in message:
-            self._print(message["note"], "yellow")
-            return
-        trial = message["trial"]
-        if "epoch" in message:
-            self.epochs_seen += 1
-            self.running[trial] = message
-            before, percent = self.last_line.get(trial, (0.0, -1))
-            now = message["epoch"] * 100 // message["epochs"]
-            if not self.console.is_terminal and monotonic() - before >= LOG_EVERY and now > percent:
-                self.last_line[trial] = monotonic(), now
-                self._print(f"{trial}  {self._state(message)}")
-        elif "failed" in message:
-            if trial in self.ended:  # told by the trial itself, and by those who waited for it
-                return
-            self._end(trial)
-            self.failed += 1
-            self._print(f"{trial}  FAILED: {message['failed']}", "bold red")
-        elif "stopped" in message:
-            self.running.pop(trial, None)
-            self._print(f"{trial}  saved at {message['stopped']} and stopped")
-        elif "done" in message:
-            last = self.running.get(trial)
-            self._end(trial)
-            told = last is not None and last["epoch"] >= 0  # not where it was resumed behind its last epoch
-            self._print(f"{trial}  done{f': {self._state(last)}' if last and told else ''}", "green")
-        else:
-            self.running.setdefault(trial, {"epoch": -1})
-            self._print(f"{trial}  {message['note']}", "yellow" if "WARNING" in message["note"] else "")
+        match message:
+            case Note(text, None):
+                self._print(text, "yellow")
+            case Note(text, str(trial)):
+                self.running.setdefault(trial, None)
+                self._print(f"{trial}  {text}", "yellow" if "WARNING" in text else "")
+            case EpochEnded(trial):
+                self._epoch(trial, message)
+            case Failed(trial, reason):
+                if trial in self.ended:  # told by the trial itself, and by those who waited for it
+                    return
+                self._end(trial)
+                self.failed += 1
+                self._print(f"{trial}  FAILED: {reason}", "bold red")
+            case Stopped(trial, place):
+                self.running.pop(trial, None)
+                self._print(f"{trial}  saved at {place} and stopped")
+            case Done(trial):
+                last = self.running.get(trial)  # none where it was resumed behind its last epoch
+                self._end(trial)
+                self._print(f"{trial}  done{f': {self._state(last)}' if last else ''}", "green")
+
+    def _epoch(self, trial: str, message: EpochEnded) -> None:
+        self.epochs_seen += 1
+        self.running[trial] = message
+        before, percent = self.last_line.get(trial, (0.0, -1))
+        now = message.epoch * 100 // message.epochs
+        if not self.console.is_terminal and monotonic() - before >= LOG_EVERY and now > percent:
+            self.last_line[trial] = monotonic(), now
+            self._print(f"{trial}  {self._state(message)}")
 
     def _end(self, trial: str) -> None:
         self.running.pop(trial, None)
@@ -80,30 +82,29 @@ class Progress:
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(line(text), style=style), soft_wrap=not self.console.is_terminal)
 
-    def _state(self, message: dict[str, Any]) -> str:
-        epoch, epochs = message["epoch"] + 1, message["epochs"]
-        parts = [f"epoch {epoch}/{epochs}", message["phase"], f"train {message['train_accuracy']:.1%}"]
-        accuracies = {split: message[f"{split}_accuracy"] for split in ("val", "test")}
+    def _state(self, at: EpochEnded) -> str:
+        epoch = at.epoch + 1
+        parts = [f"epoch {epoch}/{at.epochs}", at.phase, f"train {at.train_accuracy:.1%}"]
+        accuracies = {"val": at.val_accuracy, "test": at.test_accuracy}
         parts += [f"{split} {accuracy:.1%}" for split, accuracy in accuracies.items() if accuracy is not None]
-        left = f"{duration((epochs - epoch) * message['seconds'])} left" if epoch < epochs else ""
-        return "  ".join([*parts, f"{message['images_per_second']:,.0f} images/s", left]).strip()
+        left = f"{duration((at.epochs - epoch) * at.seconds)} left" if epoch < at.epochs else ""
+        return "  ".join([*parts, f"{at.images_per_second:,.0f} images/s", left]).strip()
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(width=12)
         table.add_column(no_wrap=True)
-        for trial, message in self.running.items():
-            if message["epoch"] < 0:
+        for trial, at in self.running.items():
+            if at is None:
                 table.add_row(trial, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
                 continue
-            epoch, epochs = message["epoch"] + 1, message["epochs"]
-            accuracy = message["test_accuracy"] or message["train_accuracy"]
+            epoch, accuracy = at.epoch + 1, at.test_accuracy or at.train_accuracy
             table.add_row(
                 trial,
-                ProgressBar(total=epochs, completed=epoch),
-                f"{epoch:>3}/{epochs} {message['phase']:4} {accuracy:6.1%} {message['images_per_second']:>7,.0f}/s "
-                f"{duration((epochs - epoch) * message['seconds']):>6}",
+                ProgressBar(total=at.epochs, completed=epoch),
+                f"{epoch:>3}/{at.epochs} {at.phase:4} {accuracy:6.1%} {at.images_per_second:>7,.0f}/s "
+                f"{duration((at.epochs - epoch) * at.seconds):>6}",
             )
         return Group(table, Text(self._summary(), style="bold"))
 
@@ -111,7 +112,7 @@ class Progress:
         done = self.already_done + len(self.ended)
         text = f"{done} of {self.total} trials ended" + (f", {self.failed} FAILED" if self.failed else "")
         remaining = sum(
-            epochs - self.running.get(trial, {"epoch": -1})["epoch"] - 1
+            epochs - (at.epoch + 1 if (at := self.running.get(trial)) else 0)
             for trial, epochs in self.epochs.items()
             if trial not in self.ended
         )

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from repr_ray.distributed import RanksDiffer
 from repr_ray.training import loop, trial
+from repr_ray.training.messages import Preempted
 
 
 def main(job: Path, rank: int) -> None:
@@ -33,7 +34,7 @@ def main(job: Path, rank: int) -> None:
                 {},
                 stop=lambda calls=calls, steps=steps: rank == 1 and next(calls) == steps,
             )
-        except loop.Stopped:
+        except Preempted:
             continue
         sys.exit("nobody stopped")
     trial.run_trial(trials[-1], results / "stopped", torch.device("cpu"), lambda message: None, {})

@@ -32,7 +32,7 @@ from repr_ray.data.decoded import cache_folder, load
 from repr_ray.launch import main
 from repr_ray.plan import plan
 from repr_ray.training.folder import TrialFolder
-from repr_ray.training.loop import Stopped
+from repr_ray.training.messages import Preempted
 from repr_ray.training.trial import run_trial
 
 
@@ -301,7 +301,7 @@ def test_a_checkpoint_is_not_taken_on_with_other_images(folder: Path, tmp_path: 
     [trial] = plan(validate(raw, "x"))
     update = lambda message: None  # noqa: E731
     asked = iter([False, True])
-    with pytest.raises(Stopped):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path / "r", torch.device("cpu"), update, {}, stop=lambda: next(asked))
     write_parquet(folder / "test-00000-of-00001.parquet", pictures(10, 9))
     with pytest.raises(ConfigError, match="the images on this node are not those of the launch"):

@@ -7,37 +7,28 @@ import pytest
 from rich.console import Console
 
 from repr_ray.progress import Progress, bar, duration
+from repr_ray.training.messages import Done, EpochEnded, Failed, Note
 
 TRIAL = "convnet-3x32-cifar10-repr-s3-1a2b3c4d"
 
 
-def epoch(number: int) -> dict[str, object]:
-    return {
-        "trial": TRIAL,
-        "epoch": number,
-        "epochs": 100,
-        "phase": "sub",
-        "train_accuracy": 0.5,
-        "val_accuracy": None,
-        "test_accuracy": 0.4321,
-        "images_per_second": 12345.6,
-        "seconds": 2.0,
-    }
+def epoch(number: int, epochs: int = 100) -> EpochEnded:
+    return EpochEnded(TRIAL, number, epochs, "sub", 0.5, None, 0.4321, 12345.6, 2.0)
 
 
 def run(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=80, highlight=False)
     with Progress(console, {TRIAL: 100, "other": 100}, already_done=1) as progress:
-        progress.update({"trial": TRIAL, "note": "starts"})
+        progress.update(Note("starts", TRIAL))
         for number in range(5):
             progress.update(epoch(number))
         if terminal:
             progress.live.refresh()
-        progress.update({"trial": TRIAL, "note": "epoch 5: cycle 1: dropped 28 of 96 filters: conv1 28/32"})
+        progress.update(Note("epoch 5: cycle 1: dropped 28 of 96 filters: conv1 28/32", TRIAL))
         for _ in range(2):
-            progress.update({"trial": "other", "failed": "Diverged: the training loss of epoch 3 is nan"})
-        progress.update({"trial": TRIAL, "done": True})
+            progress.update(Failed("other", "Diverged: the training loss of epoch 3 is nan"))
+        progress.update(Done(TRIAL))
     return out.getvalue()
 
 
@@ -57,7 +48,7 @@ def test_a_log_has_a_hundred_lines_a_trial_at_most(monkeypatch: pytest.MonkeyPat
     out = io.StringIO()
     with Progress(Console(file=out, width=80), {TRIAL: 5000}, already_done=0) as progress:
         for number in range(5000):
-            progress.update(epoch(number) | {"epochs": 5000})
+            progress.update(epoch(number, 5000))
     assert len(out.getvalue().splitlines()) == 100
 
 
@@ -85,6 +76,6 @@ def test_done_without_another_epoch() -> None:
     """Its process died between its last checkpoint and its end."""
     out = io.StringIO()
     with Progress(Console(file=out, width=80), {TRIAL: 100}, already_done=0) as progress:
-        progress.update({"trial": TRIAL, "note": "resumes at epoch 100"})
-        progress.update({"trial": TRIAL, "done": True})
+        progress.update(Note("resumes at epoch 100", TRIAL))
+        progress.update(Done(TRIAL))
     assert out.getvalue().splitlines()[-1] == f"{TRIAL}  done"

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from s3 import keys_needed, serve, uri
-from studies import make_experiment
 from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
 
 from repr_ray import experiment, remote, report
@@ -25,8 +24,9 @@ from repr_ray.config import ConfigError, load, validate
 from repr_ray.plan import plan
 from repr_ray.remote import Remote, StorageError, at, filesystem, light, opened, shown
 from repr_ray.runners import local
-from repr_ray.training.folder import TakenOver
+from repr_ray.training.messages import Failed, Message, Preempted
 from repr_ray.training.trial import run_trial
+from studies import make_experiment
 
 CPU = torch.device("cpu")
 BIG = 11_000_000
@@ -301,12 +301,13 @@ def test_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the_t
         put(self, target, content)
 
     monkeypatch.setattr(Remote, "_put", fails)
-    told: list[dict[str, object]] = []
+    told: list[Message] = []
     run = partial(run_trial, trial, results, CPU, told.append, {})
     failing[:] = ["cut"] * 3
     with pytest.raises(StorageError):
         run()
-    assert "checkpoint-0003.pt cannot be written (cut)" in str(told[-1]["failed"])
+    assert isinstance(told[-1], Failed)
+    assert "checkpoint-0003.pt cannot be written (cut)" in told[-1].reason
     copy = copy_of(results, tmp_path / "copy")
     failure = json.loads((copy / "trials" / trial.name / "error.json").read_text())
     assert "cannot be written (cut)" in failure["message"]
@@ -332,7 +333,7 @@ def test_a_process_that_was_taken_for_dead_stores_no_more(server: str, tmp_path:
             states.append(stored.stored())
         return False
 
-    with pytest.raises(TakenOver):
+    with pytest.raises(Preempted):
         run_trial(trial, results, CPU, lambda message: None, {}, stop=meanwhile)
     assert states == [stored.stored()]
     assert stored.time(f"trials/{trial.name}/.owner") < 0

@@ -16,7 +16,8 @@ from torch import nn
 
 from repr_ray.plan import Trial
 from repr_ray.training import checkpoint, loop, setup
-from repr_ray.training.folder import TakenOver, TrialFolder
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.messages import Preempted
 from repr_ray.training.trial import _Pace, run_trial
 
 CPU = torch.device("cpu")
@@ -144,7 +145,7 @@ def test_writing_is_kept_to_a_part_of_the_time(
     assert kept == ["checkpoint-0008.pt", "checkpoint-0001.pt"]
     assert_same_end(trial, tmp_path / "whole", expected)
     calls = iter(range(1000))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == 18)
     assert len(rows(tmp_path, trial.name, "epochs")) == 6
     run(trial, tmp_path)
@@ -179,7 +180,7 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
     """Four steps an epoch: the trial saves after the step and goes on with the next one, to the same end."""
     trial, expected = undisturbed
     calls = iter(range(1000))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == steps)
     folder = TrialFolder(tmp_path, trial)
     epoch, step = checkpoint.newest_place(folder.path)
@@ -196,7 +197,7 @@ def test_on_a_smaller_copy_in_s2(tmp_path: Path) -> None:
     masked = tiny(train={"precision": "fp32"})[1]
     run(trial, tmp_path / "undisturbed")
     calls = iter(range(1000))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: next(calls) == 7)
     assert checkpoint.newest_place(TrialFolder(tmp_path, trial).path) == (2, 2)
     run(trial, tmp_path)
@@ -217,7 +218,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(setup, "build_model", with_dropout)
     trial = tiny()[0]
     run(trial, tmp_path / "undisturbed")
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=lambda: True)
     run(trial, tmp_path)
     assert_same_end(trial, tmp_path, tmp_path / "undisturbed")
@@ -233,7 +234,7 @@ def test_a_process_that_was_taken_for_dead_writes_no_more(undisturbed: tuple[Tri
             run(trial, tmp_path)
         return False
 
-    with pytest.raises(TakenOver):
+    with pytest.raises(Preempted):
         run_trial(trial, tmp_path, CPU, lambda message: None, {}, stop=meanwhile)
     assert_same_end(trial, tmp_path, expected)
     assert not TrialFolder(tmp_path, trial).failed

@@ -1,6 +1,7 @@
 """The tree stays what the README says: imports point one way, and only one module knows Ray."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,14 @@ def test_results_are_read_without_training_code() -> None:
 
 
 @pytest.mark.parametrize("package", ["ray"])
-def test_only_one_module_imports_ray(package: str) -> None:
+def test_only_the_ray_runner_imports_ray(package: str) -> None:
     using = {str(p.relative_to(PACKAGE)) for p in FILES if any(n.split(".")[0] == package for n in imports(p))}
-    assert using == {"runners/ray.py"}
+    assert using == {f"runners/ray{part}.py" for part in ("", "_trial", "_ranks", "_private")}
+
+
+def test_only_one_module_knows_private_names_of_ray() -> None:
+    private = re.compile(r"\bray(\.\w+)*\._\w|_internal\b")
+    assert {path.name for path in FILES if private.search(path.read_text())} == {"ray_private.py"}
 
 
 def test_the_method_knows_no_files_and_no_command_line() -> None:

@@ -14,11 +14,12 @@ from repr_ray.optim.rates import Constant
 from repr_ray.runners import local
 from repr_ray.training import loop, trial
 from repr_ray.training.folder import TrialFolder
+from repr_ray.training.messages import Failed, Message, Note
 from repr_ray.training.trial import collapsed_epoch, failure
 
 
-def run(results: Path, *trials: Any) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
+def run(results: Path, *trials: Any) -> list[Message]:
+    messages: list[Message] = []
     local.run(trials, results, messages.append, {"command": "test"})
     return messages
 
@@ -40,7 +41,7 @@ def test_a_trial_learns_and_leaves_everything(tmp_path: Path) -> None:
         (event, layer, epoch) for event, epoch in (("drop", 2), ("reinit", 4)) for layer in ("conv1", "conv2")
     ]
     assert sum(sum(c["dropped"]) for c in cycles if c["event"] == "drop") == 4
-    notes = [m["note"] for m in messages if "note" in m]
+    notes = [m.text for m in messages if isinstance(m, Note)]
     assert any(note.startswith("epoch 2: cycle 1: dropped 4 of 16 filters: conv1 ") for note in notes)
     assert any(note.startswith("epoch 4: cycle 1: brought back 4 of 16 filters") for note in notes)
 
@@ -80,8 +81,106 @@ def test_divergence_is_marked_and_the_next_trial_runs(tmp_path: Path) -> None:
     assert error["status"] == "diverged"
     assert "lower train.optimizer.learning_rate" in error["message"]
     assert "Traceback" in error["traceback"]
-    assert [m["trial"] for m in messages if "failed" in m] == [wild.name]
+    assert [m.trial for m in messages if isinstance(m, Failed)] == [wild.name]
     assert TrialFolder(tmp_path, tame).done
+
+
+POISON = [
+    ("conv1.weight", float("nan")),
+    ("norm1.weight", float("inf")),
+    ("norm2.running_var", float("nan")),
+    ("linear.bias", float("-inf")),
+]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["standard", "repr"])
+@pytest.mark.parametrize(("name", "value"), POISON, ids=[name for name, _ in POISON])
+def test_what_blows_up_in_the_last_step_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: int, name: str, value: float
+) -> None:
+    """The losses of all steps were finite; never is an accuracy of such a network a result."""
+    wild = tiny(train={"epochs": 5}, model={"batch_norm": True})[scheme]
+    train = loop.train_epoch
+
+    def poison(setup: Any, epoch: int, *rest: Any) -> Any:
+        sums = train(setup, epoch, *rest)
+        if epoch == 4:
+            setup.model.state_dict()[name].view(-1)[0] = value
+        return sums
+
+    monkeypatch.setattr(loop, "train_epoch", poison)
+    messages = run(tmp_path, wild)
+    folder = TrialFolder(tmp_path, wild)
+    assert json.loads((folder.path / "error.json").read_text())["status"] == "diverged"
+    assert not folder.done
+    assert isinstance(messages[-1], Failed)
+    assert len(rows(tmp_path, wild.name, "epochs")) == 4
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_loss_of_evaluation_that_is_no_number_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, loss: float
+) -> None:
+    """The weights are finite, what they give for held-out images is not."""
+    trial = tiny()[0]
+    evaluate = loop.evaluate
+
+    def spoiled(setup: Any, images: Any) -> Any:
+        found = evaluate(setup, images)
+        return (loss, found[1]) if images is getattr(setup, split) and setup.train.taken > 5 else found
+
+    def counted(setup: Any, epoch: int, *rest: Any) -> Any:
+        setup.train.taken = epoch
+        return train(setup, epoch, *rest)
+
+    train = loop.train_epoch
+    monkeypatch.setattr(loop, "train_epoch", counted)
+    monkeypatch.setattr(loop, "evaluate", spoiled)
+    run(tmp_path, trial)
+    error = json.loads((TrialFolder(tmp_path, trial).path / "error.json").read_text())
+    assert error["status"] == "diverged"
+    assert f"the {split} loss of epoch 6 is {loss}" in error["message"]
+    assert len(rows(tmp_path, trial.name, "epochs")) == 6
+
+
+@pytest.mark.parametrize("name", [name for name, _ in POISON])
+def test_weights_that_are_no_numbers_at_the_end_have_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where no loss shows it: behind a last epoch that was resumed, for example."""
+    wild = tiny(train={"epochs": 5}, model={"batch_norm": True})[0]
+    epoch = trial.run_epoch
+
+    def poison(setup: Any, number: int, *rest: Any) -> Any:
+        row = epoch(setup, number, *rest)
+        if number == 4:
+            setup.model.state_dict()[name].view(-1)[0] = float("nan")
+        return row
+
+    monkeypatch.setattr(trial, "run_epoch", poison)
+    run(tmp_path, wild)
+    error = json.loads((TrialFolder(tmp_path, wild).path / "error.json").read_text())
+    assert error["status"] == "diverged"
+    assert name in error["message"]
+
+
+def test_a_warning_is_told_once_and_logged_each_time(tmp_path: Path) -> None:
+    """And a line fits a job log, whatever the network."""
+    repr_ = tiny(
+        schemes={"repr": {"kind": "repr", "s1": 1, "s2": 1, "prune_ratio": 0.001}},
+        model={"depth": 20},
+        train={"epochs": 6},
+        baseline="repr",
+    )[-1]
+    messages = run(tmp_path, repr_)
+    told = [m.text for m in messages if isinstance(m, Note)]
+    log = (TrialFolder(tmp_path, repr_).path / "log.txt").read_text()
+    assert sum("WARNING: epoch" in text for text in told) == 1 < log.count("WARNING: epoch")
+    drops = [text for text in told if "filters" in text]
+    assert len(drops) == 4
+    assert all(len(f"{repr_.name}  {text}") <= 120 for text in drops)
+    assert "conv17 0/8" in log
 
 
 def test_an_exception_is_marked_and_a_second_launch_tries_again(
@@ -140,7 +239,7 @@ def test_a_collapse_is_flagged_and_still_counts(tmp_path: Path, monkeypatch: pyt
     result = results_of(tmp_path)[repr_.name]
     assert result["status"] == "done"
     assert result["collapsed_epoch"] == 4
-    assert any("collapsed" in m.get("note", "") for m in messages)
+    assert any("collapsed" in m.text for m in messages if isinstance(m, Note))
 
 
 @pytest.mark.parametrize(

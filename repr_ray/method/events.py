@@ -30,22 +30,38 @@ NEARLY_ALL = 0.85
 """Share of a layer's filters from which dropping them calls for a warning."""
 
 
-def describe(events: list[LayerEvent]) -> str:
-    """One line for a person: filters dropped or brought back per layer, with a warning where one is due."""
+def describe(events: list[LayerEvent], width: int | None = None) -> str:
+    """One line for a person: filters dropped or brought back per layer.
+
+    Where it would be longer than `width`, the layers that lost most stand in it.
+    """
     verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
-    per_layer = "  ".join(f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events)
     total = sum(sum(e.dropped) for e in events)
     everything = sum(len(e.dropped) for e in events)
-    text = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters: {per_layer}"
+    begin = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters"
     relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
-    if relaxed or last:
-        text += f"; {relaxed} by the relaxed rule, {last} by the last resort"
+    end = f"; {relaxed} by the relaxed rule, {last} by the last resort" if relaxed or last else ""
+    layers = [f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events]
+    line = f"{begin}: {'  '.join(layers)}{end}"
+    if width is None or len(line) <= width:
+        return line
+    most = sorted(range(len(events)), key=lambda n: -sum(events[n].dropped) / len(events[n].dropped))
+    for shown in range(len(most) - 1, 0, -1):
+        line = f"{begin}: {'  '.join(layers[n] for n in most[:shown])}  and {len(most) - shown} more layers{end}"
+        if len(line) <= width:
+            return line
+    return begin + end
+
+
+def warnings(events: list[LayerEvent]) -> dict[str, str]:
+    """What a person should know about a drop or a re-initialisation: a line of each kind that is due."""
+    found = {}
     zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
     if zero:
-        text += f"; WARNING: the kernel is all zeros in {', '.join(zero)}"
-    if total == 0:
-        text += "; WARNING: nothing was dropped, raise prune_ratio or exclude fewer layers"
+        found["zero"] = f"the kernel is all zeros in {', '.join(zero)}"
+    if not any(sum(e.dropped) for e in events):
+        found["nothing"] = "nothing was dropped, raise prune_ratio or exclude fewer layers"
     nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
     if nearly:
-        text += f"; WARNING: nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
-    return text
+        found["nearly"] = f"nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
+    return found

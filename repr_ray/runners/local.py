@@ -1,20 +1,21 @@
 """The twin of the Ray runner: the same trials, one after the other, in this process."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from repr_ray.config import ConfigError, Resources
 from repr_ray.plan import Trial
+from repr_ray.training.messages import Tell
 
 
 def run(
     trials: Sequence[Trial],
     results: Path | str,
-    on_update: Callable[[dict[str, Any]], None],
-    provenance: dict[str, Any],
+    tell: Tell,
+    origin: dict[str, Any],
 ) -> None:
     """Run every trial; a failure is recorded in the trial's folder and the next one starts.
 
@@ -22,7 +23,6 @@ def run(
     """
     import torch
 
-    from repr_ray.training.loop import Stopped
     from repr_ray.training.trial import run_trial
 
     resources = trials[0].resources
@@ -39,11 +39,10 @@ def run(
     with _signals_wait() as signals:
         for trial in trials:
             try:
-                run_trial(trial, results, device, on_update, provenance | {"gpus": gpus}, stop=lambda: bool(signals))
-            except Stopped:
-                break
-            except Exception:  # noqa: S112 - the trial's folder says why
-                continue
+                run_trial(trial, results, device, tell, origin | {"gpus": gpus}, stop=lambda: bool(signals))
+            except Exception:  # the trial's folder says why
+                if signals:
+                    break
 
 
 SAVE_SECONDS = 1.5

@@ -1,7 +1,8 @@
 """What the processes of a launch tell each other; an actor on the head node when trials run on Ray."""
 
 import asyncio
-from typing import Any
+
+from repr_ray.training.messages import Done, Failed, Message, Stopped
 
 Place = tuple[int, int]
 """Epochs done, and optimizer steps of the next one."""
@@ -11,7 +12,7 @@ class Mailbox:
     """Collects messages, counts the starts of trials, hands trials to worker groups, passes on who has to leave."""
 
     def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         self.starts: dict[str, tuple[Place, int]] = {}
         self.running: set[str] = set()
         self.trained: set[str] = set()
@@ -21,16 +22,16 @@ class Mailbox:
         self.everyone_leaves = False
         self.changed = asyncio.Condition()
 
-    async def put(self, message: dict[str, Any]) -> None:
-        """Take in a message of a trial; see `repr_ray.training.trial.Update`."""
+    async def put(self, message: Message) -> None:
+        """Take in a message of a trial."""
         self.messages.append(message)
-        if message.keys() & {"done", "failed", "stopped"}:
-            self.running.discard(message["trial"])
-            if "done" in message:
-                self.trained.add(message["trial"])
+        if isinstance(message, Done | Failed | Stopped):
+            self.running.discard(message.trial)
+            if isinstance(message, Done):
+                self.trained.add(message.trial)
             await self._tell()
 
-    async def drain(self) -> list[dict[str, Any]]:
+    async def drain(self) -> list[Message]:
         """The messages since the last call."""
         messages, self.messages = self.messages, []
         return messages

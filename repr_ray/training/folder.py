@@ -16,6 +16,7 @@ from repr_ray.records import RESULT, read_result
 from repr_ray.remote import Folder, Remote, insist
 from repr_ray.storage import PARTIAL, append, write_atomic
 from repr_ray.text import line
+from repr_ray.training.messages import Preempted
 
 LONGEST_LOG, LONGEST_LINE = 500_000, 4_000
 """Bytes of log.txt, characters of one of its lines."""
@@ -23,10 +24,6 @@ LONGEST_LOG, LONGEST_LINE = 500_000, 4_000
 Row = dict[str, Any]
 
 OWNER = ".owner"
-
-
-class TakenOver(RuntimeError):
-    """Another process has started this trial since, because it took this one for dead; it may write no more."""
 
 
 class TrialFolder:
@@ -102,7 +99,7 @@ class TrialFolder:
         insist(lambda: self.storage.write(f"{self.name}/{OWNER}", content))
 
     def assert_owned(self) -> None:
-        """Raise TakenOver when another process has taken over; on object storage `push` does."""
+        """Raise Preempted when another process has taken over; on object storage `push` does."""
         if not isinstance(self.storage, Remote):
             self._ask_whose()
 
@@ -111,7 +108,7 @@ class TrialFolder:
         with contextlib.suppress(FileNotFoundError):  # the other one has even ended
             owner = insist(lambda: self.storage.read(f"{self.name}/{OWNER}"))
         if owner.decode() != self.owner:
-            raise TakenOver(f"another process has taken over {self.trial.name}")
+            raise Preempted(f"another process has taken over {self.trial.name}")
 
     def write_rows(self, name: str, rows: list[Row]) -> None:
         """Write a table of JSON lines (`epochs` or `cycles`) whole."""

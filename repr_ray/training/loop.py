@@ -14,6 +14,7 @@ from repr_ray.data.batches import Batches
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.measurement import Progress
 from repr_ray.method.scores import overlap, zero_filters
+from repr_ray.training.messages import Preempted
 from repr_ray.training.setup import Setup, derive_seed
 from repr_ray.training.step import sums
 
@@ -31,16 +32,12 @@ Part = dict[str, Any]
 """An epoch left half-way: `steps` done, `seconds` spent, and each rank's running sums and random state."""
 
 
+Record = Callable[[int, list[LayerEvent]], None]
+"""Takes an epoch, and what the scheme did before it."""
+
+
 class Diverged(RuntimeError):
-    """The training loss is no longer a number."""
-
-
-class Stopped(RuntimeError):
-    """Training was asked to leave and did, in the middle of an epoch or before it."""
-
-    def __init__(self, part: Part, events: list[LayerEvent] | None = None) -> None:
-        super().__init__(f"stopped after step {part['steps']} of an epoch")
-        self.part, self.events = part, events or []
+    """A loss or a weight is no longer a finite number."""
 
 
 def never() -> bool:
@@ -49,31 +46,37 @@ def never() -> bool:
 
 
 def run_epoch(
-    setup: Setup, epoch: int, progress: Progress | None = None, part: Part | None = None, stop: Stop = never
-) -> tuple[dict[str, Any], list[LayerEvent]]:
-    """Train one epoch and evaluate it: its row of the `epochs` table, and what the scheme did before it.
+    setup: Setup,
+    epoch: int,
+    record: Record | None = None,
+    progress: Progress | None = None,
+    part: Part | None = None,
+    stop: Stop = never,
+) -> dict[str, Any]:
+    """Train one epoch and evaluate it: its row of the `epochs` table.
 
-    `progress(filters done, filters in all)` hears of a ranking that takes long. `part` goes on with an epoch that
-    was left half-way. Raises Stopped once a rank's `stop()` says so, Diverged, and RanksDiffer when the ranks no
-    longer hold the same model.
+    `record` takes what the scheme did before it, `progress(filters done, filters in all)` hears of a ranking that
+    takes long. `part` goes on with an epoch that was left half-way. Raises Preempted once a rank's `stop()` says so,
+    Diverged, and RanksDiffer when the ranks no longer hold the same model.
     """
     trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
-    events = [] if part else setup.scheme.start_epoch(epoch, setup.ranking, progress)
+    if not part:
+        events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
+        if record:
+            record(epoch, events)
     training_started = perf_counter() - (part["seconds"] if part else 0)
-    try:
-        loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
-    except Stopped as left:
-        raise Stopped(left.part | {"seconds": perf_counter() - training_started}, events) from None
+    loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
     training_seconds = perf_counter() - training_started
-    if not math.isfinite(loss):
-        raise Diverged(f"the training loss of epoch {epoch} is {loss}; lower train.optimizer.learning_rate")
+    _assert_finite_loss(loss, "training", epoch)
     distributed.assert_same_model(setup.model, f"after epoch {epoch}")
     distributed.broadcast(setup.model.buffers())
     due = (epoch + 1) % trial.train.evaluate_every == 0 or epoch + 1 == trial.train.epochs
     validation = evaluate(setup, setup.validation) if due else (None, None)
     test = evaluate(setup, setup.test) if due else (None, None)
-    row = {
+    _assert_finite_loss(validation[0], "validation", epoch)
+    _assert_finite_loss(test[0], "test", epoch)
+    return {
         "epoch": epoch,
         "phase": setup.scheme.phase,
         "cycle": setup.scheme.cycle,
@@ -89,7 +92,18 @@ def run_epoch(
         "seconds": perf_counter() - started,
         "layers": _layers(setup) if distributed.rank() == 0 else {},
     }
-    return row, events
+
+
+def _assert_finite_loss(loss: float | None, of: str, epoch: int) -> None:
+    if loss is not None and not math.isfinite(loss):
+        raise Diverged(f"the {of} loss of epoch {epoch} is {loss}; lower train.optimizer.learning_rate")
+
+
+def assert_finite(model: nn.Module) -> None:
+    """Raise Diverged, naming the first one, unless all weights and buffers of a network are finite numbers."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise Diverged(f"{name} is not finite after the last epoch; lower train.optimizer.learning_rate")
 
 
 def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop = never) -> tuple[float, float, float]:
@@ -98,6 +112,7 @@ def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop =
     Sums stay on the device; the only synchronisation is the one at the end. See `run_epoch` for `part` and `stop`.
     """
     train, step = setup.trial.train, setup.step
+    started = perf_counter() - (part["seconds"] if part else 0)
     order = torch.Generator().manual_seed(derive_seed(setup.trial.seed, "order and augmentation", epoch))
     steps = -(-len(setup.train) // train.batch_size)
     done = part["steps"] if part else 0
@@ -108,7 +123,7 @@ def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop =
             rate = train.schedule.rate(train.optimizer.learning_rate, epoch * steps + number, steps, train.epochs)
             step(batch, rate)
             if number + 1 < steps and _agree_to_stop(stop, number, setup):
-                raise Stopped(_leave(number + 1, step.totals, setup))
+                raise Preempted("asked to stop", _leave(number + 1, perf_counter() - started, step.totals, setup))
     loss_sum, correct = _over_ranks(step.totals)
     return loss_sum / len(setup.train), correct / len(setup.train), rate
 
@@ -124,12 +139,12 @@ def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
     return bool(asked.item())
 
 
-def _leave(steps: int, totals: Tensor, setup: Setup) -> Part:
+def _leave(steps: int, seconds: float, totals: Tensor, setup: Setup) -> Part:
     """What `_go_on` needs on every rank, gathered from all of them."""
     own = {"totals": totals.cpu(), "random": torch.get_rng_state()}
     if setup.device.type == "cuda":
         own["cuda_random"] = torch.cuda.get_rng_state(setup.device)
-    return {"steps": steps, "seconds": 0.0, "ranks": distributed.of_every_rank(own)}
+    return {"steps": steps, "seconds": seconds, "ranks": distributed.of_every_rank(own)}
 
 
 def _go_on(own: dict[str, Tensor], setup: Setup) -> Tensor:

@@ -33,12 +33,13 @@ def measure_memory(trial: Trial) -> Memory:
     """
     import torch
 
-    from repr_ray.training.loop import Stopped, evaluate, train_epoch
+    from repr_ray.training.loop import evaluate, train_epoch
+    from repr_ray.training.messages import Preempted
     from repr_ray.training.setup import set_up
 
     setup = set_up(trial, torch.device("cuda"))
     steps = itertools.count(1)
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(Preempted):
         train_epoch(setup, 0, stop=lambda: next(steps) >= STEPS)
     evaluate(setup, setup.test)
     free, there = torch.cuda.mem_get_info()

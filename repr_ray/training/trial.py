@@ -1,39 +1,29 @@
 """One trial from start or checkpoint to its result, on one rank; whatever happens, its folder says so."""
 
 import contextlib
-import platform
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.components import plug_in_behind
 from repr_ray.config import ConfigError
-from repr_ray.method.events import LayerEvent, describe
+from repr_ray.method.events import LayerEvent, describe, warnings
 from repr_ray.plan import Trial
 from repr_ray.remote import StorageError, opened
-from repr_ray.training import checkpoint
-from repr_ray.training.folder import Row, TakenOver, TrialFolder
-from repr_ray.training.loop import Diverged, Part, Stop, Stopped, never, run_epoch
-from repr_ray.training.setup import Setup, set_up
-
-Update = Callable[[dict[str, Any]], None]
-"""Hears `{"trial", "epoch", ...}` after epochs and `{"trial", "note"}` in between; must not block.
-
-Not every short epoch is told of, the last one is. A trial's last message has `done`, `failed` or `stopped`.
-"""
+from repr_ray.training import checkpoint, provenance
+from repr_ray.training.folder import Row, TrialFolder
+from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch
+from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
+from repr_ray.training.setup import set_up
+from repr_ray.training.tensorboard import Board
 
 TELL_EVERY = 0.3
 """Seconds between two epochs that are told of, at least."""
@@ -41,35 +31,40 @@ TELL_EVERY = 0.3
 RANKING_EVERY = 10.0
 """Seconds between two notes on a ranking that takes long."""
 
+LINE = 120
+"""Columns of a line in a job log, the trial's name included."""
+
 
 def run_trial(
     trial: Trial,
     results: Path | str,
     device: torch.device,
-    on_update: Update,
-    provenance: dict[str, Any],
+    tell: Tell,
+    origin: dict[str, Any],
     stop: Stop = never,
 ) -> None:
     """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
 
     `results` is a folder, or the URI of one on object storage, where the trial is stored with every checkpoint.
-    `provenance` (command, commit, GPUs of a worker) goes into result.json. Once `stop()` is true on any rank, saves
-    after the next step and raises Stopped. Raises TakenOver when another process has started the trial since, and
-    what training raises, after writing error.json.
+    `origin` (command, commit, GPUs of a worker) goes into result.json. Raises Preempted once `stop()` is true on any
+    rank, after saving behind the step it was in, and when another process has started the trial since; and what
+    training raises, after writing error.json.
     """
     folder = None
     with contextlib.ExitStack() as stack:
         try:
             storage = stack.enter_context(opened(results))
             folder = TrialFolder(storage.path, trial, storage)
-            _train(trial, folder, device, on_update, provenance, stop)
-        except (Stopped, TakenOver):
+            run = _Run(trial, folder, device, tell)
+            run.train(stop)
+            run.finish(origin)
+        except Preempted:
             raise
         except Exception as error:
             if folder and not distributed.lost_connection(error):  # the other rank knows why
                 with contextlib.suppress(StorageError):  # what is not stored is told
                     folder.fail(failure(error))
-            on_update({"trial": trial.name, "failed": failure(error)["message"]})
+            tell(Failed(trial.name, failure(error)["message"]))
             raise
 
 
@@ -93,125 +88,166 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _train(
-    trial: Trial,
-    folder: TrialFolder,
-    device: torch.device,
-    on_update: Update,
-    provenance: dict[str, Any],
-    stop: Stop,
-) -> None:
-    lead = distributed.rank() == 0
-    tell = (lambda **fields: on_update({"trial": trial.name, **fields})) if lead else (lambda **fields: None)
-    started = datetime.now(UTC)
+class _Run:
+    """A trial on one rank: what it trains with, and how far it is. Rank 0 alone writes and tells."""
 
-    def note(text: str) -> None:
-        folder.log(text)
-        tell(note=text)
+    def __init__(self, trial: Trial, folder: TrialFolder, device: torch.device, tell: Tell) -> None:
+        """Set the trial up as its newest checkpoint says, or at its start."""
+        self.trial, self.folder, self.tell = trial, folder, tell
+        self.lead = distributed.rank() == 0
+        self.epochs: list[Row] = []
+        self.cycles: list[Row] = []
+        self.events: list[LayerEvent] = []  # of the epoch that trains
+        self.part: Part | None = None
+        self.best: tuple[int, float, dict[str, Tensor]] | None = None  # weights that are not written yet
+        self.warned: set[str] = set()
+        self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
+        self.started, seconds = datetime.now(UTC), 0.0
+        announced, state = distributed.from_rank_0(self._take_over() if self.lead else None)
+        self.setup = set_up(trial, device, state["precision"] if state else None)
+        _assert_same_data(self.setup.data_digest, announced, state)
+        if state:
+            self.setup.model.load_state_dict(state["model"])
+            self.setup.optimizer.load_state_dict(state["optimizer"])
+            self.setup.scheme.load_state_dict(state["scheme"])
+            self.epochs, self.cycles, self.part = state["epochs"], state["cycles"], state.get("part")
+            self.started, seconds = datetime.fromisoformat(state["started"]), state["seconds"]
+        self.clock = perf_counter() - seconds
+        if self.lead:
+            folder.announce(self.setup.data_digest)
+            self._note(f"resumes at {_place(len(self.epochs), self.part)}" if state else "starts")
+            self._write_tables()
+            self.board = Board(folder.path, len(self.epochs))
+            folder.push()
 
-    if lead:
-        folder.take_over()
-        folder.pull()
-        folder.clear()
-    stored = (folder.stored.get("data_digest"), checkpoint.load_newest(folder.path, note)) if lead else None
-    announced, state = distributed.from_rank_0(stored)
-    setup = set_up(trial, device, state["precision"] if state else None)
-    _assert_same_data(setup.data_digest, announced, state)
-    if lead:
-        folder.announce(setup.data_digest)
-    epochs: list[Row] = []
-    cycles: list[Row] = []
-    part: Part | None = None
-    before = 0.0
-    if state:
-        setup.model.load_state_dict(state["model"])
-        setup.optimizer.load_state_dict(state["optimizer"])
-        setup.scheme.load_state_dict(state["scheme"])
-        epochs, cycles, part, before = state["epochs"], state["cycles"], state.get("part"), state["seconds"]
-        started = datetime.fromisoformat(state["started"])
-    clock = perf_counter() - before
+    def train(self, stop: Stop) -> None:
+        """Train the epochs that are left."""
+        for epoch in range(len(self.epochs), self.trial.train.epochs):
+            self.events = []
+            ranking = _Ranking(self._note) if self.lead else None
+            try:
+                row = run_epoch(self.setup, epoch, self._record, ranking, self.part, stop)
+            except Preempted as left:
+                if self.lead:
+                    self._leave(epoch, left.part)
+                raise Preempted(f"stopped at {_place(epoch, left.part)}") from None
+            except Exception:
+                if self.lead:
+                    self._write_tables()
+                raise
+            self.part = None
+            self.epochs.append(row)
+            if self.lead:
+                self._end_epoch(epoch, row)
 
-    def save(part: Part | None) -> None:
-        folder.assert_owned()
-        state = {
-            "model": setup.model.state_dict(),
-            "optimizer": setup.optimizer.state_dict(),
-            "scheme": setup.scheme.state_dict(),
-            "precision": setup.precision,
-            "data_digest": setup.data_digest,
-            "epochs": epochs,
-            "cycles": cycles,
-            "part": part,
-            "seconds": perf_counter() - clock,
-            "started": started.isoformat(),
-        }
-        checkpoint.save(folder.path, len(epochs), part["steps"] if part else 0, state)
-
-    def add_events(epoch: int, events: list[LayerEvent]) -> None:
-        if events:
-            cycles.extend(asdict(event) for event in events)
-            note(f"epoch {epoch}: {describe(events)}")
-
-    def write_tables() -> None:
-        folder.write_rows("epochs", epochs)
-        folder.write_rows("cycles", cycles)
-
-    def write(part: Part | None) -> None:
-        """Best weights first: an epoch in a checkpoint has been compared with them."""
-        if best:
-            checkpoint.save_best(folder.path, *best)
-        save(part)
-        write_tables()
-        board.flush()
-
-    if lead:
-        note(f"resumes at {_place(len(epochs), part)}" if state else "starts")
-        write_tables()
-        board = SummaryWriter(str(folder.path), purge_step=len(epochs))
-        folder.push()
-
-    best: tuple[int, float, dict[str, Tensor]] | None = None
-    pace, told = _Pace(trial.resources.checkpoint_every), 0.0
-    for epoch in range(len(epochs), trial.train.epochs):
-        try:
-            row, events = run_epoch(setup, epoch, _Ranking(note) if lead else None, part, stop)
-        except Stopped as left:
-            if lead:
-                add_events(epoch, left.events)
-                write(left.part)
-                folder.log(f"saved at {_place(epoch, left.part)} and stopped, as asked")
-                folder.push()
-                tell(stopped=_place(epoch, left.part))
-            raise
-        except Exception:
-            if lead:
-                write_tables()
-            raise
-        part = None
-        epochs.append(row)
-        if not lead:
-            continue
-        add_events(epoch, events)
-        _to_tensorboard(board, row, events)
-        if _is_best(epochs):
-            best = epoch, row["val_accuracy"], {k: v.clone() for k, v in setup.model.state_dict().items()}
-        if pace.due(epoch) or epoch + 1 == trial.train.epochs:
-            with pace.measured():
-                write(None)
-                folder.push()
-            best = None
-        if perf_counter() - told >= TELL_EVERY or epoch + 1 == trial.train.epochs:
-            tell(**{key: value for key, value in row.items() if key != "layers"}, epochs=trial.train.epochs)
-            told = perf_counter()
-
-    distributed.assert_same_model(setup.model, "at the end")
-    if lead:
-        board.close()
-        collapsed = collapsed_epoch([row["train_accuracy"] for row in epochs], setup.chance, len(setup.train))
+    def finish(self, origin: dict[str, Any]) -> None:
+        """Check the network that has come out, and write the result."""
+        distributed.assert_same_model(self.setup.model, "at the end")
+        assert_finite(self.setup.model)
+        if not self.lead:
+            return
+        self.board.close()
+        accuracies = [row["train_accuracy"] for row in self.epochs]
+        collapsed = collapsed_epoch(accuracies, self.setup.chance, len(self.setup.train))
         if collapsed is not None:
-            note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
-        folder.finish(_result(setup, started, perf_counter() - clock, epochs, collapsed) | provenance)
-        tell(done=True)
+            self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
+        self.folder.finish(self._result(collapsed) | origin)
+        self.tell(Done(self.trial.name))
+
+    def _take_over(self) -> tuple[str | None, dict[str, Any] | None]:
+        """Make this process the one that writes; what the launch said of the images, and the newest checkpoint."""
+        self.folder.take_over()
+        self.folder.pull()
+        self.folder.clear()
+        return self.folder.stored.get("data_digest"), checkpoint.load_newest(self.folder.path, self._note)
+
+    def _note(self, text: str) -> None:
+        self.folder.log(text)
+        self.tell(Note(text, self.trial.name))
+
+    def _record(self, epoch: int, events: list[LayerEvent]) -> None:
+        """What the scheme did before an epoch; a warning of one kind is told once, and logged each time."""
+        self.events = events
+        if not self.lead or not events:
+            return
+        self.cycles.extend(asdict(event) for event in events)
+        begin, name = f"epoch {epoch}: ", self.trial.name
+        self.folder.log(begin + describe(events))
+        self.tell(Note(begin + describe(events, LINE - len(f"{name}  {begin}")), name))
+        for kind, text in warnings(events).items():
+            warning = f"WARNING: {begin}{text}"
+            self.folder.log(warning)
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.tell(Note(warning, name))
+
+    def _end_epoch(self, epoch: int, row: Row) -> None:
+        last = epoch + 1 == self.trial.train.epochs
+        self.board.add(row, self.events)
+        if _is_best(self.epochs):
+            weights = {key: value.clone() for key, value in self.setup.model.state_dict().items()}
+            self.best = epoch, row["val_accuracy"], weights
+        if last or self.pace.due(epoch):
+            with self.pace.measured():
+                self._write()
+                self.folder.push()
+        if last or perf_counter() - self.told >= TELL_EVERY:
+            told = {field.name: row[field.name] for field in fields(EpochEnded) if field.name in row}
+            self.tell(EpochEnded(trial=self.trial.name, epochs=self.trial.train.epochs, **told))
+            self.told = perf_counter()
+
+    def _leave(self, epoch: int, part: Part | None) -> None:
+        self.part = part
+        self._write()
+        self.folder.log(f"saved at {_place(epoch, part)} and stopped, as asked")
+        self.folder.push()
+        self.tell(Stopped(self.trial.name, _place(epoch, part)))
+
+    def _write(self) -> None:
+        """Write all there is. Best weights first: an epoch in a checkpoint has been compared with them."""
+        if self.best:
+            checkpoint.save_best(self.folder.path, *self.best)
+            self.best = None
+        self.folder.assert_owned()
+        state = {
+            "model": self.setup.model.state_dict(),
+            "optimizer": self.setup.optimizer.state_dict(),
+            "scheme": self.setup.scheme.state_dict(),
+            "precision": self.setup.precision,
+            "data_digest": self.setup.data_digest,
+            "epochs": self.epochs,
+            "cycles": self.cycles,
+            "part": self.part,
+            "seconds": perf_counter() - self.clock,
+            "started": self.started.isoformat(),
+        }
+        checkpoint.save(self.folder.path, len(self.epochs), self.part["steps"] if self.part else 0, state)
+        self._write_tables()
+        self.board.flush()
+
+    def _write_tables(self) -> None:
+        self.folder.write_rows("epochs", self.epochs)
+        self.folder.write_rows("cycles", self.cycles)
+
+    def _result(self, collapsed: int | None) -> dict[str, Any]:
+        setup, seconds = self.setup, sum(row["seconds"] for row in self.epochs)
+        return {
+            "status": "done",
+            "started": self.started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            "wall_seconds": perf_counter() - self.clock,
+            "images_per_second": len(self.epochs) * len(setup.train) / seconds,
+            "collapsed_epoch": collapsed,
+            "precision": setup.precision,
+            "workers": distributed.world_size(),
+            "threads": self.trial.resources.cpus_per_worker,
+            "checksum": distributed.checksum(setup.model),
+            "data_digest": setup.data_digest,
+            "plug_ins": setup.trial.plug_ins,
+            "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(setup.device),
+        }
 
 
 def _assert_same_data(digest: str, announced: str | None, state: dict[str, Any] | None) -> None:
@@ -284,64 +320,3 @@ class _Ranking:
         if perf_counter() - self.last >= RANKING_EVERY and done - self.done >= total / 20:
             self.last, self.done = perf_counter(), done
             self.note(f"ranking: {done} of {total} filters")
-
-
-def _result(
-    setup: Setup, started: datetime, seconds: float, epochs: list[Row], collapsed: int | None
-) -> dict[str, Any]:
-    resources = setup.trial.resources
-    return {
-        "status": "done",
-        "started": started.isoformat(),
-        "finished": datetime.now(UTC).isoformat(),
-        "wall_seconds": seconds,
-        "images_per_second": len(epochs) * len(setup.train) / sum(row["seconds"] for row in epochs),
-        "collapsed_epoch": collapsed,
-        "precision": setup.precision,
-        "data_digest": setup.data_digest,
-        "plug_ins": setup.trial.plug_ins,
-        "workers": distributed.world_size(),
-        "threads": resources.cpus_per_worker,
-        "checksum": distributed.checksum(setup.model),
-        "parameters": sum(p.numel() for p in setup.model.parameters()),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "hardware": hardware(setup.device),
-    }
-
-
-_PACKAGES = ("repr_ray", "torch", "torchvision", "ray", "numpy")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What a timing needs beside it: processor, its cores, and the GPU if one was used."""
-    capabilities = torch.cpu.get_capabilities()
-    return {
-        "cpu": capabilities.get("cpu_name", platform.processor()),
-        "cores": capabilities.get("num_logical_cores"),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
-
-
-def _to_tensorboard(board: SummaryWriter, row: Row, events: list[LayerEvent]) -> None:
-    scalars = {key: value for key, value in row.items() if isinstance(value, float)}
-    scalars |= {"filters_dropped": row["filters_dropped"]}
-    scalars |= {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-    board.file_writer.add_summary(Summary(value=values), row["epoch"])  # `add_scalar` makes an event of each
-    if events and events[0].event == "drop":
-        board.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
-
-
-def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:
-    """A picture of one drop: a row of squares per layer, black for dropped filters, grey beyond the last."""
-    picture = np.full((len(events), max(len(event.dropped) for event in events)), 128, np.uint8)
-    for line, event in zip(picture, events, strict=True):
-        line[: len(event.dropped)] = np.where(event.dropped, 0, 255)
-    return picture.repeat(pixels, axis=0).repeat(pixels, axis=1)

@@ -16,6 +16,7 @@ from support import ROOT, results_of, tiny, write_config
 from repr_ray.config import ConfigError
 from repr_ray.runners import ray as runner
 from repr_ray.training.memory import Memory
+from repr_ray.training.messages import Message, Note, Tell
 
 SECONDS = 4.0
 """How long a pretended trial takes."""
@@ -55,16 +56,16 @@ def pretend(config: dict[str, str], launch: Any) -> dict[str, Any]:
 
 
 def schedule(
-    results: Path, monkeypatch: pytest.MonkeyPatch, on_update: runner.Update = lambda message: None, **resources: Any
+    results: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell = lambda message: None, **resources: Any
 ) -> list[tuple[float, float, str]]:
     """Run sixty pretended trials: start, end and slot of each."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(runner, "_train_here", pretend)
+    monkeypatch.setattr(runner, "train_here", pretend)
     trials = tiny(seeds=list(range(30)), resources=resources)
     assert len(trials) == 60
-    runner.run(trials, results, on_update, {})
+    runner.run(trials, results, tell, {})
     rows = [(results / trial.name).read_text().split() for trial in trials]
     return [(float(begin), float(end), f"{node} {gpu}") for begin, end, node, gpu in rows]
 
@@ -107,13 +108,13 @@ def test_where_a_gpu_cannot_be_measured_trials_do_not_share_it(
     """The pretended GPU has no driver."""
     cluster(1, num_cpus=2, num_gpus=1)
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.1)
-    said: list[dict[str, Any]] = []
+    said: list[Message] = []
     ran = schedule(tmp_path, monkeypatch, said.append, trials_per_gpu="auto")
     assert len({slot for _, _, slot in ran}) == 1
     assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(sorted(ran)))
-    [note] = [message["note"] for message in said if "note" in message]
+    [note] = [message.text for message in said if isinstance(message, Note)]
     assert note.startswith(
-        "one trial on a GPU: what it takes cannot be measured (RuntimeError: Found no NVIDIA driver"
+        "one trial on a GPU: cannot measure the GPU memory that it takes (RuntimeError: Found no NVIDIA driver"
     )
 
 
@@ -121,11 +122,12 @@ def test_too_large_a_trial_is_given_up_in_the_open(
     cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster(1, num_cpus=2, num_gpus=2)
-    said: list[dict[str, Any]] = []
+    said: list[Message] = []
     trials = tiny(resources={"workers": 2, "gpus_per_worker": 2, "wait_minutes": 0.05})
     with pytest.raises(ConfigError, match=r"a trial needs 4 GPUs and 2 CPUs \(2 workers\), the cluster has 2 GPUs"):
         runner.run(trials, tmp_path, said.append, {})
-    assert said[0]["note"].startswith("waiting for resources: a trial needs 4 GPUs")
+    assert isinstance(said[0], Note)
+    assert said[0].text.startswith("waiting for resources: a trial needs 4 GPUs")
     assert not (tmp_path / "trials").exists()
 
 

@@ -1,6 +1,7 @@
 """Rankings measured on images: their definitions, that they leave no trace, and that test images stay unseen."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -196,8 +197,9 @@ def test_how_many_images_are_used(name: str, count: int) -> None:
 def test_a_trial_ranks_by_data(name: str) -> None:
     setup = prepare(name)
     heard: list[tuple[int, int]] = []
-    rows = [run_epoch(setup, epoch, lambda *n: heard.append(n)) for epoch in range(3)]
-    assert rows[1][0]["filters_dropped"] == 4 and len(rows[1][1]) == 2
+    events: dict[int, Any] = {}
+    rows = [run_epoch(setup, epoch, events.__setitem__, lambda *n: heard.append(n)) for epoch in range(3)]
+    assert rows[1]["filters_dropped"] == 4 and len(events[1]) == 2
     assert bool(heard) == (name == "oracle")
 
 

@@ -10,7 +10,7 @@ from networks import OPTIMIZERS, assert_silent, batches, stack, step, tensors, t
 from torch import Tensor, nn
 
 from repr_ray import RePr, distributed
-from repr_ray.method.events import describe
+from repr_ray.method.events import describe, warnings
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.settings import RePrSettings
 
@@ -234,12 +234,19 @@ def test_a_cycle_is_described_in_one_line() -> None:
     assert describe(dropped).startswith("cycle 1: dropped 7 of 24 filters: 0 ")
     assert "brought back 7 of 24" in describe(returned) and "by the relaxed rule" in describe(returned)
     assert "\n" not in describe(dropped)
-    assert "nearly" not in describe(dropped) and "zeros" not in describe(dropped) + describe(returned)
+    assert not warnings(dropped) | warnings(returned)
     dead = make(reinit={"direction": "zero"})
     events = train(*dead, 0, 5)
     assert [event.zero for event in events] == [sum(event.dropped) for event in events[:3]] * 2
-    assert f"WARNING: the kernel is all zeros in {events[3].zero} of 0" in describe(events[3:])
+    assert warnings(events[3:])["zero"].startswith(f"the kernel is all zeros in {events[3].zero} of 0")
     whole = [replace(event, dropped=(1,) * 7 + (0,) if event is dropped[0] else event.dropped) for event in dropped]
-    assert f"WARNING: nearly the whole of {dropped[0].layer}" in describe(whole)
+    assert f"nearly the whole of {dropped[0].layer}" in warnings(whole)["nearly"]
     nothing = make(prune_ratio=0.01)
-    assert "WARNING: nothing was dropped" in describe(train(*nothing, 0, 3))
+    assert "nothing was dropped" in warnings(train(*nothing, 0, 3))["nothing"]
+    wide = [
+        replace(event, layer=f"block{n}.conv", dropped=(1,) * n + (0,) * 60) for n in range(60) for event in dropped
+    ]
+    line = describe(wide, 80)
+    assert len(line) <= 80
+    assert "block59.conv 59/119" in line and line.endswith("more layers")
+    assert describe(wide).count("block") == 180 and describe(dropped, 80) == describe(dropped)

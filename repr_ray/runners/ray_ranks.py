@@ -1,0 +1,97 @@
+"""A worker group of Ray Train that trains one trial of several workers after the other."""
+
+import itertools
+import threading
+import uuid
+from concurrent.futures import Future
+from typing import Any, ClassVar
+
+from repr_ray.config import Resources
+from repr_ray.runners.ray_trial import Launch
+from repr_ray.training.messages import Failed, Message, Preempted
+
+
+class Ranks:
+    """A Train worker group that trains one trial after the other: to start one takes longer than small trials do.
+
+    It ends with the first trial that does not end well, or with the Tune process that drives it.
+    """
+
+    warm: ClassVar["Ranks | None"] = None
+
+    @classmethod
+    def of(cls, launch: Launch, resources: Resources) -> "Ranks":
+        """The worker group of this process."""
+        if cls.warm is None or cls.warm.ended.done():
+            cls.warm = cls(launch, resources)
+        return cls.warm
+
+    def __init__(self, launch: Launch, resources: Resources) -> None:
+        self.mailbox, self.key = launch.mailbox, uuid.uuid4().hex[:8]
+        self.ended: Future[None] = Future()
+        threading.Thread(target=self._run, args=(launch, resources), daemon=True).start()
+
+    def train(self, trial: str) -> bool:
+        """Whether the trial was trained to its end, and not left. Raises what the worker group ended with in it."""
+        import ray
+
+        self.mailbox.give.remote(self.key, trial)
+        trained = self.mailbox.until_trained.remote(trial)
+        while not self.ended.done():
+            if ray.wait([trained], timeout=0.5)[0]:
+                ray.get(trained)
+                return True
+        if ray.get(self.mailbox.was_taken.remote(self.key, trial)):  # else it ended before, of something else
+            self.ended.result()
+        return False
+
+    def _run(self, launch: Launch, resources: Resources) -> None:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        function: Any = _train_rank
+        once: Any = {"max_failures": 0, "max_preemption_failures": 0}  # starting again is up to us
+        gpus = launch.gpus
+        trainer = TorchTrainer(
+            function,
+            train_loop_config={"launch": launch, "key": self.key},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"ranks-{self.key}",
+                storage_path=launch.scratch,
+                failure_config=ray.train.FailureConfig(**once),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+
+def _train_rank(config: dict[str, Any]) -> None:
+    """What a rank does: train the trials that its worker group is given, until it has to leave."""
+    import ray
+    from ray.train.torch import get_device
+
+    from repr_ray.training.trial import run_trial
+
+    launch: Launch = config["launch"]
+
+    def tell(message: Message) -> None:
+        if not isinstance(message, Failed):  # perhaps only because another rank died; the driver of the ranks decides
+            launch.mailbox.put.remote(message)
+
+    stop = launch.stop()
+    for place in itertools.count():
+        trial = launch.trials[ray.get(launch.mailbox.take.remote(config["key"], place))]
+        try:
+            run_trial(trial, launch.results, get_device(), tell, launch.origin, stop)
+        except Preempted:
+            return

@@ -1,0 +1,141 @@
+"""What runs in the process of a trial on Ray: the trial itself, or, with several workers, the driver of its ranks."""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from repr_ray.plan import Trial
+from repr_ray.remote import StorageError, opened, shown
+from repr_ray.runners.ray_private import errors_of_ranks, show_as
+from repr_ray.training import checkpoint
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.messages import Failed, Note, Preempted
+
+RETRIES = 2
+"""How often in a row a trial is started again that died before its next checkpoint."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What every trial of a launch shares. `scratch` is a folder on this machine, and names the launch."""
+
+    trials: dict[str, Trial]
+    results: Path | str
+    probe: str
+    mailbox: Any
+    origin: dict[str, Any]
+    gpus: float
+    scratch: str
+
+    def start(self, trial: Trial) -> Callable[[], bool]:
+        """Called in a trial's process before it trains; raises if the trial must not start.
+
+        Returns what tells whether the process has to stop.
+        """
+        import ray
+
+        stop = self.stop()
+        if stop():
+            raise Preempted("this node will be taken away")
+        require_seen(self.results, self.probe)
+        with opened(self.results) as storage:
+            folder = TrialFolder(storage.path, trial, storage)
+            folder.pull()
+            place = checkpoint.newest_place(folder.path)
+        starts = ray.get(self.mailbox.start.remote(trial.name, place))
+        if starts > 1 + RETRIES:
+            raise RuntimeError(f"its process died {starts - 1} times in a row between epoch {place[0]} and the next")
+        return stop
+
+    def stop(self) -> Callable[[], bool]:
+        """Whether this process has to stop; a thread, one per process, waits for the mailbox to say so."""
+        import ray
+
+        if self.scratch not in _stopping:
+            event = _stopping[self.scratch] = threading.Event()
+            node = ray.get_runtime_context().get_node_id()
+
+            def wait() -> None:
+                with contextlib.suppress(Exception):  # the launch has ended
+                    ray.get(self.mailbox.until_leaving.remote(node))
+                    event.set()
+
+            threading.Thread(target=wait, daemon=True).start()
+        return _stopping[self.scratch].is_set
+
+
+_stopping: dict[str, threading.Event] = {}
+"""By launch: whether its trials in this process have to stop."""
+
+
+def require_seen(results: Path | str, probe: str) -> None:
+    """Raise FileNotFoundError unless this node sees what the launcher wrote."""
+    try:
+        with opened(results, waits=(1, 2)) as storage:
+            deadline = monotonic() + 5  # a network file system may be behind
+            while storage.time(probe) == -math.inf:
+                if monotonic() > deadline:
+                    raise FileNotFoundError(
+                        f"cannot read what the launcher wrote to {shown(results)}; mount that folder on every node,"
+                        " or name one that they all see with --results"
+                    )
+                sleep(0.5)
+    except StorageError as error:
+        raise FileNotFoundError(f"cannot read what the launcher wrote: {error}") from None
+
+
+def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:
+    """Train a trial of one worker in this process, which Tune has started for it."""
+    import torch
+
+    from repr_ray.training.trial import failure, run_trial
+
+    trial = launch.trials[config["trial"]]
+    show_as(trial.name)
+    device = torch.device("cuda" if launch.gpus else "cpu")
+    if 0 < launch.gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(launch.gpus)  # a trial that wants more fails, not its neighbours
+    try:
+        stop = launch.start(trial)
+        run_trial(trial, launch.results, device, launch.mailbox.put.remote, launch.origin, stop)
+    except Preempted:
+        raise
+    except Exception as error:
+        return {"failure": failure(error)}
+    return {"failure": None}
+
+
+def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
+    """Drive the Train worker group of a trial of several workers from this process."""
+    from repr_ray.runners.ray_ranks import Ranks
+    from repr_ray.training.trial import failure, first_line
+
+    trial = launch.trials[config["trial"]]
+    show_as(trial.name)
+    while True:
+        try:
+            launch.start(trial)
+            if Ranks.of(launch, trial.resources).train(trial.name):
+                return {"failure": None}
+        except Preempted:
+            raise
+        except Exception as error:
+            if own := _own_error(error):
+                launch.mailbox.put.remote(Failed(trial.name, first_line(own)))
+                return {"failure": failure(own)}
+            launch.mailbox.put.remote(Note(f"a rank died: {first_line(error)}", trial.name))
+
+
+def _own_error(error: Exception) -> Exception | None:
+    """What a rank itself raised; None where its process, its node or a connection was lost."""
+    from repr_ray import distributed
+
+    failures = errors_of_ranks(error)
+    if failures is None:
+        return error
+    return next((failure for failure in failures if not distributed.lost_connection(failure)), None)

@@ -1,0 +1,68 @@
+"""What a trial tells those who wait for it, and the one exception by which it leaves before its end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for a person: about one trial, or, without `trial`, about all of them."""
+
+    text: str
+    trial: str | None = None
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """A trial after an epoch, counted from 0, of `epochs`. Accuracies are fractions, None where not measured."""
+
+    trial: str
+    epoch: int
+    epochs: int
+    phase: str
+    train_accuracy: float
+    val_accuracy: float | None
+    test_accuracy: float | None
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """A trial has reached its end."""
+
+    trial: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial has ended in an error; `reason` is its first line."""
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A trial has saved at `place` and left, to go on later."""
+
+    trial: str
+    place: str
+
+
+Message = Note | EpochEnded | Done | Failed | Stopped
+
+Tell = Callable[[Message], Any]
+"""Takes a message; must not block. Not every short epoch is told of, the last one is."""
+
+
+class Preempted(Exception):
+    """A trial leaves its process before its end: the process was asked to stop, or another one runs the trial.
+
+    `part` is where it was in an epoch, for a checkpoint; see `repr_ray.training.loop.Part`.
+    """
+
+    def __init__(self, message: str, part: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.part = part

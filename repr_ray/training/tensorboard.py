@@ -1,0 +1,46 @@
+"""A trial's curves for TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from repr_ray.method.schemes import LayerEvent
+
+
+class Board:
+    """Event files in a trial's folder; what an earlier run wrote from epoch `first` on is hidden."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=first)
+
+    def add(self, row: dict[str, Any], events: list[LayerEvent]) -> None:
+        """Add an epoch, and a picture of the filters that were dropped before it."""
+        scalars = {key: value for key, value in row.items() if isinstance(value, float)}
+        scalars |= {"filters_dropped": row["filters_dropped"]}
+        scalars |= {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.writer.file_writer.add_summary(
+            Summary(value=values), row["epoch"]
+        )  # `add_scalar` makes an event of each
+        if events and events[0].event == "drop":
+            self.writer.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
+
+    def flush(self) -> None:
+        """Write what was added."""
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what was added, for the last time."""
+        self.writer.close()
+
+
+def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:
+    """A picture of one drop: a row of squares per layer, black for dropped filters, grey beyond the last."""
+    picture = np.full((len(events), max(len(event.dropped) for event in events)), 128, np.uint8)
+    for line, event in zip(picture, events, strict=True):
+        line[: len(event.dropped)] = np.where(event.dropped, 0, 255)
+    return picture.repeat(pixels, axis=0).repeat(pixels, axis=1)

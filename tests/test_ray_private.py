@@ -1,0 +1,72 @@
+"""The private names of Ray that the runner uses: each is there, and does what it is used for."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repr_ray.runners import ray_private
+
+
+def test_no_cluster_is_joined_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: set())  # of whoever runs one here
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda *a: None)
+    assert not ray_private.cluster_is_running()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert ray_private.cluster_is_running()
+
+
+def test_a_cluster_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import ray_constants, services
+
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    ray_private.listen_on_loopback()
+    assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+    assert ray_constants.ENABLE_RAY_CLUSTER is False
+    assert "ENABLE_RAY_CLUSTER" in inspect.getsource(services)
+
+
+def test_the_state_lists_draining_nodes() -> None:
+    from ray._private.state import GlobalState, state
+
+    assert isinstance(state, GlobalState)
+    assert "Dict" in str(inspect.signature(state.get_draining_nodes).return_annotation)
+
+
+def test_a_process_gets_a_title() -> None:
+    import ray
+
+    before = ray._raylet.getproctitle()
+    try:
+        ray_private.show_as("a trial")
+        assert ray._raylet.getproctitle() == "ray::a trial"
+    finally:
+        ray._raylet.setproctitle(before)
+
+
+def test_the_error_of_a_tune_trial(tmp_path: Path) -> None:
+    from ray import cloudpickle
+    from ray.tune.experiment import Trial
+
+    class Ended:
+        pickled_error_file = str(tmp_path / "error.pkl")
+
+    Path(Ended.pickled_error_file).write_bytes(cloudpickle.dumps(KeyError("x")))
+    assert repr(ray_private.error_of(Ended)) == "KeyError('x')"
+    assert isinstance(inspect.getattr_static(Trial, "pickled_error_file"), property)
+
+
+def test_the_errors_of_ranks() -> None:
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import RayTrainError, WorkerHealthCheckFailedError
+
+    def ended(**failures: Exception) -> Any:
+        return WorkerGroupError("some ranks failed", {int(rank[1:]): error for rank, error in failures.items()})
+
+    own, lost = KeyError("x"), WorkerHealthCheckFailedError("gone", failure=RuntimeError())
+    assert issubclass(WorkerGroupError, RayTrainError)
+    assert ray_private.errors_of_ranks(own) is None
+    assert ray_private.errors_of_ranks(ended(r0=own)) == [own]
+    assert ray_private.errors_of_ranks(ended(r0=own, r1=lost)) == []
