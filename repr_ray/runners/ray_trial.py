@@ -126,8 +126,9 @@ def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
             raise
         except Exception as error:
             if own := _own_error(error):
-                launch.mailbox.put.remote(Failed(trial.name, first_line(own)))
-                return {"failure": failure(own)}
+                why = failure(own)
+                launch.mailbox.put.remote(Failed(trial.name, why["message"]))
+                return {"failure": why}
             launch.mailbox.put.remote(Note(f"a rank died: {first_line(error)}", trial.name))
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from repr_ray.method.schemes import LayerEvent
+from repr_ray.method.events import LayerEvent
 
 
 class Board:
