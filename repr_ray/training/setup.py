@@ -79,7 +79,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         validation=_batches(decoded, decoded.validation, trial, device),
         test=_batches(decoded, decoded.test, trial, device),
         ranking=_ranking_batches(decoded, trial, device),
-        chance=float(torch.bincount(torch.from_numpy(decoded.train.labels)).max()) / len(decoded.train.labels),
+        chance=int(np.bincount(decoded.train.labels).max()) / len(decoded.train.labels),
         data_digest=decoded.digest,
     )
 
