@@ -50,9 +50,3 @@ def test_a_little_training_and_a_whole_evaluation_are_measured(
 @pytest.mark.parametrize(("trial", "fit"), [(5, 14), (72, 1), (73, 0)])
 def test_a_tenth_of_a_gpu_stays_free(trial: int, fit: int) -> None:
     assert memory.Memory(trial, 80).fit == fit
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_small_trial_takes_a_small_part_of_a_gpu() -> None:
-    measured = memory.measure_memory(tiny()[0])
-    assert 0 < measured.trial < measured.gpu

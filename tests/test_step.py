@@ -125,21 +125,3 @@ def test_an_epoch_never_waits_for_the_device(compact: bool) -> None:
         assert names["aten::convolution_backward"] > 0
         counts[batch] = {name: names[name] for name in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero")}
     assert counts[64] == counts[16]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
-def test_steps_never_synchronise_a_gpu(graph: bool) -> None:
-    one = setup.set_up(tiny(train={"batch_size": 32}, resources={"cuda_graph": graph})[1], torch.device("cuda"))
-    batches = list(one.train.shuffled(32, torch.Generator().manual_seed(0)))
-    for epoch in range(3):
-        one.scheme.start_epoch(epoch)
-        with one.step.epoch():
-            for batch in batches:
-                one.step(batch, 0.01)
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                for batch in batches:
-                    one.step(batch, 0.01)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
