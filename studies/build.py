@@ -1,0 +1,161 @@
+"""Pages of the studies, made from their stored tables. No number in them is typed by hand.
+
+python -m studies.build                     # every page and the index again, from the stored tables
+python -m studies.build STUDY RESULTS ...   # first take over the tables and pictures of these results folders
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from repr_ray.report import report
+from repr_ray.results import claims, store, tables
+from repr_ray.results.compare import Comparison, compare
+
+HERE = Path(__file__).parent
+TABLES = ("trials", "epochs", "cycles")
+PICTURES = ("differences", "curves", "filters")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder: `about.yaml` says what a person says of it, `tables/` holds what was measured."""
+
+    folder: Path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`title`, `question`, `limits` (a list), and perhaps `claims` (sources whose claims it is held against)."""
+        return dict(yaml.safe_load((self.folder / "about.yaml").read_text()))
+
+    @contextmanager
+    def compared(self) -> Iterator[tuple[store.Tables, Comparison]]:
+        """The stored tables and their comparison."""
+        with tempfile.TemporaryDirectory() as work:
+            gathered = store.gather([self.folder / "tables"], Path(work))
+            yield gathered, compare(gathered, self.about.get("baseline"))
+
+    def take(self, results: Sequence[Path]) -> None:
+        """Store the tables and pictures of results folders here."""
+        with tempfile.TemporaryDirectory() as work:
+            report(results, formats=("html",), output=work, baseline=self.about.get("baseline"))
+            (self.folder / "tables").mkdir(exist_ok=True)
+            for name in TABLES:
+                shutil.copyfile(Path(work, f"{name}.parquet"), self.folder / "tables" / f"{name}.parquet")
+            for picture in sorted(Path(work, "plots").glob("*.png")):
+                if picture.stem.rpartition("-")[2] in PICTURES:
+                    shutil.copyfile(picture, self.folder / picture.name)
+
+    def page(self) -> str:
+        """The page as Markdown."""
+        about = self.about
+        with self.compared() as (gathered, comparison):
+            lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
+            lines += [f"**Answer.** {answer(comparison)}", ""]
+            lines += [tables.markdown_sheet(tables.comparison_sheet(comparison)), ""]
+            if dropped := _where_dropped(gathered):
+                lines += ["Filters dropped, a mean over drops and seeds:", "", *dropped, ""]
+            if claimed := _claims(comparison, about.get("claims", [])):
+                lines += ["Beside what was published:", "", claimed, ""]
+            for picture in sorted(self.folder.glob("*.png")):
+                lines += [f"![{picture.stem}]({picture.name})", ""]
+            lines += ["**What this does not show.**", "", *(f"- {limit}" for limit in about["limits"]), ""]
+            lines += [f"**Run.** {_provenance(gathered.trials)}"]
+        return "\n".join(lines) + "\n"
+
+
+def studies() -> list[Study]:
+    """All studies whose tables are stored, by name."""
+    return [Study(path.parent) for path in sorted(HERE.glob("*/tables/"))]
+
+
+def answer(comparison: Comparison) -> str:
+    """The comparison's own sentences, undecided ones included."""
+    unfinished = f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
+    return " ".join([comparison.answer, *(comparison.answers if len(comparison.answers) > 1 else [])]) + unfinished
+
+
+def index() -> str:
+    """The index: a line an answer."""
+    lines = ["# Studies", "", "What was measured with this package, whatever came out. Every page is made from the"]
+    lines += ["tables beside it: `python -m studies.build`.", "", "| study | question | answer |", "|:---|:---|:---|"]
+    for study in studies():
+        with study.compared() as (_, comparison):
+            name = study.folder.name
+            lines.append(
+                f"| [{study.about['title']}]({name}/README.md) | {study.about['question']} | {comparison.answer} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _where_dropped(gathered: store.Tables) -> list[str]:
+    """Filters dropped from each layer, per scheme, as a Markdown table; empty where none were."""
+    events = gathered.read("cycles", ["cycle", "event", "layer", "filter", "dropped"], gathered.trials["trial"])
+    drops = events[events["event"] == "drop"].astype({"trial": str, "layer": str})
+    if drops.empty:
+        return []
+    schemes = gathered.trials.set_index("trial")["scheme"]
+    each = drops.groupby(["trial", "cycle", "layer"], sort=False)["dropped"].agg(["sum", "size"]).reset_index()
+    each["scheme"] = each["trial"].map(schemes)
+    layers = list(dict.fromkeys(each["layer"]))
+    mean = each.groupby(["scheme", "layer"], sort=False)[["sum", "size"]].mean()
+    lines = ["| scheme | " + " | ".join(layers) + " |", "|:---|" + "---:|" * len(layers)]
+    for scheme in dict.fromkeys(schemes):
+        if scheme in mean.index.get_level_values(0):
+            cells = [mean.loc[(scheme, layer)] for layer in layers]
+            lines.append(f"| {scheme} | " + " | ".join(f"{c['sum']:.1f} of {c['size']:.0f}" for c in cells) + " |")
+    return lines
+
+
+def _claims(comparison: Comparison, sources: Sequence[str]) -> str:
+    """The claims of some sources beside what was measured, as a Markdown table; empty where there is none."""
+    claimed = claims.check(comparison, claims.load())
+    claimed = claimed[claimed["source"].isin(sources)]
+    return tables.markdown_sheet(tables.claims_sheet(claimed)) if len(claimed) else ""
+
+
+def _provenance(trials: pd.DataFrame) -> str:
+    """How many trials on what hardware, with which versions, from which commit."""
+    done = trials[trials["status"] == "done"]
+    hardware = {(h.get("gpu") or h.get("cpu")) for h in map(json.loads, done["hardware"].dropna())}
+    versions: dict[str, set[str]] = {}
+    for used in map(json.loads, done["versions"].dropna()):
+        for name, version in used.items():
+            versions.setdefault(name, set()).add(str(version))
+    said = ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in versions.items())
+    commits = ", ".join(sorted(set(done["commit"].dropna())))
+    hours = done["wall_seconds"].sum() / 3600
+    precision = ", ".join(sorted(set(done["precision"].dropna())))
+    return (
+        f"{len(done)} of {len(trials)} trials done, {hours:.1f} device hours on {', '.join(sorted(hardware))},"
+        f" {precision}; {said}; commit {commits}. `config.yaml` beside this page is the experiment:"
+        f" `python -m repr_ray.launch --config studies/{trials['experiment'].iloc[0]}/config.yaml`."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m studies.build", description=__doc__)
+    parser.add_argument("study", nargs="?", help="the folder below studies/")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS", help="results folders, all of one study")
+    options = parser.parse_args(arguments)
+    if options.study:
+        Study(HERE / options.study).take(options.results)
+    for study in studies():
+        (study.folder / "README.md").write_text(study.page())
+    (HERE / "README.md").write_text(index())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

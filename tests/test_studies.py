@@ -1,0 +1,52 @@
+"""The pages of the studies are what their stored tables say."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT, results_of, tiny
+
+from repr_ray.config import load
+from repr_ray.plan import plan
+from repr_ray.runners import local
+
+spec = importlib.util.spec_from_file_location("studies_build", ROOT / "studies" / "build.py")
+assert spec is not None and spec.loader is not None
+build = importlib.util.module_from_spec(spec)  # tests have a module `studies` of their own
+sys.modules[spec.name] = build
+spec.loader.exec_module(build)
+
+STUDIES = build.studies()
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.folder.name)
+def test_a_page_is_made_from_its_tables(study: "build.Study") -> None:
+    assert (study.folder / "README.md").read_text() == study.page()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*/config.yaml")), ids=lambda path: path.parent.name)
+def test_a_config_is_named_after_its_study(path: Path) -> None:
+    experiment = load(path)
+    assert experiment.name == path.parent.name and plan(experiment)
+    assert (path.parent / "about.yaml").exists()
+
+
+def test_the_index_has_every_study() -> None:
+    assert (ROOT / "studies" / "README.md").read_text() == build.index()
+
+
+def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From results to a page, and the same page again from what was stored."""
+    local.run(tiny(seeds=[0, 1]), tmp_path / "results", lambda message: None, {"commit": "abc"})
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "about.yaml").write_text("title: Tiny\nquestion: Does it help?\nlimits: [All of it.]\n")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    assert build.main(["tiny", str(tmp_path / "results")]) == 0
+    page = (folder / "README.md").read_text()
+    assert len(results_of(tmp_path / "results")) == 4
+    for part in ("# Tiny", "Does it help?", "4 of 4 trials done", "commit abc", "| repr |", "![curves](curves.png)"):
+        assert part in page, part
+    assert build.Study(folder).page() == page
+    assert "Cannot tell yet" in build.index()
