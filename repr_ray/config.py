@@ -116,14 +116,37 @@ class Resources(Settings):
         return gpus
 
 
+class Looks(Settings):
+    """Seeds until decided: 0, 1, 2, ... are added look by look, and a scheme with a verdict gets no more.
+
+    `looks` are the numbers of seeds after which the study is looked at, named in advance: the bounds are computed for
+    them (docs/statistics.md). A scheme whose difference to the baseline lies within ±`margin` percentage points with
+    its whole interval is practically equal; without a margin no scheme is.
+    """
+
+    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)]
+    margin: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    @field_validator("looks")
+    @classmethod
+    def _increasing(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(looks) != sorted(set(looks)):
+            raise ValueError("numbers of seeds that increase, such as [6, 10, 15, 20]")
+        return looks
+
+
 class Experiment(Settings):
     """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`.
 
-    A study of more than `most_trials` trials is refused.
+    `seeds` is a list, or says when the study is looked at until it is decided. A study of more than `most_trials`
+    trials is refused.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    seeds: Annotated[
+        Annotated[tuple[Seed, ...], Field(min_length=1), Tag("list")] | Annotated[Looks, Tag("until_decided")],
+        Discriminator(lambda value: "until_decided" if isinstance(value, dict | Looks) else "list"),
+    ]
     data: Data
     model: Model = ConvNet()
     train: Train
@@ -133,12 +156,22 @@ class Experiment(Settings):
     resources: Resources = Resources()
     most_trials: Count = 10_000
 
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """All the seeds that the experiment may take."""
+        return tuple(range(self.seeds.looks[-1])) if isinstance(self.seeds, Looks) else self.seeds
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
-        if len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.every_seed)) < len(self.every_seed):
             raise ValueError("seeds: each seed once")
         if self.baseline not in (*self.schemes, "standard"):  # by default there need not be one
             raise ValueError(f"baseline: {self.baseline!r} is no scheme; there are {', '.join(self.schemes)}")
+        if isinstance(self.seeds, Looks) and (self.baseline not in self.schemes or len(self.schemes) < 2):
+            raise ValueError(
+                f"seeds: looks compare schemes with the baseline {self.baseline!r}; have it and another in schemes,"
+                " or give a list of seeds"
+            )
         for name, scheme in self.schemes.items():
             if not name or not name.isprintable():
                 raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")

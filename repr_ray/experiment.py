@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from repr_ray.config import ConfigError, Data, Experiment, validate
+from repr_ray.config import ConfigError, Data, Experiment, Looks, validate
 from repr_ray.foreign import Unusable, obstacles, read_bytes, read_mapping
 from repr_ray.plan import Trial
 from repr_ray.remote import Folder, Remote, StorageError, shown
@@ -52,10 +52,23 @@ def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -
     _refuse_other(folder, stored, experiment)
     return experiment.model_copy(
         update={
-            "seeds": tuple(dict.fromkeys(stored.seeds + experiment.seeds)),
+            "seeds": _seeds(folder, stored, experiment),
             "schemes": stored.schemes | experiment.schemes,
         }
     )
+
+
+def _seeds(folder: Path, stored: Experiment, new: Experiment) -> tuple[int, ...] | Looks:
+    """The seeds of both; looks stay as they were named before the first result."""
+    if isinstance(stored.seeds, tuple) and isinstance(new.seeds, tuple):
+        return tuple(dict.fromkeys(stored.seeds + new.seeds))
+    if stored.seeds != new.seeds:
+        there, here = (one.model_dump(mode="json")["seeds"] for one in (stored, new))
+        raise ConfigError(
+            f"{folder}: seeds is {there} there and {here} here: looks and margin are chosen before there are results;"
+            " choose another name=... or --results"
+        )
+    return new.seeds
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repr_ray import estimate
+from repr_ray import estimate, looks
 from repr_ray.config import ConfigError, Data, load
 from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
@@ -61,20 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[str]) -> int:
     experiment = load(args.config, args.overrides)
-    trials = plan(experiment)
+    every = plan(experiment)
     location = at(args.results, experiment.name)
     where = shown(location)
     if args.dry_run:
-        _show_plan(console, trials, where)
-        _show_cost(console, trials, location, [a for a in arguments if a != "--dry-run"])
+        _show_plan(console, every, where)
+        if said := looks.bounds_line(experiment, every):
+            console.print(said, soft_wrap=True)
+        _show_cost(console, every, location, [a for a in arguments if a != "--dry-run"])
         return 0
     if args.mlflow:
         _check_mlflow(args.mlflow)
     with _open(location) as storage:
-        folders = [TrialFolder(storage.path, trial) for trial in trials]
         merged = merge(storage.path, experiment, storage)
         moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
+        trials = looks.called_for(experiment, every, storage.path)
+        folders = [TrialFolder(storage.path, trial) for trial in trials]
         pending = [folder.trial for folder in folders if not folder.done]
         for folder in folders:
             if broken := folder.broken:
@@ -92,11 +95,17 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             refuse_other_data(storage.path, everything, digests)
         refuse_other_plug_ins(storage.path, trials)
         with claim(storage.path, experiment, storage):
-            if pending:
-                command = shlex.join([*_COMMAND, *map(shown, arguments)])
-                _run(console, trials, pending, digests, storage, args.runner, command)
-            else:
+            if not pending:
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
+            command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
+            while pending:
+                _run(console, trials, pending, digests, storage, args.runner, command)
+                tried |= {trial.name for trial in pending}
+                trials = looks.called_for(experiment, every, storage.path)
+                folders = [TrialFolder(storage.path, trial) for trial in trials]
+                pending = [folder.trial for folder in folders if not folder.done and folder.trial.name not in tried]
+                if pending:
+                    console.print(f"not decided yet: {len(pending)} more trials to run", soft_wrap=True)
             _report(console, storage, args.mlflow)
             _first_failure(console, folders)
         return 0 if all(folder.done for folder in folders) else 1

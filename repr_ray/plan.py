@@ -83,7 +83,7 @@ class Trial:
 
 
 def plan(experiment: Experiment) -> list[Trial]:
-    """Every trial of an experiment: seeds vary slowest, so that an unfinished study already compares schemes.
+    """Every trial that an experiment may take: seeds vary slowest, so that an unfinished study compares schemes.
 
     Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
     """
@@ -99,7 +99,7 @@ def plan(experiment: Experiment) -> list[Trial]:
             raise ConfigError(f"grid.{key}: no such scheme; there are {', '.join(experiment.schemes)}")
         else:
             own[scheme][key] = values
-    count = len(experiment.seeds) * _size(shared) * sum(map(_size, own.values()))
+    count = len(experiment.every_seed) * _size(shared) * sum(map(_size, own.values()))
     if count > experiment.most_trials:
         raise ConfigError(
             f"grid: {count:,} trials, more than most_trials={experiment.most_trials:,};"
@@ -127,7 +127,7 @@ def plan(experiment: Experiment) -> list[Trial]:
             settings=resolved.schemes[scheme],
             resources=resolved.resources,
         )
-        for seed in experiment.seeds
+        for seed in experiment.every_seed
         for scheme, label, variant, resolved in cells
     ]
     folders: dict[str, Trial] = {}

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "repr_ray"
 # A file may import from the layers after its own, and from its own.
 LAYERS = [
     ["launch"],
+    ["looks"],
     ["runners", "progress", "experiment", "estimate"],
     ["training"],
     ["data"],
@@ -24,7 +25,7 @@ LAYERS = [
     ["foreign"],
     ["documents", "storage", "scratch", "text"],
 ]
-REPORT = [["launch"], ["report"], ["results"], *LAYERS[4:]]
+REPORT = [["launch"], ["looks"], ["report"], ["results"], *LAYERS[4:]]
 
 
 def imports(path: Path) -> set[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from repr_ray.results.by_looks import judge
 from repr_ray.results.store import UNFINISHED, Tables
 
 BLOCK = ["dataset", "model", "variant"]
@@ -59,11 +60,12 @@ class Comparison:
         if len(self.answers) < 2:
             return " ".join(self.answers) or f"There is nothing yet to compare with {self.baseline}."
         verdicts = self.table["verdict"].value_counts()
-        better, worse = verdicts.get("better", 0), verdicts.get("worse", 0)
-        rest = len(self.answers) - better - worse
+        better, worse, equal = (verdicts.get(name, 0) for name in ("better", "worse", "practically equal"))
+        rest = len(self.answers) - better - worse - equal
+        also = f", {equal} practically equal" if equal or self.table["margin"].notna().any() else ""
         return (
             f"Of {len(self.answers)} schemes compared with {self.baseline}, {better} came out better and {worse}"
-            f" worse; for {rest} it cannot be told yet."
+            f" worse{also}; for {rest} it cannot be told yet."
         )
 
 
@@ -98,11 +100,13 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
             notes.append(f"{where}: trials of different precision are compared ({', '.join(mixed)})")
         if lost := int((block["status"] == "diverged").sum()):
             notes.append(f"{where}: {lost} diverged trials have no last-epoch accuracy; the means are of the others")
+    columns = [*GROUP, "seed", "difference"]
+    joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
+    if tables.design:
+        judge([row for row in rows if "pairs" in row], joined, trials, baseline, tables.design)
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
     for column in ("missing_seeds", "verdict"):
         table[column] = table[column].astype(object).fillna("")
-    columns = [*GROUP, "seed", "difference"]
-    joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     unfinished = int(trials["status"].isin(UNFINISHED).sum())
     return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished)
 
@@ -124,6 +128,9 @@ COLUMNS = [
     "p_smallest",
     "p_holm",
     "p_holm_smallest",
+    "p_equal_holm",
+    "looked",
+    "margin",
     "verdict",
     "generalisation_gap",
     "wall_seconds",
@@ -137,8 +144,8 @@ COLUMNS = [
 test set itself."""
 _KINDS = (
     dict.fromkeys(["n", *_STATUS], "int64")
-    | {"pairs": "Int64", "p_exact": "boolean", "is_baseline": "bool"}
-    | {name: "float64" for name in COLUMNS if name.startswith(("p_s", "p_h")) or name == "p"}
+    | {"pairs": "Int64", "looked": "Int64", "margin": "float64", "p_exact": "boolean", "is_baseline": "bool"}
+    | {name: "float64" for name in COLUMNS if name.startswith(("p_s", "p_h", "p_eq")) or name == "p"}
     | {name: "float64" for name in COLUMNS if name.endswith(("_mean", "_sd", "_low", "_high"))}
     | dict.fromkeys(["generalisation_gap", "wall_seconds", "images_per_second"], "float64")
 )
@@ -343,6 +350,8 @@ def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
     if row["pairs"] < 2:
         pairs = "a single paired seed" if row["pairs"] else "no paired seed"
         return f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {pairs}."
+    if not pd.isna(row["looked"]):
+        return _sentence_by_looks(row, baseline, where)
     low, high = points(row["difference_low"], True), points(row["difference_high"], True)
     evidence = f"95% interval {low} to {high}, n={row['pairs']}, p={row['p']:.2g}"
     if row["p_holm"] > row["p"]:
@@ -360,3 +369,30 @@ def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
         )
     size = points(abs(row["difference_mean"]))
     return f"{scheme} is {size} points {row['verdict']} than {baseline}{where} ({evidence}).{fallen}"
+
+
+def _sentence_by_looks(row: dict[str, Any], baseline: str, where: str) -> str:
+    scheme, verdict = row["scheme"], row["verdict"]
+    difference, margin = points(row["difference_mean"], True), points(row["margin"])
+    if not row["looked"]:
+        return (
+            f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {difference} points in"
+            f" {row['pairs']} seeds, the first look is still to come."
+        )
+    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
+    evidence = f"95% interval over all looks {low} to {high}, look at {row['looked']} seeds, p={row['p']:.2g}"
+    if row["p_holm"] > row["p"]:
+        evidence += f", {row['p_holm']:.2g} after Holm's correction"
+    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
+    if verdict == "cannot tell":
+        what = "better or worse than" if pd.isna(row["margin"]) else "better or worse than, or practically equal to,"
+        return (
+            f"Cannot tell yet whether {scheme} is {what} {baseline}{where}: {difference} points ({evidence}).{fallen}"
+        )
+    if verdict == "practically equal":
+        return (
+            f"{scheme} is practically equal to {baseline}{where}, within {margin} points: {difference} points"
+            f" ({evidence}).{fallen}"
+        )
+    size = points(abs(row["difference_mean"]))
+    return f"{scheme} is {size} points {verdict} than {baseline}{where} ({evidence}).{fallen}"

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 import repr_ray
 from repr_ray.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
 from repr_ray.records import RESULT, RESULT_FIELDS, read_result
+from repr_ray.results.design import Design, common, design_of
 from repr_ray.results.files import MARK, replacing
 from repr_ray.text import line
 
@@ -129,6 +130,7 @@ class Tables:
     sources: dict[str, Path] = field(default_factory=dict)  # trial name -> its folder, where there is one
     notes: list[str] = field(default_factory=list)  # what was found that is not as it should be
     baseline: str | None = None  # as the first experiment with one names it
+    design: Design | None = None  # when the experiments were looked at until decided, in the same way
 
     def read(self, table: str, columns: Sequence[str], trials: Iterable[str]) -> pd.DataFrame:
         """Read columns of a long table for some trials; names are categories. Order is as on disk."""
@@ -184,10 +186,12 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     notes: list[str] = []
     trials: list[_Trial] = []
     baseline = None
+    designs = []
     for folder in folders:
         experiment = _or_nothing(read_mapping, folder / "experiment.yaml", notes)
         baseline = baseline or str(experiment.get("baseline") or "")
         found = [*_from_folders(folder, notes)] or [*_from_parquet(folder, notes)]
+        designs += [design_of(experiment.get("seeds"))] if found else []
         if not found:
             notes.append(_describe_foreign(folder))
         schemes = experiment.get("schemes")
@@ -207,7 +211,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
         rows = pa.Table.from_pylist([trial.row for trial in trials], SCHEMAS["trials"])
         writers["trials"].write_table(rows)
     sources = {trial.row["trial"]: trial.folder for trial in trials if not trial.stored}
-    return Tables(work, rows.to_pandas(), sources, notes, baseline or None)
+    return Tables(work, rows.to_pandas(), sources, notes, baseline or None, common(designs, notes))
 
 
 @dataclass

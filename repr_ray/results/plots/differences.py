@@ -10,6 +10,7 @@ from repr_ray.results.plots.style import BLUE, GREY, VERMILION, Made, Panels, sh
 _VERDICTS = {  # colour, marker, and what fills it
     "better": (BLUE, ">", BLUE),
     "worse": (VERMILION, "<", VERMILION),
+    "practically equal": ("black", "s", "black"),
     "cannot tell": ("black", "D", "white"),
 }
 
@@ -26,7 +27,10 @@ def differences(block: Block) -> Made:
     names = [short(row["scheme"], 34) for row in rows]
     longest = max(len(line) for name in names for line in name.split("\n"))
     legend = [(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4), "a seed")]
+    given = {row["verdict"] for row in rows}
     for verdict, (colour, marker, face) in _VERDICTS.items():
+        if verdict == "practically equal" and verdict not in given:
+            continue  # only with a margin
         legend.append((Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2), verdict))
     panels = Panels.make(
         1,

@@ -103,7 +103,7 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
         for (i, y), (j, x) in itertools.product(enumerate(levels[down]), enumerate(levels[across])):
             if row := cells.get((x, y, *other)):
                 image[i, j] = 100 * row[f"{measure}_mean"]
-                sure = "" if row["verdict"] == "cannot tell" else "*"
+                sure = "*" if row["verdict"] in ("better", "worse") else ""
                 text = points(image[i, j] / 100, signed) + sure
                 ink = "white" if _luminance(colours(scale(image[i, j]))) < 0.18 else "black"
                 axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
