@@ -1,7 +1,10 @@
 """Published numbers beside measured ones.
 
 A claim is a row of CSV: source, dataset, model, scheme, metric (test_error, test_accuracy or best_test_accuracy,
-in percent), value, and, where known, `settings` it was obtained with (`train.epochs=100 ...`) and a note. Schemes go
+in percent), value, and, where known, `settings` that the source states (`train.epochs=100 ...`), the `recipe` that
+says the rest (a shipped config, `recipes/paper`, or a `.yaml` beside the file), and a note. A match is exact where
+all our settings are those of the recipe's cell, and no other scheme of ours has the same; else it is approximate, and
+the remark says what differs. Schemes go
 by what they do, not by the user's name for them: `standard`, `repr`, `repr-random` for RePr with another score, and
 `repr-inverse`.
 It is reproduced where the whole 95% interval of ours lies within one percentage point of it, not reproduced where
@@ -11,6 +14,7 @@ standard training, the gain over it is compared in the same way, by the interval
 
 import json
 import re
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from repr_ray.results.compare import GROUP, Comparison, flatten, records
+from repr_ray.results.compare import GROUP, Comparison, records
+from repr_ray.results.settings import cells, comparable
 
 MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced
+UNDECIDED = "cannot tell yet"
+_TOLD = 8  # settings that differ
 _FEWEST = 3  # seeds below which no verdict is given
 _NEEDED = ["source", "dataset", "model", "scheme", "metric", "value"]
 _METRICS = {
@@ -61,7 +68,10 @@ def load(path: Path | None = None) -> pd.DataFrame:
         row = int(value.isna().to_numpy().argmax())
         raise ValueError(f"claims {source}: value={claims['value'].iloc[row]!r} in row {row + 1} is not a number")
     accuracy = (value / 100).where(claims["metric"] != "test_error", 1 - value / 100)
-    optional = {name: claims.get(name, pd.Series("", claims.index)) for name in ("settings", "note")}
+    optional = {name: claims.get(name, pd.Series("", claims.index)) for name in ("settings", "recipe", "note")}
+    if path:  # a config of the user's lies beside the file
+        beside = optional["recipe"].map(lambda name: str(path.parent / name) if name.endswith(".yaml") else name)
+        optional["recipe"] = beside
     claims = claims.assign(accuracy=accuracy.round(6), measure=claims["metric"].map(_METRICS), **optional)
     # The paper gives some numbers in two tables, once as an error and once as an accuracy.
     return claims.drop_duplicates(["source", "dataset", "model", "scheme", "measure", "accuracy"])
@@ -75,20 +85,20 @@ def sources() -> pd.DataFrame:
 
 def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
     """Every claim that a row of the comparison can be held against, with a verdict. See `COLUMNS`."""
-    settings = comparison.trials.groupby(GROUP)["settings"].first()
+    texts = comparison.trials.groupby(GROUP)["settings"].first()
     standards = dict(iter(claims[claims["scheme"] == "standard"].groupby(_NEEDED[:3])))
     of_standard = [_partner(row, standards.get(tuple(row[key] for key in _NEEDED[:3]))) for row in records(claims)]
     claims = claims.assign(standard=pd.Series(of_standard, claims.index, dtype=float))
     rows = []
     for ours in records(comparison.table[comparison.table["n"] > 0]):
-        used = json.loads(settings[tuple(ours[key] for key in GROUP)] or "{}")
-        scheme = _published_name(ours["scheme"], used.get("scheme") or {})
+        used = comparable(json.loads(texts[tuple(ours[key] for key in GROUP)] or "{}"))
+        scheme = _published_name(ours["scheme"], used)
         matches = claims[(claims["dataset"] == ours["dataset"]) & (claims["scheme"] == scheme)]
         for claim in records(matches):
             model = _differs(claim["source"], claim["model"], ours["model"])
             if model is None:
                 continue
-            remark = "; ".join(filter(None, [model, _unlike(claim["settings"], flatten(used))]))
+            remark = "; ".join(filter(None, [model, *_unlike(claim, used, bool(model))]))
             row = {key: ours[key] for key in GROUP} | {"source": claim["source"], "remark": remark}
             row["match"] = "approximate" if remark else "exact"
             quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
@@ -96,13 +106,24 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
             if not pd.isna(claim["standard"]) and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
                 gain = round(claim["accuracy"] - claim["standard"], 6)
                 rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"], not remark))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(_one_each(rows), columns=COLUMNS)
+
+
+def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, those exact no longer that share a claim: arms with the same settings differ in what is not known."""
+
+    def claim(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["source"], row["dataset"], row["quantity"], row["claimed"], row["match"]
+
+    counts = Counter(map(claim, rows))
+    shared = {"match": "approximate", "verdict": UNDECIDED, "remark": "another scheme here has the same settings"}
+    return [row | shared if row["match"] == "exact" and counts[claim(row)] > 1 else row for row in rows]
 
 
 def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n: int, exact: bool) -> dict[str, Any]:
     """Where settings differ from the published ones, nothing is reproduced or not: it is another experiment."""
     mean, low, high = (ours[f"{measure}_{part}"] for part in ("mean", "low", "high"))
-    verdict = "cannot tell yet"
+    verdict = UNDECIDED
     judged = exact and n >= _FEWEST
     if judged and claimed - MARGIN <= low and high <= claimed + MARGIN:
         verdict = "reproduced"
@@ -113,14 +134,13 @@ def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n:
 
 
 def _published_name(scheme: str, settings: dict[str, Any]) -> str:
-    """What a scheme with these settings is called in publications, whatever the user calls it."""
-    kind = settings.get("kind", scheme)
+    """What a scheme with these flat settings is called in publications, whatever the user calls it."""
+    kind = settings.get("scheme.kind", scheme)
     if kind != "repr":
         return str(kind)
-    ranking = settings.get("ranking") or {}
-    score = str(ranking.get("score", "orthogonality")).removesuffix("_l1").removesuffix("_l2")
+    score = str(settings.get("scheme.ranking.score", "orthogonality")).removesuffix("_l1").removesuffix("_l2")
     name = "repr" if score == "orthogonality" else f"repr-{score}"
-    return name if ranking.get("order", "worst") == "worst" else f"{name}-inverse"
+    return name if settings.get("scheme.ranking.order", "worst") == "worst" else f"{name}-inverse"
 
 
 def _differs(source: str, model: str, label: str) -> str | None:
@@ -135,15 +155,39 @@ def _differs(source: str, model: str, label: str) -> str | None:
     return f"the published network is {published}"
 
 
-def _unlike(settings: str, used: dict[str, Any]) -> str:
-    """Which of a claim's settings ours differ from."""
-    published = dict(part.split("=", 1) for part in settings.split())
-    said = [
-        f"{name.removeprefix('scheme.')} {used[name]} here, {value} published"
-        for name, value in published.items()
-        if name in used and used[name] != yaml.safe_load(value)
-    ]
-    return "; ".join(said)
+def _unlike(claim: dict[str, Any], used: dict[str, Any], other_network: bool) -> list[str]:
+    """What of our flat settings differs from those the source states, and from those that its recipe adds."""
+    parts = (part.split("=", 1) for part in claim["settings"].split())
+    stated = {name: yaml.safe_load(value) for name, value in parts}
+    differs = [name for name, value in stated.items() if name in used and used[name] != value]
+    said = [f"{_told(name, used[name])} here, {_value(name, stated[name])} published" for name in differs]
+    recipe = _cell(claim, stated)
+    if recipe is None:
+        return [*said, f"the recipe {claim['recipe']} is not here" if claim["recipe"] else "no recipe says the rest"]
+    missing = object()
+    names = [name for name in recipe | used if recipe.get(name, missing) != used.get(name, missing)]
+    names = [name for name in names if name not in stated and not (other_network and name.startswith("model."))]
+    rest = [f"{_told(n, used.get(n))} here, {_value(n, recipe.get(n))} in its recipe" for n in names[:_TOLD]]
+    return [*said, *rest, *([f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else [])]
+
+
+def _cell(claim: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any] | None:
+    """What the claim's recipe trains for it, as flat settings."""
+    network = _LABELS.get((claim["source"], claim["model"]), claim["model"])
+    wanted = (claim["dataset"], network, claim["scheme"])
+    known = cells(claim["recipe"]) if claim["recipe"] else ()
+    found = [settings for *cell, settings in known if tuple(cell) == wanted]
+    return next((s for s in found if all(s.get(name, value) == value for name, value in stated.items())), None)
+
+
+def _told(name: str, value: Any) -> str:
+    return f"{name.removeprefix('scheme.')} {_value(name, value)}"
+
+
+def _value(name: str, value: Any) -> str:
+    """A value in words: what is not set says what that means."""
+    nothing = {"data.train_images": "all", "scheme.cycles": "as many as fit"}.get(name, "not set")
+    return nothing if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _partner(claim: dict[str, Any], standards: pd.DataFrame | None) -> float | None:

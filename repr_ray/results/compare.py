@@ -1,11 +1,12 @@
 """The comparison of every scheme with the baseline, paired by seed.
 
 Differences are of last-epoch test accuracy between trials of the same data, model, training settings and
-seed. The interval is Student's t over the differences (scipy.stats.ttest_1samp), p the exact two-sided
-sign-flip test (scipy.stats.permutation_test), corrected over the schemes of a block by Holm
-(statsmodels multipletests). A scheme is called better or worse only where the interval leaves out 0 and the
-corrected p is at most 0.05. Where there are too few pairs for the corrected exact p to get there, but six at least,
-the p of the paired t-test, corrected in the same way, takes its place, and the sentence says so.
+seed. The interval is Student's t over three differences or more (scipy.stats.ttest_1samp), p the exact two-sided
+sign-flip test (scipy.stats.permutation_test), corrected by Holm (statsmodels multipletests) over all comparisons that
+are made together: every scheme of every data set, model and variant. A scheme is called better or worse only where
+the interval leaves out 0 and the corrected p is at most 0.05. Where there are too few pairs for the corrected exact p
+to get there, but six at least, the p of the paired t-test, corrected in the same way, takes its place, and the
+sentence says so.
 """
 
 import json
@@ -19,11 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repr_ray.results.by_looks import judge
+from repr_ray.results.settings import flatten, whole
 from repr_ray.results.store import UNFINISHED, Tables
 
 BLOCK = ["dataset", "model", "variant"]
 GROUP = [*BLOCK, "scheme"]
 LEVEL = 0.05
+FEWEST_FOR_INTERVAL = 3  # pairs below which an interval says nothing but the differences themselves
 _FEWEST = 6  # pairs below which nothing is decided: no exact two-sided test reaches 0.05 with five
 _EXACT = 20  # pairs up to which every one of the 2^n sign flips is tried
 
@@ -52,7 +55,15 @@ class Comparison:
         """A sentence for every scheme that is not the baseline."""
         varying = [key for key in BLOCK if self.table[key].nunique() > 1]
         rows = records(self.table[~self.table["is_baseline"]])
-        return [_sentence(row, self.baseline, [row[key] for key in varying if row[key]]) for row in rows]
+        return [
+            _sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
+            for row in rows
+        ]
+
+    def differences(self, row: dict[str, Any]) -> list[float]:
+        """The paired differences behind a row of the table, by seed."""
+        found = (self.pairs[GROUP] == [row[key] for key in GROUP]).all(axis=1)
+        return [float(value) for value in self.pairs.loc[found, "difference"]]
 
     @property
     def answer(self) -> str:
@@ -64,7 +75,7 @@ class Comparison:
         rest = len(self.answers) - better - worse - equal
         also = f", {equal} practically equal" if equal or self.table["margin"].notna().any() else ""
         return (
-            f"Of {len(self.answers)} schemes compared with {self.baseline}, {better} came out better and {worse}"
+            f"Of {len(self.answers)} comparisons with {self.baseline}, {better} came out better and {worse}"
             f" worse{also}; for {rest} it cannot be told yet."
         )
 
@@ -73,9 +84,10 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     """Compare the schemes of the gathered trials with `baseline` (else the experiments' own, or `standard`)."""
     baseline = baseline or tables.baseline or "standard"
     notes: list[str] = []
-    trials = _one_a_seed(_unambiguous(tables.trials), notes)
+    trials = _one_a_seed(_unambiguous(tables.trials, notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
+    tested: list[tuple[dict[str, Any], Array]] = []
     for _, block in trials.groupby(BLOCK, sort=False):
         key = {name: str(block[name].iloc[0]) for name in BLOCK}
         where = " ".join(filter(None, key.values()))
@@ -91,15 +103,16 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
                 pairs.append(paired.assign(**key, scheme=scheme))
                 row |= {"pairs": len(paired), "missing_seeds": _missing(group, base, paired["seed"])}
                 row |= _interval("difference", paired["difference"].to_numpy())
+                tested.append((row, paired["difference"].to_numpy()))
                 if set(group["epochs"]) != set(base["epochs"]):
                     notes.append(f"{where}: {scheme} and {baseline} do not train the same number of epochs")
             block_rows.append(row)
-        _test(block_rows, pairs[len(pairs) - len(groups) :] if base is not None else [])
         rows += block_rows
         if len(mixed := sorted(set(block["precision"].dropna()))) > 1:
             notes.append(f"{where}: trials of different precision are compared ({', '.join(mixed)})")
         if lost := int((block["status"] == "diverged").sum()):
             notes.append(f"{where}: {lost} diverged trials have no last-epoch accuracy; the means are of the others")
+    _test([row for row, _ in tested], [differences for _, differences in tested])
     columns = [*GROUP, "seed", "difference"]
     joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     if tables.design:
@@ -111,7 +124,7 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished)
 
 
-_MEASURES = ("test_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy")
+_MEASURES = ("test_accuracy", "val_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy")
 _PARTS = ("mean", "sd", "low", "high")
 _STATUS = ["done", "running", "waiting", "failed", "collapsed"]
 COLUMNS = [
@@ -140,8 +153,9 @@ COLUMNS = [
     "status",
 ]
 """Columns of the comparison table. `low` and `high` are ends of 95% intervals of the mean; `p_smallest` and
-`p_holm_smallest` are what p cannot go below with that many pairs; `selected_on_test` is the best epoch by the
-test set itself."""
+`p_holm_smallest` are what p cannot go below with that many pairs; `val_accuracy` is that of the last epoch,
+`best_val_test_accuracy` the test accuracy in the epoch of best validation accuracy, and `selected_on_test` the best
+epoch by the test set itself."""
 _KINDS = (
     dict.fromkeys(["n", *_STATUS], "int64")
     | {"pairs": "Int64", "looked": "Int64", "margin": "float64", "p_exact": "boolean", "is_baseline": "bool"}
@@ -152,10 +166,10 @@ _KINDS = (
 
 
 def interval(values: Array) -> tuple[float, float]:
-    """The 95% t-interval of the mean of `values`; NaN for fewer than two, the point itself where all are equal."""
+    """The 95% t-interval of the mean of `values`; NaN for fewer than three, the point itself where all are equal."""
     from scipy import stats
 
-    if len(values) < 2:
+    if len(values) < FEWEST_FOR_INTERVAL:
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
@@ -198,18 +212,10 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _unambiguous(trials: pd.DataFrame) -> pd.DataFrame:
-    """Put what differs into the variant or the scheme where one name stands for different settings."""
+def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Put what differs into the variant or the scheme where one name stands for different settings or data."""
     trials = trials.copy()
-    settings = {text: json.loads(text) for text in trials["settings"].fillna("{}").unique()}
+    settings = {text: whole(json.loads(text)) for text in trials["settings"].fillna("{}").unique()}
     blocks = trials["settings"].fillna("{}").map(settings)
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
@@ -224,13 +230,26 @@ def _unambiguous(trials: pd.DataFrame) -> pd.DataFrame:
                 said = {t: " ".join(f"{n}={part.get(n)}" for n in differ) for t, part in flat.items()}
                 labels[rows] = (trials.loc[rows, column] + " " + texts[rows].map(said)).str.strip()
         trials[column] = labels
-    return trials
+    return _by_data(trials, notes)
 
 
 def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:
     """What schemes share. Where the data came from is no setting of the experiment."""
     data = {key: value for key, value in (settings.get("data") or {}).items() if key != "source"}
     return {key: data if key == "data" else value for key, value in settings.items() if key != "scheme"}
+
+
+def _by_data(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Put the digest of the data into the variant where trials of a block were trained on different data."""
+    variant = trials["variant"].copy()
+    for rows in trials.groupby(BLOCK, sort=False).groups.values():
+        digests = trials.loc[rows, "data_digest"].fillna("unknown")
+        if digests[digests != "unknown"].nunique() > 1:
+            variant[rows] = (trials.loc[rows, "variant"] + " data=" + digests.str[:8]).str.strip()
+            counts = ", ".join(f"{count} on {digest[:8]}" for digest, count in digests.value_counts().items())
+            where = " ".join(part for part in (trials.loc[rows[0], name] for name in BLOCK) if part)
+            notes.append(f"{where}: trials were trained on different data ({counts}), and are kept apart")
+    return trials.assign(variant=variant)
 
 
 def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -252,6 +271,7 @@ def _describe(group: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {key: group[key].iloc[0] for key in GROUP}
     row |= {"epochs": "/".join(str(int(e)) for e in sorted(group["epochs"].dropna().unique())), "n": len(done)}
     row |= _interval("test_accuracy", done["test_accuracy"].to_numpy())
+    row |= _interval("val_accuracy", done["val_accuracy"].dropna().to_numpy())
     row |= _interval("best_val_test_accuracy", done["best_val_test_accuracy"].dropna().to_numpy())
     row |= _interval("selected_on_test_accuracy", done["best_test_accuracy"].dropna().to_numpy())
     row["generalisation_gap"] = (done["train_accuracy"] - done["test_accuracy"]).mean()
@@ -263,7 +283,7 @@ def _describe(group: pd.DataFrame) -> dict[str, Any]:
     collapsed = done.set_index("seed")["collapsed_epoch"].dropna()
     row["collapsed"] = len(collapsed)
     said = [f"{count} {status}" for status, count in counts.items()]
-    said += [f"seed {seed} collapsed in epoch {epoch:.0f}" for seed, epoch in collapsed.items()]
+    said += [f"seed {seed} collapsed in epoch {epoch + 1:.0f}" for seed, epoch in collapsed.items()]
     running = group[group["status"] == "running"]
     if len(running):
         done_epochs, planned = running["epochs_done"].sum(), running["epochs"].sum()
@@ -300,14 +320,13 @@ def _missing(group: pd.DataFrame, base: pd.DataFrame, paired: Iterable[int]) -> 
     return "; ".join(f"{', '.join(seeds)} ({reason})" for reason, seeds in by_reason.items())
 
 
-def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
-    """Add p values and verdicts to the rows of a block; `pairs` are those of the rows after the baseline."""
-    tested = rows[len(rows) - len(pairs) :]
+def _test(tested: Sequence[dict[str, Any]], differences: Sequence[Array]) -> None:
+    """Add p values and verdicts to all rows that are compared with a baseline, by their paired differences."""
     by_n: dict[int, list[int]] = {}
-    for place, paired in enumerate(pairs):
+    for place, paired in enumerate(differences):
         by_n.setdefault(len(paired), []).append(place)
     for n, places in by_n.items():
-        stacked = np.array([pairs[place]["difference"] for place in places])
+        stacked = np.array([differences[place] for place in places])
         p = sign_flip(stacked) if n > 1 else np.full(len(places), 1.0 if n else np.nan)
         for place, value in zip(places, p, strict=True):
             tested[place] |= {"p": float(value), "p_exact": n <= _EXACT, "p_smallest": min(1.0, 2 / 2**n)}
@@ -316,7 +335,7 @@ def _test(rows: list[dict[str, Any]], pairs: list[pd.DataFrame]) -> None:
         row |= {"p_holm": corrected, "p_holm_smallest": min(1.0, len(tested) * row["p_smallest"])}
     by_t = by_flip
     if any(row["p_holm_smallest"] > LEVEL for row in tested):
-        by_t = holm([_paired_t(paired["difference"].to_numpy()) for paired in pairs])
+        by_t = holm([_paired_t(paired) for paired in differences])
     for row, exact, t in zip(tested, by_flip, by_t, strict=True):
         low, high = row["difference_low"], row["difference_high"]
         decisive = exact if row["p_holm_smallest"] <= LEVEL else t
@@ -340,7 +359,7 @@ def points(fraction: float, signed: bool = False) -> str:
     return f"{100 * fraction:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
+def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Sequence[float]) -> str:
     where = f" on {', '.join(block)}" if block else ""
     scheme = row["scheme"]
     if not row["n"]:
@@ -350,17 +369,21 @@ def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str]) -> str:
     if row["pairs"] < 2:
         pairs = "a single paired seed" if row["pairs"] else "no paired seed"
         return f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {pairs}."
+    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
+    if row["pairs"] < FEWEST_FOR_INTERVAL:
+        said = " and ".join(points(value, True) for value in seeds)
+        unsure = f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}"
+        return f"{unsure}: {said} points in two seeds.{fallen}"
     if not pd.isna(row["looked"]):
         return _sentence_by_looks(row, baseline, where)
     low, high = points(row["difference_low"], True), points(row["difference_high"], True)
     evidence = f"95% interval {low} to {high}, n={row['pairs']}, p={row['p']:.2g}"
     if row["p_holm"] > row["p"]:
-        evidence += f", {row['p_holm']:.2g} after Holm's correction"
+        evidence += f", {row['p_holm']:.2g} after Holm's correction over all comparisons"
     if row["p_holm_smallest"] > LEVEL:
         evidence += f"; n is too small to reach {LEVEL}"
         if row["verdict"] != "cannot tell":
             evidence += " in the exact test, judged by the interval's t-test"
-    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
     if row["verdict"] == "cannot tell":
         difference = points(row["difference_mean"], True)
         return (

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from repr_ray.results.compare import flatten, records
+from repr_ray.results.compare import records
+from repr_ray.results.settings import flatten
 from repr_ray.results.store import UNFINISHED, gather
 
 _CURVES = (

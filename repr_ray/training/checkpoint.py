@@ -1,13 +1,16 @@
 """Checkpoints of a trial, whole or not there: the newest two, a damaged one passed over, and the best weights."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from repr_ray.foreign import obstacle
 from repr_ray.storage import write_atomic
 
 KEPT = 2
+_NAME = re.compile(r"checkpoint-[0-9]{4,9}(-[0-9]{6,12})?\.pt")
 
 
 def save(folder: Path, epochs: int, steps: int, state: dict[str, Any]) -> None:
@@ -36,8 +39,9 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """All checkpoints in a trial's folder."""
-    return sorted(folder.glob("checkpoint-*.pt"), key=_place, reverse=True)
+    """All checkpoints in a trial's folder; files of other names are none of ours, nor are links."""
+    found = [path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name) and not obstacle(path)]
+    return sorted(found, key=_place, reverse=True)
 
 
 def newest_place(folder: Path) -> tuple[int, int]:

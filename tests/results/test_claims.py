@@ -6,12 +6,24 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
-from repr_ray.results import claims, store
+from repr_ray import config
+from repr_ray.plan import plan
+from repr_ray.results import claims, settings, store
 from repr_ray.results.compare import compare
+from studies import make_trial
 
 Make = Callable[..., Path]
-HEAD = "source,dataset,model,scheme,metric,value,note\n"
+HEAD = "source,dataset,model,scheme,metric,value,recipe,note\n"
+OWN = {  # what the generated trials were trained with
+    "name": "own",
+    "seeds": [0],
+    "data": {"name": "cifar10", "crop_padding": 4, "flip": True},
+    "model": {"kind": "convnet", "depth": 3, "width": 32},
+    "train": {"epochs": 12, "batch_size": 128, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "schemes": {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 3, "s2": 2}},
+}
 
 
 def checked(tmp_path: Path, results: Path, text: str | None = None) -> list[dict[str, Any]]:
@@ -19,6 +31,7 @@ def checked(tmp_path: Path, results: Path, text: str | None = None) -> list[dict
     if text is not None:
         file = tmp_path / "claims.csv"
         file.write_text(HEAD + text)
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(OWN))
     work = tmp_path / "work"
     work.mkdir()
     table = claims.check(compare(store.gather([results], work)), claims.load(file))
@@ -39,7 +52,7 @@ BASE = [0.70, 0.701, 0.699, 0.70, 0.702, 0.698]
 )
 def test_the_verdict_is_by_interval(experiment: Make, tmp_path: Path, value: float, seeds: int, verdict: str) -> None:
     results = experiment({"standard": BASE[:seeds]})
-    [row] = checked(tmp_path, results, f"me,cifar10,convnet-3x32,standard,test_accuracy,{value},\n")
+    [row] = checked(tmp_path, results, f"me,cifar10,convnet-3x32,standard,test_accuracy,{value},own.yaml,\n")
     assert row["verdict"] == verdict
     assert row["measured"] == pytest.approx(0.70, abs=1e-3)
     assert row["match"] == "exact"
@@ -50,10 +63,10 @@ def test_errors_gains_and_best_epochs(experiment: Make, tmp_path: Path) -> None:
     rows = checked(
         tmp_path,
         results,
-        "me,cifar10,convnet-3x32,standard,test_error,30,\n"
-        "me,cifar10,convnet-3x32,repr,test_error,28,\n"
-        "me,cifar10,convnet-3x32,repr,best_test_accuracy,90,\n"
-        "me,cifar100,convnet-3x32,repr,test_error,28,\n",
+        "me,cifar10,convnet-3x32,standard,test_error,30,own.yaml,\n"
+        "me,cifar10,convnet-3x32,repr,test_error,28,own.yaml,\n"
+        "me,cifar10,convnet-3x32,repr,best_test_accuracy,90,own.yaml,\n"
+        "me,cifar100,convnet-3x32,repr,test_error,28,own.yaml,\n",
     )
     said = {(row["scheme"], row["quantity"]): (row["claimed"], row["verdict"]) for row in rows}
     assert said == {
@@ -72,16 +85,82 @@ def test_an_approximate_match_says_why(experiment: Make, tmp_path: Path) -> None
     assert paper["match"] == "approximate"
     assert "the published network is convnet-3x32-bn" in paper["remark"]
     assert "train.epochs 10 here, 100 published" in paper["remark"]
+    assert "null" not in paper["remark"]
     assert "s1 4 here, 20 published" in paper["remark"]
 
 
-def test_an_exact_match_of_a_published_recipe(experiment: Make, tmp_path: Path) -> None:
-    settings = {"train.epochs": 100, "data.train_images": None}
-    results = experiment({"standard": BASE}, model="convnet-3x32", settings=settings)
-    rows = pd.DataFrame(checked(tmp_path, results)).set_index(["source", "claimed"])
-    assert rows.loc[("siahuat0727", 0.7784), "match"] == "exact"
-    assert rows.loc[("siahuat0727", 0.6486), "match"] == "approximate"
-    assert rows.loc[("SweetWind1996", 0.67), "match"] == "approximate"
+RECIPES = {
+    "recipes/siahuat0727_writeup": [("siahuat0727", "standard", 0.7784), ("siahuat0727", "repr", 0.7405)],
+    "recipes/siahuat0727": [("siahuat0727", "repr", 0.7448)],
+    "recipes/siahuat0727_noaug": [("siahuat0727", "standard", 0.6486), ("siahuat0727", "repr", 0.6905)],
+    "paper/depth": [("paper", "standard", 0.721), ("paper", "repr", 0.764)],
+}
+
+
+def recipe_trial(folder: Path, recipe: str, arm: str, changes: dict[str, Any]) -> None:
+    """A trial of the cell of CIFAR-10 and the 3x32 net of a shipped recipe, with some settings changed."""
+    trials = plan(config.load(settings.shipped(recipe)))
+    found = [t for t in trials if t.data.name == "cifar10" and t.model.label.startswith("convnet-3x32")]
+    trial = next(t for t in found if t.scheme == arm)
+    blocks = trial.record()["settings"]
+    path = make_trial(folder, scheme=arm, accuracy=0.7, model=trial.model.label, epochs=trial.train.epochs)
+    stored = yaml.safe_load((path / "config.yaml").read_text())
+    for dotted, value in changes.items():
+        block, _, rest = dotted.partition(".")
+        blocks[block] = config.replace(blocks[block], rest, value)
+    (path / "config.yaml").write_text(yaml.safe_dump(stored | {"settings": blocks}))
+
+
+CHANGES: dict[str, Any] = {
+    "data.source": "elsewhere",  # alone changes nothing
+    "train.optimizer.momentum": 0.9,
+    "train.batch_size": 64,
+    "train.schedule": {"kind": "cosine", "warmup_epochs": 0},
+    "train.precision": "bf16",
+    "data.crop_padding": 2,
+    "data.validation_images": 1234,
+    "data.train_images": 45000,
+    "scheme.reinit.direction": "old",
+    "scheme.selection.max_per_layer": 0.5,
+    "scheme.cycles": 2,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_only_the_whole_recipe_is_an_exact_match(tmp_path: Path, recipe: str) -> None:
+    if not settings.shipped(recipe).exists():
+        pytest.skip("not shipped yet")
+    for source, arm, claimed in RECIPES[recipe]:
+        changes = {k: v for k, v in CHANGES.items() if arm != "standard" or not k.startswith("scheme.")}
+        for number, (name, value) in enumerate(changes.items()):
+            here = tmp_path / f"{arm}{number}"
+            recipe_trial(here / "study", recipe, arm, {name: value})
+            matches = [row for row in checked(here, here / "study") if row["source"] == source]
+            exact = [row["claimed"] for row in matches if row["match"] == "exact"]
+            assert exact == ([claimed] if name == "data.source" else []), name
+            [same] = [row for row in matches if row["claimed"] == claimed]
+            assert name == "data.source" or name.removeprefix("scheme.") in same["remark"]
+
+
+def test_two_arms_never_match_one_claim_exactly(tmp_path: Path) -> None:
+    results = tmp_path / "study"
+    recipe_trial(results, "recipes/siahuat0727_writeup", "standard", {})
+    [path] = results.glob("trials/*/config.yaml")
+    twin = make_trial(results, scheme="standard-again", accuracy=0.7, epochs=100)
+    stored = yaml.safe_load(path.read_text())
+    (twin / "config.yaml").write_text(yaml.safe_dump(stored | {"scheme": "again"}))
+    rows = [row for row in checked(tmp_path, results) if row["claimed"] == 0.7784]
+    assert [row["match"] for row in rows] == ["approximate"] * 2
+    assert {row["remark"] for row in rows} == {"another scheme here has the same settings"}
+    assert {row["verdict"] for row in rows} == {"cannot tell yet"}
+
+
+def test_every_recipe_that_a_claim_names_trains_it() -> None:
+    own = claims.load()
+    for row in own[own["recipe"] != ""].to_dict("records"):
+        if settings.shipped(row["recipe"]).exists():
+            stated = {k: yaml.safe_load(v) for k, v in (part.split("=", 1) for part in row["settings"].split())}
+            assert claims._cell(row, stated), row
 
 
 def test_the_packages_own_claims_have_sources() -> None:
@@ -96,8 +175,8 @@ def test_the_packages_own_claims_have_sources() -> None:
     ("text", "error"),
     [
         ("a,b\n1,2\n", "lacks the columns source, dataset"),
-        (HEAD + "me,cifar10,m,standard,top5,1,\n", "unknown metric top5"),
-        (HEAD + "me,cifar10,m,standard,test_error,many,\n", "value='many' in row 1 is not a number"),
+        (HEAD + "me,cifar10,m,standard,top5,1,,\n", "unknown metric top5"),
+        (HEAD + "me,cifar10,m,standard,test_error,many,,\n", "value='many' in row 1 is not a number"),
         ("", "claims .*claims.csv"),
     ],
 )

@@ -1,14 +1,21 @@
 """The statistics, against worked examples, and what the comparison makes of incomplete experiments."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import make_trial
+import yaml
+from support import TINY
 
+from repr_ray.config import validate
+from repr_ray.plan import plan
 from repr_ray.results import store
 from repr_ray.results.compare import Comparison, compare, holm, interval, sign_flip
+from repr_ray.results.plots.grid import ablations
+from repr_ray.results.settings import whole
+from studies import make_experiment, make_trial
 
 Make = Callable[..., Path]
 
@@ -72,7 +79,7 @@ def test_better_and_worse(experiment: Make, tmp_path: Path) -> None:
     assert rows.loc["up", "p_holm"] == pytest.approx(4 / 2**8)
     assert rows.loc["standard", "test_accuracy_mean"] == pytest.approx(np.mean(base))
     assert rows.loc["standard", "test_accuracy_sd"] == pytest.approx(np.std(base, ddof=1))
-    assert result.answer.startswith("Of 2 schemes compared with standard, 1 came out better and 1 worse; for 0")
+    assert result.answer.startswith("Of 2 comparisons with standard, 1 came out better and 1 worse; for 0")
 
 
 def test_the_answer_says_what_the_interval_allows(experiment: Make, tmp_path: Path) -> None:
@@ -101,6 +108,93 @@ def test_too_few_seeds_for_the_number_of_schemes(experiment: Make, tmp_path: Pat
     assert row["verdict"] == "worse"  # by the t-test of the interval, corrected in the same way
 
 
+def test_holm_counts_every_comparison_of_a_study(tmp_path: Path) -> None:
+    base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72, 0.73, 0.70]
+    up = [value + 0.01 + 0.001 * k for k, value in enumerate(base)]
+    folders = [
+        make_experiment(tmp_path / f"lr{rate}", {"standard": base, "repr": up}, settings={"train.lr": rate})
+        for rate in (1, 2, 3)
+    ]
+    result = comparison(tmp_path, *folders)
+    compared = result.table[~result.table["is_baseline"]]
+    assert compared["p"].tolist() == pytest.approx([2 / 2**8] * 3)
+    assert compared["p_holm"].tolist() == pytest.approx([6 / 2**8] * 3)
+    assert result.answer.startswith("Of 3 comparisons with standard, 3 came out better")
+    alone = comparison(tmp_path, folders[0]).table
+    assert alone["p_holm"].iloc[1] == pytest.approx(2 / 2**8)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_pairs_have_no_interval(experiment: Make, tmp_path: Path, seeds: int) -> None:
+    results = experiment({"standard": [0.70, 0.71][:seeds], "repr": [0.686, 0.696][:seeds]})
+    result = comparison(tmp_path, results)
+    row = result.table.iloc[1]
+    assert np.isnan([row["difference_low"], row["difference_high"], row["test_accuracy_low"]]).all()
+    assert row["verdict"] == "cannot tell"
+    assert result.differences(row.to_dict()) == pytest.approx([-0.014] * seeds)
+    if seeds == 2:
+        assert result.answer.endswith("than standard: −1.4 and −1.4 points in two seeds.")  # noqa: RUF001
+
+
+def test_trials_trained_on_different_data_are_kept_apart(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.70, 0.71, 0.72, 0.73], "repr": [0.72, 0.73, 0.74, 0.75]})
+
+    def told(digests: dict[str, str]) -> Comparison:
+        for path in (results / "trials").iterdir():
+            found = [digest for part, digest in digests.items() if part in path.name]
+            result = json.loads((path / "result.json").read_text())
+            (path / "result.json").write_text(json.dumps(result | {"data_digest": found[0] if found else None}))
+        return comparison(tmp_path, results)
+
+    for same in ({}, {"-s": "a" * 16}, {"standard-s1": "a" * 16}):  # known of none, all, or some
+        result = told(same)
+        assert (len(result.table), result.table["pairs"].iloc[1], result.notes) == (2, 4, [])
+    result = told({"standard-s0": "b" * 16, "standard": "a" * 16, "repr": "a" * 16})
+    table = result.table.set_index(["variant", "scheme"])
+    assert table["n"].to_dict() == {
+        ("data=aaaaaaaa", "standard"): 3,
+        ("data=aaaaaaaa", "repr"): 4,
+        ("data=bbbbbbbb", "standard"): 1,
+    }
+    assert table.loc[("data=aaaaaaaa", "repr"), "pairs"] == 3
+    assert (
+        "trials were trained on different data (7 on aaaaaaaa, 1 on bbbbbbbb), and are kept apart" in result.notes[0]
+    )
+    unknown = told({"standard-s0": "b" * 16, "standard": "a" * 16})
+    assert unknown.table["pairs"].dropna().tolist() == []
+
+
+def test_a_field_of_a_later_version_does_not_part_trials(experiment: Make, tmp_path: Path) -> None:
+    """Old trials lack fields that new ones have at their defaults."""
+    results = experiment({"standard": [0.7, 0.71], "repr": [0.72, 0.73]})
+    for path in (results / "trials").glob("*-s1-*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["settings"] = whole(config["settings"])
+        assert "evaluate_every" in config["settings"]["train"]
+        path.write_text(yaml.safe_dump(config))
+    table = comparison(tmp_path, results).table
+    assert table["variant"].tolist() == ["", ""]
+    assert table["pairs"].iloc[1] == 2
+
+
+def test_settings_of_somebodys_own_code_import_nothing() -> None:
+    settings = {"scheme": {"kind": "evil_module:Evil"}, "train": {"epochs": 3, "optimizer": {"kind": "x:y"}}}
+    assert whole(settings) == settings
+
+
+def test_a_scheme_with_a_dot_is_compared_like_any_other(tmp_path: Path) -> None:
+    schemes = {"a.b": {"kind": "standard"}, "v1.5": {"kind": "repr", "s1": 2, "s2": 2}}
+    raw = TINY | {"schemes": schemes, "baseline": "a.b", "grid": {"schemes.v1.5.prune_ratio": [0.3, 0.5]}}
+    trials = plan(validate(raw, "x"))
+    assert [trial.scheme for trial in trials] == ["a.b", "v1.5 prune_ratio=0.3", "v1.5 prune_ratio=0.5"]
+    accuracies = {"a.b": [0.7, 0.71, 0.72]} | {trial.scheme: [0.71, 0.72, 0.74] for trial in trials[1:]}
+    result = comparison(tmp_path, make_experiment(tmp_path / "study", accuracies, baseline="a.b"))
+    assert result.table["scheme"].tolist() == [trial.scheme for trial in trials]
+    assert result.table["pairs"].dropna().tolist() == [3, 3]
+    [(_, title, _)] = ablations(result)
+    assert title.startswith("v1.5 over prune_ratio")
+
+
 def test_pairs_are_the_seeds_both_have(experiment: Make, tmp_path: Path) -> None:
     results = experiment({"standard": [0.70, 0.71, 0.72, 0.73], "repr": [0.72, 0.73]})
     make_trial(results, scheme="repr", seed=2, done=5)
@@ -120,7 +214,7 @@ def test_a_collapsed_trial_stays_in_the_mean(experiment: Make, tmp_path: Path) -
     result = comparison(tmp_path, results)
     row = result.table.iloc[1]
     assert row["test_accuracy_mean"] == pytest.approx(0.4)
-    assert "seed 1 collapsed in epoch 5" in row["status"]
+    assert "seed 1 collapsed in epoch 6" in row["status"]
     assert "1 of 2 repr trials collapsed" in result.answer
 
 

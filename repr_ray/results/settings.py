@@ -1,0 +1,82 @@
+"""The settings of stored trials and of shipped recipes, as flat, comparable values."""
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from repr_ray import config
+from repr_ray.method.settings import Scheme
+from repr_ray.models.settings import Model
+from repr_ray.plan import plan
+
+_BLOCKS = {"data": config.Data, "model": Model, "train": config.Train, "scheme": Scheme}
+
+
+def whole(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a stored trial with fields that its version did not have at their defaults.
+
+    A block that this version cannot read, or that names somebody's own code, stays as it is: nothing is imported.
+    """
+    return {name: _whole(name, block) if name in _BLOCKS else block for name, block in settings.items()}
+
+
+def _whole(name: str, block: Any) -> Any:
+    if not isinstance(block, dict):
+        return block
+    if any(":" in text for key in block if key != "source" for text in _texts(block[key])):
+        return block
+    try:
+        read = _adapter(name).validate_python(block).model_dump(mode="json")
+    except ValueError:
+        return block
+    return read | {key: block[key] for key in ("source",) if key in block}
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_BLOCKS[name])
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict | list):
+        return [text for inner in (value.values() if isinstance(value, dict) else value) for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings without where the data came from, which is no setting of the experiment."""
+    return {name: value for name, value in flatten(whole(settings)).items() if name != "data.source"}
+
+
+@cache
+def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
+    """Data set, network, scheme and flat settings of what a recipe trains; none where there is no such recipe.
+
+    A recipe is the name of a shipped config (`recipes/paper`) or the path of somebody's own (`mine.yaml`).
+    """
+    path = Path(recipe) if recipe.endswith(".yaml") else shipped(recipe)
+    if not path.exists():
+        return ()
+    experiment = config.load(path)
+    trials = plan(experiment.model_copy(update={"seeds": experiment.seeds[:1]}))
+    return tuple(
+        (t.data.name, t.model.label, t.scheme.split(" ")[0], comparable(t.record()["settings"])) for t in trials
+    )
+
+
+def shipped(name: str) -> Path:
+    """Where the config of this name comes with the package, or lies in its checkout."""
+    inside = Path(str(resources.files("repr_ray"))) / "configs"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+    return folder / f"{name}.yaml"
