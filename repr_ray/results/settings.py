@@ -69,9 +69,11 @@ def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
     if not path.exists():
         return ()
     experiment = config.load(path)
-    trials = plan(experiment.model_copy(update={"seeds": experiment.seeds[:1]}))
+    trials = plan(experiment)
     return tuple(
-        (t.data.name, t.model.label, t.scheme.split(" ")[0], comparable(t.record()["settings"])) for t in trials
+        (trial.data.name, trial.model.label, trial.scheme.split(" ")[0], comparable(trial.record()["settings"]))
+        for trial in trials
+        if trial.seed == trials[0].seed
     )
 
 
