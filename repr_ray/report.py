@@ -56,7 +56,9 @@ def report(
         failed = [failure for path in paths for failure in store.failures(path)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
         checked = tables.claims_sheet(claimed)
-        sheets = [("Schemes", schemes), ("Claimed against measured", checked), ("Failed trials", failures)]
+        exact, others = (tables.claims_sheet(part) for part in published.by_match(claimed))
+        sheets = [("Schemes", schemes), ("Claimed against measured", exact), ("Failed trials", failures)]
+        folded = [(f"{len(others.rows)} published figures of other settings, without a verdict", others)]
         written: list[str] = []
 
         def write(name: str, make: Callable[[Path], None]) -> None:
@@ -77,6 +79,7 @@ def report(
             write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
         if "tex" in formats:
             write("comparison.tex", lambda path: tables.write_latex(path, sheets[:2]))
+            write("comparison-short.tex", lambda path: tables.write_latex(path, sheets[:1], tables.SHORT))
         if "html" in formats:
             from repr_ray.results import html, plots
 
@@ -88,7 +91,7 @@ def report(
                 lambda path: html.write_page(path, gathered, comparison, claimed, failed, drawn, command),
             )
         if "md" in formats:
-            write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets))
+            write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets, folded))
     if console:
         tables.print_comparison(console, comparison, schemes, checked)
         tables.print_text(console, f"written to {shown(target)}: {', '.join(written)}")
@@ -127,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:  # a job log: as wide as the tables are made for
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a job log: as wide as the tables are made for
         console.width = max(console.width, 100)
     stack = contextlib.ExitStack()
     try:

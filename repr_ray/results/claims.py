@@ -109,6 +109,12 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(_one_each(rows), columns=COLUMNS)
 
 
+def by_match(claims: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The claims that get a verdict, and those that ours are only like."""
+    exact = claims["match"] == "exact"
+    return claims[exact], claims[~exact]
+
+
 def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, those exact no longer that share a claim: arms with the same settings differ in what is not known."""
 

@@ -57,13 +57,15 @@ def write_page(
     )
     own = (loader.get_source(environment, f"report.{end}")[0] for end in ("css", "js"))
     css, script = (Markup(text) for text in own)  # noqa: S704 - files of this package, nothing from results
+    exact, others = published.by_match(claims)
     render = partial(
         environment.get_template("report.html").render,
         version=repr_ray.__version__,
         name=", ".join(sorted(filter(None, comparison.trials["experiment"].unique()))) or path.parent.name,
         comparison=comparison,
         schemes=sheets.comparison_sheet(comparison),
-        claims=sheets.claims_sheet(claims),
+        claims=sheets.claims_sheet(exact),
+        others=sheets.claims_sheet(others),
         failures=sheets.failures_sheet(failures),
         tracebacks=[{"trial": f.trial, "text": f.traceback} for f in failures[:_FAILED]],
         sources=[row for row in records(published.sources()) if row["source"] in set(claims["source"])],
@@ -123,7 +125,7 @@ def _said(row: dict[str, Any]) -> str:
     if not pd.isna(row["test_accuracy"]):
         said.append(f"test accuracy {points(row['test_accuracy'])}%")
     if not pd.isna(row["collapsed_epoch"]):
-        said.append(f"collapsed in epoch {row['collapsed_epoch']:.0f}")
+        said.append(f"collapsed in epoch {row['collapsed_epoch'] + 1:.0f}")
     if not pd.isna(row["wall_seconds"]):
         said.append(sheets.duration(row["wall_seconds"]))
     return ", ".join(said)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 import repr_ray
 from repr_ray.results.claims import MARGIN
-from repr_ray.results.compare import BLOCK, LEVEL, Comparison, points, records
+from repr_ray.results.compare import BLOCK, FEWEST_FOR_INTERVAL, LEVEL, Comparison, points, records
 from repr_ray.results.files import MARK, replacing, write_text
 from repr_ray.results.store import SCHEMAS, Failure
 from repr_ray.text import cell, line
@@ -22,10 +22,11 @@ Row = dict[str, Any]
 NONE = "\N{EN DASH}"
 LEGEND = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline,"
-    " paired by seed, with the 95% t-interval. p: exact two-sided sign-flip test; Holm p: corrected over the"
-    f" schemes of a block; *: n too small to reach {LEVEL}. Best val.: test accuracy in the epoch of best"
+    " paired by seed, with the 95% t-interval; of fewer than three pairs each seed's own. p: exact two-sided"
+    f" sign-flip test; Holm p: corrected over all comparisons of this report; *: n too small to reach {LEVEL}. Val.:"
+    " validation accuracy in the last epoch, to choose by. Test at best val. epoch: test accuracy in the epoch of best"
     " validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
-    " the test set, not a fair estimate."
+    " the test set, not a fair estimate. Epochs and cycles count from 1 here, from 0 in the Parquet files."
 )
 
 
@@ -72,6 +73,10 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
         headings += [" · ".join(filter(None, [_heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
         cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
+        for row, texts in zip(rows, cells[-len(rows) :], strict=True):
+            if not row["is_baseline"] and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
+                seeds = "; ".join(points(value, True) for value in comparison.differences(row)) or NONE
+                texts[_DIFFERENCE] = Cell(seeds, row["difference_mean"])
     return Sheet([column for column, _ in _COLUMNS], cells, headings, [LEGEND])
 
 
@@ -106,7 +111,7 @@ def _heading(row: Row) -> str:
 def failures_sheet(failures: Iterable[Failure]) -> Sheet:
     """The failed trials with the first line of each error."""
     columns = [Column(name, number=False) for name in ("Failed trial", "Status", "Epoch", "Error")]
-    rows = [[f.trial, f.status, NONE if f.epoch is None else str(f.epoch), f.message] for f in failures]
+    rows = [[f.trial, f.status, NONE if f.epoch is None else str(f.epoch + 1), f.message] for f in failures]
     return Sheet(columns, [[Cell(text, text) for text in row] for row in rows], [""] * len(rows))
 
 
@@ -169,7 +174,8 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Difference [95%]"), _difference),
     (Column("p", 1), _p("p")),
     (Column("Holm p"), _p("p_holm")),
-    (Column("Best val., %", 5), _accuracy("best_val_test_accuracy")),
+    (Column("Val., %", 2), _accuracy("val_accuracy")),
+    (Column("Test at best val. epoch, %", 5), _accuracy("best_val_test_accuracy")),
     (Column("Gap", 4), _number("generalisation_gap", points)),
     (Column("Wall time", 3), _number("wall_seconds", duration)),
     (Column("Images/s", 7), _number("images_per_second", "{:,.0f}".format)),
@@ -177,6 +183,7 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Status", number=False), _text("status")),
     (Column("Seeds without a pair", 6, number=False), _text("missing_seeds")),
 ]
+_DIFFERENCE = [column.name for column, _ in _COLUMNS].index("Difference [95%]")
 
 
 # The terminal
@@ -187,7 +194,6 @@ _NOTES = 20
 _WRAPS = 26  # the width at which a column of words is wrapped
 _FOLDS = 8  # below which no word is folded
 _GAP = 2  # between columns
-_CLAIMS = 20  # published figures shown
 
 
 class _Width(NamedTuple):
@@ -280,13 +286,14 @@ def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, c
 
 
 def _judged(claims: Sheet) -> tuple[Sheet, list[str]]:
-    """All claims while they are few, else those that get a verdict, and a note on the others."""
-    if len(claims.rows) <= _CLAIMS:
+    """The claims that get a verdict, and a note on the others."""
+    exact = [place for place, row in enumerate(claims.rows) if row[-1].text == "exact"]
+    if len(exact) == len(claims.rows):
         return claims, []
-    exact = [place for place, row in enumerate(claims.rows) if row[-1].text == "exact"][:_CLAIMS]
     rows, headings = [claims.rows[place] for place in exact], [claims.headings[place] for place in exact]
     sheet = Sheet(claims.columns, rows, headings, claims.footnotes[-1:])
-    return sheet, [f"{len(claims.rows) - len(exact)} more published figures beside ours: see comparison.md"]
+    more = len(claims.rows) - len(exact)
+    return sheet, [f"{more} published figures of other settings, without a verdict: see comparison.md"]
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:
@@ -362,9 +369,13 @@ def latex(text: str) -> str:
     return "".join(_TEX.get(c, c if c <= "\u017f" else f"[U+{ord(c):04X}]") for c in line(text))
 
 
-def latex_sheet(sheet: Sheet) -> str:
-    """A booktabs table of the columns that fit a page; a longtable where the rows do not."""
-    kept = [place for place, column in enumerate(sheet.columns) if column.spare <= 5]
+SHORT = ("Scheme", "n", "Test, %", "Difference [95%]", "Holm p")
+"""The columns of a table for a paper."""
+
+
+def latex_sheet(sheet: Sheet, names: Sequence[str] = ()) -> str:
+    """A booktabs table of the columns of these names, else those that fit a page; a longtable where rows do not."""
+    kept = [k for k, column in enumerate(sheet.columns) if (column.name in names if names else column.spare <= 5)]
     environment = "longtable" if len(sheet.rows) > 40 else "tabular"
     words = r">{\raggedright\arraybackslash}p{5.5em}"
     layout = "".join("r" if sheet.columns[place].number else words for place in kept[1:])
@@ -384,8 +395,13 @@ def latex_sheet(sheet: Sheet) -> str:
 # Files
 
 
-def write_markdown(path: Path, comparison: Comparison, sheets: Sequence[tuple[str, Sheet]]) -> None:
-    """The answer, the sheets under their titles, and the notes."""
+def write_markdown(
+    path: Path,
+    comparison: Comparison,
+    sheets: Sequence[tuple[str, Sheet]],
+    folded: Sequence[tuple[str, Sheet]] = (),
+) -> None:
+    """The answer, the sheets under their titles, the notes, and sheets that are closed at first."""
     parts = [f"<!-- {MARK} {repr_ray.__version__} -->\n# Comparison with {markdown(comparison.baseline)}\n"]
     parts += [f"**{markdown(comparison.answer)}**\n"]
     if len(comparison.answers) > 1:
@@ -393,14 +409,17 @@ def write_markdown(path: Path, comparison: Comparison, sheets: Sequence[tuple[st
     parts += [f"## {title}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
     if comparison.notes:
         parts.append("## Notes\n\n" + "".join(f"- {markdown(note)}\n" for note in comparison.notes))
+    for title, sheet in folded:
+        if sheet.rows:
+            parts.append(f"<details><summary>{title}</summary>\n{markdown_sheet(sheet)}\n</details>\n")
     write_text(path, "\n".join(parts))
 
 
-def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]]) -> None:
-    """The sheets, to be included with `\\input`; as wide as a page with margins of an inch."""
+def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]], names: Sequence[str] = ()) -> None:
+    """The sheets, or these columns of them, to be included with `\\input`; as wide as a page with margins of an inch."""
     packages = r"\usepackage{array,booktabs,longtable} \usepackage[margin=1in]{geometry}"
     head = f"% {MARK} {repr_ray.__version__}: {packages}, then \\input this file\n"
-    write_text(path, head + "\n\\bigskip\n\n".join(latex_sheet(sheet) for _, sheet in sheets if sheet.rows))
+    write_text(path, head + "\n\\bigskip\n\n".join(latex_sheet(sheet, names) for _, sheet in sheets if sheet.rows))
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

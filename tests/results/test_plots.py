@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from studies import make_experiment, make_trial
 
 from repr_ray.results import plots, store
 from repr_ray.results.compare import compare
 from repr_ray.results.plots import style
 from repr_ray.results.plots.block import Block
+from studies import make_experiment, make_trial
 
 Make = Callable[..., Path]
 BASE = [0.70, 0.71, 0.72]
@@ -58,7 +58,8 @@ def test_curves_are_means_with_phases_shaded(experiment: Make, tmp_path: Path) -
     standard, _ = test.get_lines()
     assert standard.get_ydata()[-1] == pytest.approx(np.mean(BASE))
     shaded = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in test.patches]
-    assert shaded == [(2.5, 4.5), (7.5, 9.5)]
+    assert shaded == [(3.5, 5.5), (8.5, 10.5)]  # epochs count from 1
+    assert standard.get_xdata().tolist() == list(range(1, 13))
     seeds = [line for collection in test.collections for line in getattr(collection, "get_segments", list)()]
     assert sum(len(line) == 12 for line in seeds) == 6
 

@@ -14,6 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from repr_ray.report import report
 from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
 from studies import make_trial
@@ -57,15 +58,6 @@ def test_the_terminal_table_fits(awkward: Comparison, width: int) -> None:
         assert column.name.split(",")[0].split()[0] in words, f"{column.name} is not shown"
 
 
-def test_the_terminal_shows_every_claim_whole(experiment: Make, tmp_path: Path) -> None:
-    results = experiment({"standard": [0.7, 0.71, 0.72], "repr-inverse": [0.7, 0.71, 0.72]})
-    (tmp_path / "work").mkdir()
-    text = printed(compare(store.gather([results], tmp_path / "work")), 80)
-    table = text[text.index("Quantity") :]
-    for word in ("Claimed", "Measured", "Verdict", "Match", "approximate", "SweetWind1996:"):
-        assert word in table
-
-
 @pytest.mark.parametrize("width", [80, 100])
 def test_words_are_wrapped_and_never_cut(experiment: Make, tmp_path: Path, width: int) -> None:
     long = "repr ranking.score=magnitude selection.scope=layer"
@@ -79,14 +71,47 @@ def test_words_are_wrapped_and_never_cut(experiment: Make, tmp_path: Path, width
     assert shown[0] == shown[1]
 
 
-def test_of_many_claims_the_terminal_shows_those_with_a_verdict(experiment: Make, tmp_path: Path) -> None:
-    accuracies = {"standard": [0.7, 0.71]} | {f"repr prune_ratio=0.{k}": [0.7, 0.71] for k in range(1, 6)}
-    results = experiment(accuracies, epochs=100, cycle=(20, 10))
+def test_claims_of_other_settings_are_folded(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7, 0.71], "repr": [0.7, 0.71]})
+    checked = report([results], formats=["md", "tex", "html"], pictures=0)
     (tmp_path / "work").mkdir()
-    text = printed(compare(store.gather([results], tmp_path / "work")), 100)
-    assert "approximate (" not in text
-    assert "exact" in text
-    assert " more published figures beside ours: see comparison.md" in " ".join(text.split())
+    text = " ".join(printed(checked, 100).split())
+    assert "Claimed" not in text
+    assert "published figures of other settings, without a verdict: see comparison.md" in text
+    page, notes, tex = ((results / name).read_text() for name in ("report.html", "comparison.md", "comparison.tex"))
+    for document in (page, notes):
+        folded = document[document.index("<details><summary>", document.index("of other settings") - 60) :]
+        assert folded.index("approximate") < folded.index("</details>")
+        assert "approximate" not in document[: document.index("of other settings")]
+    assert "approximate" not in tex
+
+
+def test_validation_stands_beside_test_in_every_format(experiment: Make) -> None:
+    results = experiment({"standard": [0.7, 0.71, 0.72], "repr": [0.7, 0.71, 0.72]})
+    report([results], formats=["md", "tex", "csv", "html"], pictures=0)
+    for name in ("report.html", "comparison.md", "comparison.tex"):
+        text = (results / name).read_text()
+        assert "Val., " in text, name
+        assert "Test at best val. epoch, " in text, name
+        assert "Best val." not in text, name
+    with (results / "comparison.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert float(row["val_accuracy_mean"]) == pytest.approx(0.711)  # the fixture's lies 0.001 above the test's
+    short = (results / "comparison-short.tex").read_text()
+    assert [cell.strip() for cell in short.split("\\toprule")[1].split(r"\\")[0].split("&")] == [
+        "Scheme",
+        "n",
+        r"Test, \%",
+        r"Difference [95\%]",
+        "Holm p",
+    ]
+
+
+def test_two_pairs_show_the_seeds_instead_of_an_interval(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.70, 0.71], "repr": [0.686, 0.701]})
+    (tmp_path / "work").mkdir()
+    sheet = tables.comparison_sheet(compare(store.gather([results], tmp_path / "work")))
+    assert sheet.rows[1][3].text == "−1.4; −0.9"  # noqa: RUF001
 
 
 def test_a_terminal_without_unicode(awkward: Comparison) -> None:

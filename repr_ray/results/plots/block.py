@@ -36,7 +36,8 @@ class Block:
     def epochs(self) -> pd.DataFrame:
         """What the curves are drawn from."""
         columns = ["epoch", "phase", "train_accuracy", "test_accuracy", "train_loss", "test_loss"]
-        return self.rows("epochs", columns)
+        rows = self.rows("epochs", columns)
+        return rows.assign(epoch=rows["epoch"] + 1)  # people count from 1
 
     @cached_property
     def drops(self) -> pd.DataFrame:

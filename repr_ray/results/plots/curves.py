@@ -142,7 +142,7 @@ def shade(axis: Axes, epochs: pd.DataFrame) -> None:
 def span(epochs: pd.DataFrame) -> tuple[float, float]:
     """The x scale."""
     last = float(epochs["epoch"].max())
-    return -0.5 - 0.02 * last, last + 0.5 + 0.02 * last
+    return 0.5 - 0.02 * last, last + 0.5 + 0.02 * last
 
 
 def _scale(axes: Sequence[Axes], kind: str, epochs: pd.DataFrame) -> tuple[float, float]:

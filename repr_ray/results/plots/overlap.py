@@ -14,6 +14,7 @@ _LAYERS = 6  # layers drawn
 def overlap(block: Block) -> Made:
     """Mean off-diagonal |cos| of each layer, in a panel a scheme; dark lines are the first layers."""
     rows = block.rows("layers", ["epoch", "layer", "overlap"]).dropna(subset="overlap")
+    rows = rows.assign(epoch=rows["epoch"] + 1)  # people count from 1
     if rows.empty:
         return None
     layers = [str(name) for name in rows["layer"].unique()]

@@ -37,7 +37,7 @@ def scores(block: Block) -> Made:
         columns,
         size,
         ticks=0.2 + longest if upright else 0.3,
-        x_label=f"Layer; within it cycles {', '.join(map(str, cycles))} from left to right",
+        x_label=f"Layer; within it cycles {', '.join(str(cycle + 1) for cycle in cycles)} from left to right",
         legend=[
             (Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2.4), name)
             for _, name, colour, marker, face in _PARTS
