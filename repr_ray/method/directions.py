@@ -20,6 +20,9 @@ from repr_ray.method.scores import cosines
 CHUNK = 200_000
 """Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
 
+ROUNDING = 1e-15
+"""Relative excess over a bound that is rounding: the next projection changes nothing."""
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -88,6 +91,9 @@ def relaxed(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: b
         return Directions(old[:0], 0.0)
     everyone = torch.cat([old, kernel[~dropped]])
     k, near = len(old), min(d // 2, len(everyone))
+    if near == len(everyone):  # all avoid the same
+        noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
+        return Directions(*_outside(noise, torch.linalg.qr(everyone.T).Q, clip), relaxed=k)
     own_first = cosines(everyone)[:k].abs() + 2 * torch.eye(k, len(everyone), dtype=torch.float64)
     nearest = own_first.topk(near, dim=1).indices
     noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
@@ -128,6 +134,8 @@ def clip_within(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
     alternating projections approach a point in both; a last scaling takes off what is left above the bound.
     """
     for _ in range(50):
+        if vectors.abs().amax() <= bound * (1 + ROUNDING):
+            break
         vectors = _project_out(vectors.clamp(-bound, bound), avoid)
     return vectors * (bound / vectors.abs().amax(dim=1, keepdim=True)).clamp(max=1.0)
 
@@ -163,10 +171,10 @@ def _row_space(rows: Tensor) -> Tensor:
 
 def _inside(vectors: Tensor, avoid: Tensor) -> Tensor:
     """Coordinates (k x r) of k x d vectors in an orthonormal basis they share (d x r) or have each (k x d x r)."""
-    return vectors @ avoid if avoid.dim() == 2 else torch.einsum("kdr,kd->kr", avoid, vectors)
+    return vectors @ avoid if avoid.dim() == 2 else torch.bmm(vectors[:, None], avoid)[:, 0]
 
 
 def _project_out(vectors: Tensor, avoid: Tensor) -> Tensor:
     """Remove from each vector its component in the span of its basis."""
     inside = _inside(vectors, avoid)
-    return vectors - (inside @ avoid.T if avoid.dim() == 2 else torch.einsum("kdr,kr->kd", avoid, inside))
+    return vectors - (inside @ avoid.T if avoid.dim() == 2 else torch.bmm(inside[:, None], avoid.mT)[:, 0])

@@ -101,7 +101,7 @@ class RePr(Scheme):
         if self.schedule.drops_at(epoch):
             return self._drop(batches, progress)
         if self.schedule.reinitialises_at(epoch):
-            return self._reinitialise()
+            return self._reinitialise(progress)
         return []
 
     def after_step(self) -> None:
@@ -172,10 +172,10 @@ class RePr(Scheme):
             for layer in (layers if distributed.rank() == 0 else ())
         ]
 
-    def _reinitialise(self) -> list[LayerEvent]:
+    def _reinitialise(self, progress: Progress | None) -> list[LayerEvent]:
         tensors, layers, generator = self._tensors(), self.masks.layers, self._generator()
         self._assert_still_dropped(tensors)
-        events = self._redraw(tensors, generator) if distributed.rank() == 0 else []
+        events = self._redraw(tensors, generator, progress) if distributed.rank() == 0 else []
         parts = [(layer, part) for layer in layers for part in layer.parts]
         distributed.broadcast(tensors[name] for name in {part.tensor: None for _, part in parts})
         if self.settings.reinit.optimizer_state == "reset":
@@ -186,11 +186,18 @@ class RePr(Scheme):
         self._before = {}
         return events
 
-    def _redraw(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> list[LayerEvent]:
+    def _redraw(
+        self, tensors: Mapping[str, Tensor], generator: torch.Generator, progress: Progress | None
+    ) -> list[LayerEvent]:
         """Bring back the filters of every layer, then see to the channels they feed, those of new filters too."""
         layers = self.masks.layers
         overlaps = {layer.name: overlap(tensors[layer.kernel]) for layer in layers}
-        drawn = {layer.name: self._redraw_kernels(layer, tensors, generator) for layer in layers}
+        drawn, done, total = {}, 0, sum(int(mask.sum()) for mask in self.masks.dropped.values())
+        for layer in layers:
+            drawn[layer.name] = self._redraw_kernels(layer, tensors, generator)
+            done += int(self.masks.dropped[layer.name].sum())
+            if progress:
+                progress(done, total)
         for layer in layers:
             self._renew(layer, [part for part in layer.parts if part.role == "input"], tensors, generator)
         return [

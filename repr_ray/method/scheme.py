@@ -75,8 +75,8 @@ class Scheme:
         """Do what is due before this epoch, on all ranks alike; returns an event per layer (on rank 0).
 
         `batches()` gives an iterator of this rank's (images, labels) on the model's device, for rankings that need
-        data: training or held-out images, never those of the test set. `progress(done, total)` hears of a ranking
-        that takes long.
+        data: training or held-out images, never those of the test set. `progress(done, total)` is called with
+        the number of filters ranked or brought back so far, and that of all.
         """
         return []
 

@@ -55,9 +55,9 @@ def run_epoch(
 ) -> dict[str, Any]:
     """Train one epoch and evaluate it: its row of the `epochs` table.
 
-    `record` takes what the scheme did before it, `progress(filters done, filters in all)` hears of a ranking that
-    takes long. `part` goes on with an epoch that was left half-way. Raises Preempted once a rank's `stop()` says so,
-    Diverged, and RanksDiffer when the ranks no longer hold the same model.
+    `record` takes what the scheme did before it, `progress(filters done, filters in all)` is called while
+    it ranks filters or brings them back. `part` goes on with an epoch that was left half-way. Raises Preempted
+    once a rank's `stop()` says so, Diverged, and RanksDiffer when the ranks no longer hold the same model.
     """
     trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))

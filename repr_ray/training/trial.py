@@ -28,8 +28,8 @@ from repr_ray.training.tensorboard import Board
 TELL_EVERY = 0.3
 """Seconds between two epochs that are told of, at least."""
 
-RANKING_EVERY = 10.0
-"""Seconds between two notes on a ranking that takes long."""
+PROGRESS_EVERY = 10.0
+"""Seconds between two notes on a ranking or a re-initialisation that takes long."""
 
 LINE = 120
 """Columns of a line in a job log, the trial's name included."""
@@ -124,9 +124,9 @@ class _Run:
         """Train the epochs that are left."""
         for epoch in range(len(self.epochs), self.trial.train.epochs):
             self.events = []
-            ranking = _Ranking(self._note) if self.lead else None
+            progress = _Progress(self._note) if self.lead else None
             try:
-                row = run_epoch(self.setup, epoch, self._record, ranking, self.part, stop)
+                row = run_epoch(self.setup, epoch, self._record, progress, self.part, stop)
             except Preempted as left:
                 if self.lead:
                     self._leave(epoch, left.part)
@@ -310,13 +310,13 @@ def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int 
     return first if len(accuracies) - first >= 3 else None
 
 
-class _Ranking:
-    """Says how far a ranking is, every `RANKING_EVERY` seconds, twenty times at most; quick ones say nothing."""
+class _Progress:
+    """Says how far a ranking or a re-initialisation is, every `PROGRESS_EVERY` seconds, twenty times at most."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.note, self.last, self.done = note, perf_counter(), 0
 
     def __call__(self, done: int, total: int) -> None:
-        if perf_counter() - self.last >= RANKING_EVERY and done - self.done >= total / 20:
+        if perf_counter() - self.last >= PROGRESS_EVERY and done - self.done >= total / 20:
             self.last, self.done = perf_counter(), done
-            self.note(f"ranking: {done} of {total} filters")
+            self.note(f"ranked or brought back: {done} of {total} filters")

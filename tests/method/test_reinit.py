@@ -77,6 +77,21 @@ def test_the_first_layer_of_the_vanilla_net() -> None:
     assert np.abs(cos - np.eye(28)).max() < 0.95
 
 
+@pytest.mark.parametrize("spread", [1, 3])
+def test_filters_that_all_avoid_the_same_are_drawn_at_once(spread: int) -> None:
+    """Up to d/2 filters: as one by one, with a basis of its own for each."""
+    old, survivors = rows(0, 9, 40), rows(1, 11, 40) * spread
+    drawn = both(old, survivors, Reinit(direction="relaxed"), torch.Generator().manual_seed(2))
+    noise = torch.randn(9, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    alone = noise.numpy() @ oracle.complement(torch.cat([old, survivors]).numpy())
+    alone /= np.linalg.norm(alone, axis=1, keepdims=True)
+    projector, bound = oracle.complement(torch.cat([old, survivors]).numpy()), 40**-0.5
+    for _ in range(50):
+        alone = alone.clip(-bound, bound) @ projector
+    alone *= np.minimum(1, bound / np.abs(alone).max(axis=1, keepdims=True))
+    np.testing.assert_allclose(drawn.kernels, alone, atol=1e-6)
+
+
 def test_one_dimension_leaves_the_default_as_last_resort() -> None:
     drawn = both(rows(0, 2, 1), rows(1, 3, 1), Reinit(), torch.Generator().manual_seed(0))
     assert drawn.last_resort == 2 and drawn.relaxed == 0 and drawn.kernels.abs().max() <= 1

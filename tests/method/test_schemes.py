@@ -175,6 +175,14 @@ def test_next_layers_channels(choice: str) -> None:
     assert bias.any() and bias.abs().max() <= 1 / 3
 
 
+def test_a_reinitialisation_says_how_far_it_is() -> None:
+    model, optimizer, scheme = make(selection={"scope": "layer"})
+    train(model, optimizer, scheme, 0, 4)
+    seen: list[tuple[int, int]] = []
+    scheme.start_epoch(4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 6), (4, 6), (6, 6)]
+
+
 def test_next_layers_channels_follow_the_new_filters() -> None:
     """They are zeroed after every layer was re-drawn: the draws do not see it, and new filters have them zero too."""
     ends, masks = {}, {}
