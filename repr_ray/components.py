@@ -110,10 +110,19 @@ class ByKind:
                 raise _wrong("kind", str(error), "kind", value["kind"]) from None
             return found.model_validate(value)
 
-        return core_schema.no_info_plain_validator_function(validate)
+        return core_schema.no_info_plain_validator_function(validate, metadata={"family": family})
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        raise NotImplementedError
+        """Any of the built-in kinds, which editors complete and check, or one that is not built in."""
+        family: type[Component] = schema["metadata"]["family"]
+        built_in = []
+        for kind in dict.fromkeys(c for name, c in family.kinds.items() if ":" not in name):
+            built_in.append(handler(kind.__pydantic_core_schema__))
+            handler.resolve_ref_schema(built_in[-1])["required"] = sorted(
+                {"kind", *handler.resolve_ref_schema(built_in[-1]).get("required", ())}
+            )
+        own = {"type": "object", "properties": {"kind": _own_names(family.family)}, "required": ["kind"]}
+        return {"anyOf": [*built_in, own]}
 
 
 class ByName:
@@ -129,6 +138,10 @@ class ByName:
             return name
 
         return core_schema.no_info_after_validator_function(validate, core_schema.str_schema(strict=True))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """One of the built-in names, or one that is not built in."""
+        return {"anyOf": [{"type": "string", "enum": list(self.builtin)}, _own_names(self.family)]}
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function of a name that was validated."""
@@ -183,6 +196,17 @@ def plug_in_behind(error: BaseException | None) -> str | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """The type and the first line of an error's text."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """The first line of an error, after the name of the plug-in in whose source it was raised."""
+    plug_in = plug_in_behind(error)
+    return f"plug-in {plug_in}: {first_line(error)}" if plug_in else first_line(error)
+
+
 _plug_ins: dict[str, str] = {}
 """The module of every plug-in that was used in this process, by the name that the config gives it."""
 
@@ -201,7 +225,7 @@ def _kind(family: type[Component], kind: Any) -> type[Component]:
 def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
     """`module:object` of a component that is not built in. Raises ValueError when there is none."""
     path = name if ":" in name else _installed(family).get(name)
-    if path is None or not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", path):
+    if path is None or not re.fullmatch(_PATH, path):
         known = [*(key for key in builtin if ":" not in key), *_installed(family)]
         there = ", ".join(map(repr, known))
         raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
@@ -210,6 +234,15 @@ def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
         raise ValueError(f"{path} is no class or function")
     _plug_ins[name] = path.partition(":")[0]
     return path
+
+
+def _own_names(family: str) -> dict[str, Any]:
+    """The JSON schema of the names that are not built in: `module:name`, and those of installed packages."""
+    pattern = "|".join([_PATH, *map(re.escape, _installed(family))])
+    return {"type": "string", "pattern": f"^({pattern})$", "title": "one of your own, my_module:name"}
+
+
+_PATH = r"[^\W\d][\w.]*:[^\W\d][\w.]*"
 
 
 @cache

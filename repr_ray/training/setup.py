@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from repr_ray import distributed
+from repr_ray.components import first_line, in_one_line, plug_in_behind
 from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
@@ -107,19 +108,44 @@ def build_model(trial: Trial) -> nn.Module:
 
 
 def check(trial: Trial) -> Mapping[str, str]:
-    """Build the trial's network and scheme without memory or data.
+    """Build the trial's network and scheme without data, and without memory unless it has plug-ins.
 
     Returns the convolutions filters are never dropped from, with the reason of each; none for standard training.
-    Raises ConfigError for a network that does not fit its images, or a scheme that does not fit the network.
+    Raises ConfigError for a network that does not fit its images, a scheme that does not fit the network, and
+    whatever a plug-in raises.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values, which meta has none of
             model = build_model(trial)
+            if trial.model.kind in trial.plug_ins:
+                _check_logits(trial, model)
             optimizer = trial.train.optimizer.optimizer(model.parameters())
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs)
-    except ValueError as error:
-        raise ConfigError(f"{trial.scheme}: {error}") from None
+    except Exception as error:
+        plug_in = plug_in_behind(error)
+        if not plug_in and not isinstance(error, ValueError):
+            raise
+        raise ConfigError(f"{trial.scheme}: {in_one_line(error) if plug_in else error}") from None
     return scheme.left_out
+
+
+def _check_logits(trial: Trial, model: nn.Module) -> None:
+    """Raise ValueError unless a network of the user's gives logits for images of the data set."""
+    dataset = DATASETS[trial.data.name]
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{trial.model.kind} made {type(model).__name__}, expected torch.nn.Module")
+    shape = (2, dataset.channels, dataset.image_size, dataset.image_size)
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(shape))
+    except Exception as error:
+        raise ValueError(f"{trial.model.kind} cannot take images {shape}: {first_line(error)}") from None
+    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"{trial.model.kind} gives {found} for images {shape}, expected logits {(2, dataset.classes)}:"
+            " one number a class"
+        )
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:

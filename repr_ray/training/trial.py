@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from repr_ray import distributed
-from repr_ray.components import plug_in_behind
+from repr_ray.components import first_line as first_line
+from repr_ray.components import in_one_line
 from repr_ray.config import ConfigError
 from repr_ray.method.events import LayerEvent, describe, warnings
 from repr_ray.plan import Trial
@@ -70,7 +71,6 @@ def run_trial(
 
 def failure(error: BaseException) -> dict[str, Any]:
     """What error.json holds: `status` is diverged, ranks differ, out of memory, or failed."""
-    plug_in = plug_in_behind(error)
     memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if isinstance(error, Diverged):
         status = "diverged"
@@ -79,13 +79,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     else:
         status = "out of memory" if memory or "can't allocate memory" in str(error) else "failed"
     lines = traceback.format_exception(error)
-    message = f"plug-in {plug_in}: {first_line(error)}" if plug_in else first_line(error)
-    return {"status": status, "message": message, "traceback": "".join(lines)}
-
-
-def first_line(error: BaseException) -> str:
-    """The type and the first line of an error's text."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return {"status": status, "message": in_one_line(error), "traceback": "".join(lines)}
 
 
 class _Run:
