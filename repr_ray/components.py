@@ -58,8 +58,9 @@ class Component(Settings):
         super().__pydantic_init_subclass__(**kwargs)
         if Component in cls.__bases__:
             cls.kinds = {}
-        for kind in get_args(cls.model_fields["kind"].annotation):
-            cls.kinds[kind] = cls
+        if "kind" in vars(cls).get("__annotations__", {}):  # not what a subclass of a kind inherits
+            for kind in get_args(cls.model_fields["kind"].annotation):
+                cls.kinds[kind] = cls
 
     @classmethod
     def accept(cls, target: Any) -> None:

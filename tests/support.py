@@ -49,14 +49,16 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def launch(*arguments: str | Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: str | Path, timeout: float = 240, cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m repr_ray.launch` as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "repr_ray.launch", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        cwd=ROOT,
+        cwd=cwd,
         env=os.environ | {"COLUMNS": "100"} | env,
     )
 

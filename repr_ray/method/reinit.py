@@ -48,6 +48,11 @@ def redraw(kernel: Tensor, dropped: Tensor, settings: Reinit, generator: torch.G
     found = DIRECTION.get(settings.direction)(kernel, dropped, generator, settings.scale == "clip")
     if isinstance(found, Tensor):
         found = Directions(found)
+    if found.vectors.shape[1:] != (d,) or len(found.vectors) > k or not found.vectors.isfinite().all():
+        raise ValueError(
+            f"direction {settings.direction}: found shape {tuple(found.vectors.shape)}, expected {k} x {d} finite"
+            " numbers, a row for each dropped filter"
+        )
     vectors, drawn = _scaled(found, kernel[~dropped], settings), len(found.vectors)
     if drawn < k:
         rest = torch.zeros(k - drawn, d, dtype=torch.float64)

@@ -17,7 +17,7 @@ from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import overlap, weight_score, zero_filters
+from repr_ray.method.scores import check_scores, overlap, weight_score, zero_filters
 from repr_ray.method.selection import check_ratio, excluded_layers, select
 from repr_ray.method.settings import RePrSettings
 
@@ -150,6 +150,7 @@ class RePr(Scheme):
         dropped = {name: torch.zeros_like(mask) for name, mask in self.masks.dropped.items()}
         if distributed.rank() == 0:
             settings = self.settings
+            check_scores(scores, {layer.name: layer.filters for layer in layers}, settings.ranking.score)
             for name, mask in select(
                 scores, settings.prune_ratio, settings.ranking.order, settings.selection
             ).items():

@@ -38,7 +38,8 @@ class Scheme:
         """Attach to a model and its optimizer; `epochs` is the length of the whole training, in any `fields` differ
         from those of `settings`.
         """
-        self.settings: Any = self.Settings(**(settings.model_dump() if settings else {}) | fields)
+        kind = type(settings) if isinstance(settings, self.Settings) else self.Settings
+        self.settings: Any = kind(**(settings.model_dump() if settings else {}) | fields)
         self.model = unwrap(model)
         self.optimizer = optimizer
         self.epochs = epochs

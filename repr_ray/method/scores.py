@@ -4,7 +4,7 @@ To add a score: write a function here, and name it in `SCORE` in settings.py. Yo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -90,6 +90,18 @@ def magnitude_l2(weight: Tensor, generator: torch.Generator) -> Tensor:
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform in [0, 1): the control that ranks by nothing."""
     return torch.rand(len(weight), generator=generator, dtype=torch.float64)
+
+
+def check_scores(scores: Mapping[str, Tensor], sizes: Mapping[str, int], name: str) -> None:
+    """Raise ValueError unless a score gives each layer of `sizes` one finite number a filter."""
+    for layer, filters in sizes.items():
+        own = scores.get(layer)
+        if not isinstance(own, Tensor) or own.shape != (filters,) or not own.isfinite().all():
+            found = f"shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"{type(own).__name__}"
+            found = "infinite or no numbers" if isinstance(own, Tensor) and own.shape == (filters,) else found
+            raise ValueError(
+                f"score {name}: layer {layer}: found {found}, expected {filters} finite scores, one a filter"
+            )
 
 
 def weight_score(ranking: Ranking) -> WeightScore:

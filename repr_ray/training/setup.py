@@ -2,9 +2,12 @@
 
 import ctypes
 import hashlib
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from repr_ray import distributed
-from repr_ray.components import first_line, in_one_line, plug_in_behind
+from repr_ray.components import first_line
 from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, load
@@ -114,38 +117,69 @@ def check(trial: Trial) -> Mapping[str, str]:
     Raises ConfigError for a network that does not fit its images, a scheme that does not fit the network, and
     whatever a plug-in raises.
     """
-    try:
-        with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values, which meta has none of
+    with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values, which meta has none of
+        with _refusing(trial, trial.model.kind):
             model = build_model(trial)
             if trial.model.kind in trial.plug_ins:
                 _check_logits(trial, model)
+        with _refusing(trial, trial.train.optimizer.kind):
             optimizer = trial.train.optimizer.optimizer(model.parameters())
+            if not isinstance(optimizer, Optimizer):
+                raise ValueError(f"made {type(optimizer).__name__}, expected torch.optim.Optimizer")
+        with _refusing(trial, trial.train.schedule.kind):
+            rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"{rate} is no learning rate")
+        with _refusing(trial, trial.settings.kind):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs)
-    except Exception as error:
-        plug_in = plug_in_behind(error)
-        if not plug_in and not isinstance(error, ValueError):
-            raise
-        raise ConfigError(f"{trial.scheme}: {in_one_line(error) if plug_in else error}") from None
+            if trial.settings.kind in trial.plug_ins:
+                _check_loss(trial, scheme)
     return scheme.left_out
+
+
+@contextmanager
+def _refusing(trial: Trial, kind: str) -> Iterator[None]:
+    """Raise ConfigError for whatever a component of the user's raises, and for ValueErrors of the others."""
+    try:
+        yield
+    except Exception as error:
+        if kind in trial.plug_ins:
+            raise ConfigError(f"{trial.scheme}: plug-in {kind}: {first_line(error)}") from None
+        if not isinstance(error, ValueError):
+            raise
+        raise ConfigError(f"{trial.scheme}: {error}") from None
 
 
 def _check_logits(trial: Trial, model: nn.Module) -> None:
     """Raise ValueError unless a network of the user's gives logits for images of the data set."""
     dataset = DATASETS[trial.data.name]
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{trial.model.kind} made {type(model).__name__}, expected torch.nn.Module")
+        raise ValueError(f"made {type(model).__name__}, expected torch.nn.Module")
     shape = (2, dataset.channels, dataset.image_size, dataset.image_size)
     try:
         with torch.no_grad():
             logits = model(torch.zeros(shape))
     except Exception as error:
-        raise ValueError(f"{trial.model.kind} cannot take images {shape}: {first_line(error)}") from None
+        raise ValueError(f"cannot take images {shape}: {first_line(error)}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"{trial.model.kind} gives {found} for images {shape}, expected logits {(2, dataset.classes)}:"
-            " one number a class"
+            f"gives {found} for images {shape}, expected logits {(2, dataset.classes)}: one number a class"
         )
+
+
+def _check_loss(trial: Trial, scheme: Any) -> None:
+    """Raise ValueError unless a scheme of the user's has the hooks of `Scheme` and a loss that is one number."""
+    if not isinstance(scheme, Scheme):
+        raise ValueError(
+            f"{trial.settings.kind} made {type(scheme).__name__}, expected a subclass of repr_ray.Scheme"
+        )
+    dataset = DATASETS[trial.data.name]
+    images = torch.zeros(2, dataset.channels, dataset.image_size, dataset.image_size)
+    loss = scheme.loss(torch.zeros(2, dataset.classes), torch.zeros(2, dtype=torch.long), images)
+    if not isinstance(loss, Tensor) or loss.dim():
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"a loss is one number, summed over the batch; found {found}")
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
