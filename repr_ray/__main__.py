@@ -20,8 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"repr-ray {__version__}")
         return 0
     if name in COMMANDS:
-        command: Callable[[Sequence[str]], int] = import_module(f"repr_ray.{name}").command
-        return command(rest[:-1])
+        module = import_module(f"repr_ray.{name}")
+        command: Callable[[Sequence[str], str], int] = getattr(module, "command", module.main)
+        return command(rest[:-1], f"repr-ray {name}")
     usage = "\n".join(f"  repr-ray {known:8} {meaning}" for known, meaning in COMMANDS.items())
     asked = name in ("-h", "--help")
     print(

@@ -67,12 +67,10 @@ class Component(Settings):
         """Raise ValueError for a class or function that cannot be a component of this family."""
 
     def build(self, *arguments: Any, **given: Any) -> Any:
-        """Call what these settings build with `arguments`, its own fields, and those of `given` that it takes."""
+        """Call what these settings build with `arguments`, its own fields, and those of `given` that it names."""
         target = imported(self.builds) if isinstance(self.builds, str) else self.builds
         taken = inspect.signature(target).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-            given = {name: value for name, value in given.items() if name in taken}
-        return target(*arguments, **given, **self.own)
+        return target(*arguments, **{name: given[name] for name in given if name in taken}, **self.own)
 
     @property
     def own(self) -> dict[str, Any]:
@@ -254,7 +252,8 @@ def _installed(family: str) -> dict[str, str]:
 
 def _settings_of(target: Any, family: type[Component], kind: str) -> type[Component]:
     """Settings for a component of the user's: its nested class, or one made from its keyword arguments."""
-    nested = getattr(target, "Settings", None)
+    inherits = "__init__" not in vars(target)
+    nested = getattr(target, "Settings", None) if inherits else vars(target).get("Settings")
     fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
     options: dict[str, Any] = {"arbitrary_types_allowed": True}
     if isinstance(nested, type) and issubclass(nested, family):

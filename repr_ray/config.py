@@ -194,12 +194,12 @@ class Experiment(Settings):
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment from YAML, apply `key=value` overrides, validate.
+    """Read an experiment from YAML, a file or a shipped config by its name, apply `key=value` overrides, validate.
 
     Raises ConfigError with one line per error.
     """
     try:
-        raw = read_yaml(Path(path).read_text())
+        raw = read_yaml(_found(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -219,6 +219,28 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
             raise ConfigError(f"{_in_words(override)}: no field lies {key.count('.'):,} levels deep")
         raw = replace(raw, key, value)
     return validate(raw, str(path))
+
+
+def shipped() -> dict[str, Path]:
+    """The configs that come with the package, by name: quickstart, recipes/paper, ..."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")  # as installed, and in a checkout
+    folder = next((f for f in folders if (f / "quickstart.yaml").is_file()), folders[0])
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def _found(path: str | Path) -> Path:
+    """The file of a config: `path` itself, else the shipped one of this name."""
+    if Path(path).exists() or Path(path).suffix in (".yaml", ".yml"):
+        return Path(path)
+    known = shipped()
+    if str(path) not in known:
+        near = difflib.get_close_matches(str(path), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"--config {_in_words(str(path))}: no such file, and no shipped config of this name; {hint}")
+    return known[str(path)]
 
 
 def replace(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

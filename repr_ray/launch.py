@@ -25,13 +25,13 @@ from repr_ray.training.folder import TrialFolder
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEFAULT_CONFIG = "configs/quickstart.yaml"
+DEFAULT_CONFIG = "quickstart"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command line, called `prog` in its help; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_intermixed_args(arguments)
+    args = _parser(prog or " ".join(_COMMAND)).parse_intermixed_args(arguments)
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
@@ -115,14 +115,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COMMAND = ("python", "-m", "repr_ray.launch")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=" ".join(_COMMAND),
+        prog=prog,
         description="Train every scheme of an experiment with every seed, side by side on Ray, and compare them.",
         epilog="Launching again skips what is done and resumes what is not. Example: "
-        "python -m repr_ray.launch --config configs/cifar10.yaml train.epochs=200 'seeds=[0, 1]' name=longer",
+        f"{prog} --config cifar10 train.epochs=200 'seeds=[0, 1]' name=longer",
     )
-    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="experiment (default: %(default)s)")
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="experiment: a YAML file, or the name of a shipped one (default: %(default)s)")
     parser.add_argument(
         "--results",
         default=os.environ.get("REPR_RAY_RESULTS", "results"),
@@ -290,11 +290,16 @@ def _signal_behind(error: BaseException | None) -> int | None:
     return None
 
 
-if __name__ == "__main__":
+def command(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command line in a process of its own: signals end it with a message, and status 130 or 143."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, _stop)
-    status = main()
+    status = main(arguments, prog)
     if status > 128:  # taking the interpreter down would take seconds, and nothing is left to do
         sys.stdout.flush()
         os._exit(status)
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -109,9 +109,9 @@ def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
     console.print(f"{logged} trials logged to {shown(uri)}", markup=False, soft_wrap=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m repr_ray.report", description=__doc__)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.report") -> int:
+    """The command, called `prog` in its help; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME or s3://...")
     parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")

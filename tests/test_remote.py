@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from s3 import keys_needed, serve, uri
+from studies import make_experiment
 from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
 
 from repr_ray import experiment, remote, report
@@ -26,7 +27,6 @@ from repr_ray.remote import Remote, StorageError, at, filesystem, light, opened,
 from repr_ray.runners import local
 from repr_ray.training.messages import Failed, Message, Preempted
 from repr_ray.training.trial import run_trial
-from studies import make_experiment
 
 CPU = torch.device("cpu")
 BIG = 11_000_000

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from studies import make_experiment, make_trial
 from support import ROOT, TINY, results_of, tiny, write_config
 
 from repr_ray import text
@@ -29,7 +30,6 @@ from repr_ray.plan import plan
 from repr_ray.report import main as report_main
 from repr_ray.report import report
 from repr_ray.training.folder import TrialFolder
-from studies import make_experiment, make_trial
 
 PACKAGE = sorted((ROOT / "repr_ray").rglob("*.py"))
 

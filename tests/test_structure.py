@@ -11,7 +11,8 @@ PACKAGE = ROOT / "repr_ray"
 
 # A file may import from the layers after its own, and from its own.
 LAYERS = [
-    ["launch"],
+    ["__main__"],
+    ["launch", "explain"],
     ["looks"],
     ["runners", "progress", "experiment", "estimate"],
     ["training"],
@@ -25,7 +26,8 @@ LAYERS = [
     ["foreign"],
     ["documents", "storage", "scratch", "text"],
 ]
-REPORT = [["launch"], ["looks"], ["report"], ["results"], *LAYERS[4:]]
+RESULTS = LAYERS.index(["plan"])
+REPORT = [["launch"], ["looks"], ["report"], ["results"], *LAYERS[RESULTS:]]
 
 
 def imports(path: Path) -> set[str]:

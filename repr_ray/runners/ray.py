@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from repr_ray.components import first_line
 from repr_ray.config import ConfigError, Resources
 from repr_ray.estimate import amount, size
 from repr_ray.plan import Trial
@@ -163,8 +164,6 @@ def _trials_per_gpu(trials: Sequence[Trial], room: Room, tell: Tell) -> int:
     try:
         memory = ray.get(measure.remote(largest))
     except ray.exceptions.RayError as error:
-        from repr_ray.training.trial import first_line
-
         why = first_line(getattr(error, "cause", error))
         tell(Note(f"one trial on a GPU: cannot measure the GPU memory that it takes ({why})"))
         return 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from repr_ray.components import first_line
 from repr_ray.plan import Trial
 from repr_ray.remote import StorageError, opened, shown
 from repr_ray.runners.ray_private import errors_of_ranks, show_as
@@ -113,7 +114,7 @@ def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:
 def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
     """Drive the Train worker group of a trial of several workers from this process."""
     from repr_ray.runners.ray_ranks import Ranks
-    from repr_ray.training.trial import failure, first_line
+    from repr_ray.training.trial import failure
 
     trial = launch.trials[config["trial"]]
     show_as(trial.name)

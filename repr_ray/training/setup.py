@@ -125,11 +125,11 @@ def check(trial: Trial) -> Mapping[str, str]:
         with _refusing(trial, trial.train.optimizer.kind):
             optimizer = trial.train.optimizer.optimizer(model.parameters())
             if not isinstance(optimizer, Optimizer):
-                raise ValueError(f"made {type(optimizer).__name__}, expected torch.optim.Optimizer")
+                raise ConfigError(f"made {type(optimizer).__name__}, expected torch.optim.Optimizer")
         with _refusing(trial, trial.train.schedule.kind):
             rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
             if not 0 <= rate < math.inf:
-                raise ValueError(f"{rate} is no learning rate")
+                raise ConfigError(f"{rate} is no learning rate")
         with _refusing(trial, trial.settings.kind):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs)
             if trial.settings.kind in trial.plug_ins:
@@ -144,34 +144,35 @@ def _refusing(trial: Trial, kind: str) -> Iterator[None]:
         yield
     except Exception as error:
         if kind in trial.plug_ins:
-            raise ConfigError(f"{trial.scheme}: plug-in {kind}: {first_line(error)}") from None
+            reason = error if isinstance(error, ConfigError) else first_line(error)
+            raise ConfigError(f"{trial.scheme}: plug-in {kind}: {reason}") from None
         if not isinstance(error, ValueError):
             raise
         raise ConfigError(f"{trial.scheme}: {error}") from None
 
 
 def _check_logits(trial: Trial, model: nn.Module) -> None:
-    """Raise ValueError unless a network of the user's gives logits for images of the data set."""
+    """Raise ConfigError unless a network of the user's gives logits for images of the data set."""
     dataset = DATASETS[trial.data.name]
     if not isinstance(model, nn.Module):
-        raise ValueError(f"made {type(model).__name__}, expected torch.nn.Module")
+        raise ConfigError(f"made {type(model).__name__}, expected torch.nn.Module")
     shape = (2, dataset.channels, dataset.image_size, dataset.image_size)
     try:
         with torch.no_grad():
             logits = model(torch.zeros(shape))
     except Exception as error:
-        raise ValueError(f"cannot take images {shape}: {first_line(error)}") from None
+        raise ConfigError(f"cannot take images {shape}: {first_line(error)}") from None
     if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
+        raise ConfigError(
             f"gives {found} for images {shape}, expected logits {(2, dataset.classes)}: one number a class"
         )
 
 
 def _check_loss(trial: Trial, scheme: Any) -> None:
-    """Raise ValueError unless a scheme of the user's has the hooks of `Scheme` and a loss that is one number."""
+    """Raise ConfigError unless a scheme of the user's has the hooks of `Scheme` and a loss that is one number."""
     if not isinstance(scheme, Scheme):
-        raise ValueError(
+        raise ConfigError(
             f"{trial.settings.kind} made {type(scheme).__name__}, expected a subclass of repr_ray.Scheme"
         )
     dataset = DATASETS[trial.data.name]
@@ -179,7 +180,7 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
     loss = scheme.loss(torch.zeros(2, dataset.classes), torch.zeros(2, dtype=torch.long), images)
     if not isinstance(loss, Tensor) or loss.dim():
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"a loss is one number, summed over the batch; found {found}")
+        raise ConfigError(f"a loss is one number, summed over the batch; found {found}")
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from repr_ray import distributed
-from repr_ray.components import first_line as first_line
 from repr_ray.components import in_one_line
 from repr_ray.config import ConfigError
 from repr_ray.method.events import LayerEvent, describe, warnings

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from studies import LAYERS, make_trial
 
 from repr_ray.foreign import Unusable
 from repr_ray.records import read_result
 from repr_ray.results import store
-from studies import LAYERS, make_trial
 
 Make = Callable[..., Path]
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
+from studies import make_trial
 
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
-from studies import make_trial
 
 Make = Callable[..., Path]
 NAMES = [
