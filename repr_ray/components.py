@@ -104,7 +104,7 @@ class ByKind:
                     None,
                 )
             try:
-                found = _kind(family, value["kind"])
+                found = kind_of(family, value["kind"])
             except ValueError as error:
                 raise _wrong("kind", str(error), "kind", value["kind"]) from None
             return found.model_validate(value)
@@ -120,7 +120,12 @@ class ByKind:
             handler.resolve_ref_schema(built_in[-1])["required"] = sorted(
                 {"kind", *handler.resolve_ref_schema(built_in[-1]).get("required", ())}
             )
-        own = {"type": "object", "properties": {"kind": _own_names(family.family)}, "required": ["kind"]}
+        own = {
+            "title": family.family,
+            "type": "object",
+            "properties": {"kind": _own_names(family.family)},
+            "required": ["kind"],
+        }
         return {"anyOf": [*built_in, own]}
 
 
@@ -210,7 +215,7 @@ _plug_ins: dict[str, str] = {}
 """The module of every plug-in that was used in this process, by the name that the config gives it."""
 
 
-def _kind(family: type[Component], kind: Any) -> type[Component]:
+def kind_of(family: type[Component], kind: Any) -> type[Component]:
     """The settings class of a kind. Raises ValueError when there is none."""
     if not isinstance(kind, str):
         raise ValueError("a kind is a name")
@@ -321,7 +326,7 @@ def _home(module: ModuleType) -> Path | None:
 
 def _revived(family: type[Component], values: dict[str, Any], expected: dict[str, str]) -> Component:
     """Settings from their plain values, in a process that may have another version of a plug-in."""
-    settings = _kind(family, values["kind"]).model_validate(values)
+    settings = kind_of(family, values["kind"]).model_validate(values)
     for name, digest in digests(values).items():
         if digest != expected.get(name):
             raise ValueError(f"plug-in {name}: this node has another version of {_plug_ins[name]} than the launcher")

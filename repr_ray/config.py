@@ -226,9 +226,7 @@ def shipped() -> dict[str, Path]:
     package = Path(__file__).parent
     folders = (package / "configs", package.parent / "configs")  # as installed, and in a checkout
     folder = next((f for f in folders if (f / "quickstart.yaml").is_file()), folders[0])
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-    }
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _found(path: str | Path) -> Path:
@@ -239,7 +237,9 @@ def _found(path: str | Path) -> Path:
     if str(path) not in known:
         near = difflib.get_close_matches(str(path), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(f"--config {_in_words(str(path))}: no such file, and no shipped config of this name; {hint}")
+        raise ConfigError(
+            f"--config {_in_words(str(path))}: no such file, and no shipped config of this name; {hint}"
+        )
     return known[str(path)]
 
 

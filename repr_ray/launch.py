@@ -122,7 +122,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         epilog="Launching again skips what is done and resumes what is not. Example: "
         f"{prog} --config cifar10 train.epochs=200 'seeds=[0, 1]' name=longer",
     )
-    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="experiment: a YAML file, or the name of a shipped one (default: %(default)s)")
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE", help="a YAML file or a shipped config (%(default)s)"
+    )
     parser.add_argument(
         "--results",
         default=os.environ.get("REPR_RAY_RESULTS", "results"),

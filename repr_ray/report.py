@@ -110,7 +110,7 @@ def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.report") -> int:
-    """The command, called `prog` in its help; returns its exit status: 0, 2 for input it cannot use, 130 when interrupted."""
+    """The command, called `prog` in its help; returns 0, 2 for input it cannot use, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME or s3://...")
     parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")

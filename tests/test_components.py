@@ -176,7 +176,7 @@ def test_one_of_every_family_trains_together(write: Write, tmp_path: Path) -> No
     trials, results = trained(tmp_path / "r", everything)
     assert len({result["checksum"] for result in results.values()}) == len(trials) == 6, "each changes the training"
     assert {trial.model.label for trial in trials} == {"net-width=8"}
-    assert all(r["epochs"] == 4 and "mine:net" in r["plug_ins"] for r in results.values())
+    assert all("mine:net" in r["plug_ins"] for r in results.values())
     assert {s.kind for s in everything.schemes.values()} >= {"mine:Mild", "repr"}
     assert RePrSettings.kinds["repr"] is RePrSettings, "a subclass of RePr's settings is no other kind of repr"
     digests = {t.scheme: set(t.plug_ins) for t in trials}

@@ -68,7 +68,7 @@ def test_results_are_read_without_training_code() -> None:
     for path in [*(PACKAGE / "results").rglob("*.py"), PACKAGE / "report.py"]:
         used = {".".join(name.split(".")[:2]) for name in imports(path)}
         assert not {n for n in used if n.split(".")[0] in ("torch", "ray")}, path
-        trains = {"distributed", "optim"}.union(*LAYERS[:4])
+        trains = {"distributed", "optim"}.union(*LAYERS[:RESULTS])
         assert used & {f"repr_ray.{layer}" for layer in trains} == set(), path
 
 
