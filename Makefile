@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-gpu bench bench-gpu setup pin clean
+.PHONY: run test test-slow test-gpu bench bench-gpu docs setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -31,6 +31,10 @@ bench-gpu: $(READY)  ## the same questions on a CUDA device
 	$(VENV)/bin/python -m benchmarks.numerics --device cuda
 	$(VENV)/bin/python -m benchmarks.ranking --device cuda
 	$(VENV)/bin/python -m benchmarks.sharing --device cuda
+
+docs: $(READY)  ## write the schema of configs and docs/settings.md from the settings classes
+	$(VENV)/bin/python -m repr_ray.explain --schema > configs/config.schema.json
+	$(VENV)/bin/python -m repr_ray.explain --markdown > docs/settings.md
 
 setup: $(READY)
 

@@ -26,8 +26,8 @@ class ConfigError(ValueError):
 class ChannelStatistics(Settings):
     """What images are normalised by, a number a channel: (pixel - mean) / std, with pixels from 0 to 1."""
 
-    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...]
-    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...]
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(description="one number a channel")
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...] = Field(description="one number a channel")
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> "ChannelStatistics":
@@ -37,24 +37,33 @@ class ChannelStatistics(Settings):
 
 
 class Data(Settings):
-    """A data set, how it is split, and what is done to its training images.
+    """A data set, how it is split, and what is done to its training images."""
 
-    `source` is `torchvision` (downloaded when missing) or a folder or URL: Parquet in the Hugging Face layout
-    (`train-*.parquet`, `test-*.parquet`) or torchvision's own files. Validation images are the last ones of the
-    training set, training images the first of what remains. Images are normalised by the mean and standard deviation
-    of each `channel` over the whole training set, by the ones given, or not at all.
-    """
-
-    name: Literal["digits", "cifar10", "cifar100"]
-    source: str = "torchvision"
-    train_images: Count | None = None
-    validation_images: Natural = 0
-    crop_padding: Annotated[int, Field(ge=0, le=1_000)] = 0
-    flip: bool = False
+    name: Literal["digits", "cifar10", "cifar100"] = Field(description="the data set")
+    source: str = Field(
+        default="torchvision",
+        description=(
+            "`torchvision` (downloaded when missing), or a folder or URL: Parquet in the Hugging Face layout "
+            "(`train-*.parquet`, `test-*.parquet`) or torchvision's own files"
+        ),
+    )
+    train_images: Count | None = Field(
+        default=None, description="training images, the first of what validation leaves; all of these when not given"
+    )
+    validation_images: Natural = Field(
+        default=0, description="images held out for validation, the last ones of the training set"
+    )
+    crop_padding: Annotated[int, Field(ge=0, le=1_000)] = Field(
+        default=0, description="pixels that training images are padded by before a random crop"
+    )
+    flip: bool = Field(default=False, description="mirror half of the training images")
     normalise: Annotated[
         Annotated[Literal["channel", "none"], Tag("name")] | Annotated[ChannelStatistics, Tag("statistics")],
         Discriminator(lambda value: "name" if isinstance(value, str) else "statistics"),
-    ] = "channel"
+    ] = Field(
+        default="channel",
+        description="by the mean and deviation of each channel over the training set, by given ones, or not at all",
+    )
 
     @field_validator("source")
     @classmethod
@@ -71,42 +80,70 @@ class Data(Settings):
 
 
 class Train(Settings):
-    """Optimisation. The batch size is that of a step over all workers together.
+    """Optimisation."""
 
-    `compact_sub_network` trains S2 on a smaller copy of the network, equal to the masked one up to floating-point
-    order: faster on the paper's nets with a global ranking (benchmarks/README.md).
-    """
-
-    epochs: Count
-    batch_size: Count = 128
-    optimizer: Optimizer = Sgd()
-    schedule: Rate = Constant()
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    evaluate_every: Count = 1
-    sync_batch_norm: bool = False
-    compact_sub_network: bool = False
-    deterministic: bool = False
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(default=128, description="images of a step, over all workers together")
+    optimizer: Optimizer = Field(default=Sgd(), description="the optimizer and its learning rate")
+    schedule: Rate = Field(default=Constant(), description="how the learning rate changes over the training")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description=(
+            "of forward and backward passes; `auto` is bf16 where the hardware multiplies it faster, else fp32"
+        ),
+    )
+    evaluate_every: Count = Field(
+        default=1,
+        description="epochs between two evaluations; the last epoch is always evaluated",
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="share the statistics of batch norm between workers (GPUs only)",
+    )
+    compact_sub_network: bool = Field(
+        default=False,
+        description=(
+            "train S2 on a smaller copy of the network, equal to the masked one up to floating-point order: "
+            "faster on the paper's nets with a global ranking (benchmarks/README.md)"
+        ),
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="use PyTorch's deterministic algorithms, which are slower, also on a GPU",
+    )
 
 
 class Resources(Settings):
-    """Where and how a trial runs: nothing in here changes its result beyond floating-point order.
+    """Where and how a trial runs: nothing in here changes its result beyond floating-point order."""
 
-    A trial has `workers` ranks, each with `cpus_per_worker` threads and `gpus_per_worker` GPUs (`auto`: one where
-    there are any, else none). `trials_per_gpu` trials of one worker share a GPU; with `auto` as many as its memory
-    and the cores beside it hold. `concurrent` caps the trials that run at once. A launch gives up after
-    `wait_minutes` on a cluster that cannot hold a trial. A trial writes its checkpoint and tables every
-    `checkpoint_every` epochs, or with `auto` as often as costs it half a percent of its time. `cuda_graph` records
-    the training step of a one-worker trial on a GPU once and replays it.
-    """
-
-    workers: Count = 1
-    cpus_per_worker: Count = 1
-    gpus_per_worker: Natural | Literal["auto"] = "auto"
-    trials_per_gpu: Count | Literal["auto"] = 1
-    concurrent: Count | None = None
-    wait_minutes: Annotated[float, Field(ge=0)] = 30.0
-    checkpoint_every: Count | Literal["auto"] = "auto"
-    cuda_graph: bool = False
+    workers: Count = Field(default=1, description="ranks that train one trial together (DistributedDataParallel)")
+    cpus_per_worker: Count = Field(default=1, description="threads of a rank")
+    gpus_per_worker: Natural | Literal["auto"] = Field(
+        default="auto",
+        description="GPUs of a rank; `auto` is one where there are any, else none",
+    )
+    trials_per_gpu: Count | Literal["auto"] = Field(
+        default=1,
+        description=(
+            "trials of one worker that share a GPU; `auto` is as many as its memory and the cores beside it hold"
+        ),
+    )
+    concurrent: Count | None = Field(
+        default=None,
+        description="the most trials that run at once; as many as fit when not given",
+    )
+    wait_minutes: Annotated[float, Field(ge=0)] = Field(
+        default=30.0,
+        description="how long a launch waits for a cluster that cannot hold a trial",
+    )
+    checkpoint_every: Count | Literal["auto"] = Field(
+        default="auto",
+        description="epochs between two checkpoints; `auto` is as often as costs half a percent of the time",
+    )
+    cuda_graph: bool = Field(
+        default=False,
+        description="record the training step of a one-worker trial on a GPU once, and replay it",
+    )
 
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
@@ -117,15 +154,21 @@ class Resources(Settings):
 
 
 class Looks(Settings):
-    """Seeds until decided: 0, 1, 2, ... are added look by look, and a scheme with a verdict gets no more.
+    """Seeds until decided: 0, 1, 2, ... are added look by look, and a scheme with a verdict gets no more."""
 
-    `looks` are the numbers of seeds after which the study is looked at, named in advance: the bounds are computed for
-    them (docs/statistics.md). A scheme whose difference to the baseline lies within ±`margin` percentage points with
-    its whole interval is practically equal; without a margin no scheme is.
-    """
-
-    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)]
-    margin: Annotated[float, Field(gt=0, le=100)] | None = None
+    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)] = Field(
+        description=(
+            "numbers of seeds after which the study is looked at, named in advance: the bounds are computed for "
+            "them (docs/statistics.md)"
+        ),
+    )
+    margin: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description=(
+            "a scheme whose whole interval lies within this many percentage points of the baseline is practically "
+            "equal; without a margin no scheme is"
+        ),
+    )
 
     @field_validator("looks")
     @classmethod
@@ -136,25 +179,34 @@ class Looks(Settings):
 
 
 class Experiment(Settings):
-    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`.
+    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
 
-    `seeds` is a list, or says when the study is looked at until it is decided. A study of more than `most_trials`
-    trials is refused.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="the folder of the results, and the study's name in tables",
+    )
     seeds: Annotated[
         Annotated[tuple[Seed, ...], Field(min_length=1), Tag("list")] | Annotated[Looks, Tag("until_decided")],
         Discriminator(lambda value: "until_decided" if isinstance(value, dict | Looks) else "list"),
-    ]
-    data: Data
-    model: Model = ConvNet()
-    train: Train
-    schemes: Annotated[dict[str, Scheme], Field(min_length=1)]
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
-    baseline: str = "standard"
-    resources: Resources = Resources()
-    most_trials: Count = 10_000
+    ] = Field(description="the seeds that every scheme is trained with, or when to look until it is decided")
+    data: Data = Field(description="the images")
+    model: Model = Field(default=ConvNet(), description="the network")
+    train: Train = Field(description="the training, the same for all schemes")
+    schemes: Annotated[dict[str, Scheme], Field(min_length=1)] = Field(
+        description="the ways of training that are compared, by the names they have in tables",
+    )
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description=(
+            "`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, "
+            "32]`"
+        ),
+    )
+    baseline: str = Field(default="standard", description="the scheme that the others are compared with")
+    resources: Resources = Field(default=Resources(), description="where and how a trial runs")
+    most_trials: Count = Field(
+        default=10_000,
+        description="a study of more trials is refused, so that a grid with a typing error is not started",
+    )
 
     @property
     def every_seed(self) -> tuple[int, ...]:

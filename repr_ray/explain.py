@@ -70,7 +70,13 @@ def find(root: Schema, path: str) -> tuple[Schema, Schema]:
         else:
             known = [name for name in (*kinds, *fields) if name and name != "kind"]
             near = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else "nothing is"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there are {', '.join(known)}"
+                if known
+                else "nothing is set below it"
+            )
             raise ValueError(f"{f'{walked}.{part}'.strip('.')}: no such setting; {hint}")
         walked = f"{walked}.{part}".strip(".")
     return root, _resolved(root, node)
@@ -111,16 +117,17 @@ def _walk(root: Schema, node: Schema, path: str) -> Iterator[tuple[str, Schema]]
 
 
 def _resolved(root: Schema, node: Schema) -> Schema:
-    """A node with what it refers to, beside its own description and default."""
+    """A node, or what it refers to, with its own default."""
     if "$ref" not in node:
         return node
     target: Schema = root["$defs"][node["$ref"].rpartition("/")[2]]
-    return target | {key: value for key, value in node.items() if key != "$ref"}
+    return target | {key: value for key, value in node.items() if key not in ("$ref", "description")}
 
 
 def _branches(root: Schema, node: Schema) -> list[Schema]:
     node = _resolved(root, node)
-    return [_resolved(root, one) for one in node.get("anyOf", node.get("oneOf", [node]))]
+    branches: list[Schema] = node.get("anyOf") or node.get("oneOf") or [node]
+    return [_resolved(root, branch) for branch in branches]
 
 
 def _blocks(root: Schema, node: Schema) -> list[Schema]:
@@ -225,11 +232,7 @@ def _own(node: Schema) -> str:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.explain") -> int:
     """The command, called `prog` in its help; returns its exit status: 0, or 2 for a setting that does not exist."""
-    parser = argparse.ArgumentParser(prog=prog, description="Say what a setting means, its type and its default.")
-    parser.add_argument("path", nargs="?", default="", help="schemes.repr.reinit, model.resnet, train.epochs, ...")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a config, for editors")
-    parser.add_argument("--markdown", action="store_true", help="print the reference of all settings")
-    options = parser.parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     try:
         if options.schema:
             print(json.dumps(schema(), indent=1, ensure_ascii=False))
@@ -239,6 +242,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Say what a setting means, its type and its default.")
+    parser.add_argument("path", nargs="?", default="", help="schemes.repr.reinit, model.resnet, train.epochs, ...")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a config, for editors")
+    parser.add_argument("--markdown", action="store_true", help="print the reference of all settings")
+    return parser
 
 
 if __name__ == "__main__":

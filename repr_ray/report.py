@@ -111,17 +111,7 @@ def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.report") -> int:
     """The command, called `prog` in its help; returns 0, 2 for input it cannot use, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME or s3://...")
-    parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
-    parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
-    parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
-    parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
-    parser.add_argument("--pictures", type=int, default=30, metavar="N", help="curves of N schemes at most (30)")
-    parser.add_argument(
-        "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
-    )
-    parser.add_argument("--mlflow", metavar="URI", help="log the trials that have ended to an MLflow store as well")
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     formats = [name for name in options.format.split(",") if name]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -163,6 +153,21 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
         return 130
     finally:
         stack.close()
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a results folder, results/NAME or s3://...")
+    parser.add_argument("--baseline", help="the scheme the others are compared with (the experiment's own)")
+    parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
+    parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
+    parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
+    parser.add_argument("--pictures", type=int, default=30, metavar="N", help="curves of N schemes at most (30)")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
+    )
+    parser.add_argument("--mlflow", metavar="URI", help="log the trials that have ended to an MLflow store as well")
+    return parser
 
 
 def _output(asked: str | None, folders: Sequence[Folder], stack: contextlib.ExitStack) -> Folder:

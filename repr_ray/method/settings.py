@@ -31,20 +31,46 @@ DIRECTION = ByName(
 
 
 class Ranking(Settings):
-    """How filters are scored. A larger score is dropped sooner under `order: worst`.
+    """How filters are scored."""
 
-    `normalise`, `aggregate` and `chance_normalised` are variants of `orthogonality`. `split` and `images` say what
-    the launcher hands to scores that need data: by default held-out images to `oracle`, training images to the
-    others, and a quarter of them, never more than 10,000. Test images are never used.
-    """
-
-    score: Annotated[str, SCORE] = "orthogonality"
-    order: Literal["worst", "inverse"] = "worst"
-    normalise: Literal["row", "frobenius"] = "row"
-    aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = "mean_abs"
-    chance_normalised: bool = False
-    split: Literal["train", "validation"] | None = None
-    images: Annotated[int, Field(ge=1)] | None = None
+    score: Annotated[str, SCORE] = Field(
+        default="orthogonality",
+        description=(
+            "the score of a filter, from its weights or measured on images; the larger, the sooner it is dropped"
+        ),
+    )
+    order: Literal["worst", "inverse"] = Field(
+        default="worst",
+        description="`worst` drops the largest scores, `inverse` the smallest (inverse pruning)",
+    )
+    normalise: Literal["row", "frobenius"] = Field(
+        default="row",
+        description="of orthogonality: scale each filter to length one, or the whole layer, as in the author's code",
+    )
+    aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = Field(
+        default="mean_abs",
+        description="of orthogonality: mean of |cos|, |mean of cos| as in the author's code, or mean of cos",
+    )
+    chance_normalised: bool = Field(
+        default=False,
+        description=(
+            "of orthogonality: divide by what random filters of the layer's shape score, so that layers of "
+            "different fan-in can be ranked together"
+        ),
+    )
+    split: Literal["train", "validation"] | None = Field(
+        default=None,
+        description=(
+            "images that a score is measured on; by default held-out ones for `oracle`, training images for "
+            "others, never test images"
+        ),
+    )
+    images: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description=(
+            "how many images a score is measured on; by default a quarter of the training images, 10,000 at most"
+        ),
+    )
 
     @property
     def needs_data(self) -> bool:
@@ -73,14 +99,12 @@ class Ranking(Settings):
 
 
 class Selection(Settings):
-    """Which of the ranked filters are dropped.
+    """Which of the ranked filters are dropped."""
 
-    `count` is how many: the floor of prune_ratio x filters, or those with a score strictly above the matching
-    percentile, as the siahuat0727 code does. These filters are `all` of those in convolutions that can lose any, or
-    only the `droppable` ones, of the layers that `layers` and `exclude` leave.
-    """
-
-    scope: Literal["global", "layer"] = "global"
+    scope: Literal["global", "layer"] = Field(
+        default="global",
+        description="rank all filters together, or those of each layer",
+    )
     layers: tuple[str, ...] = Field(default=(), description="the only layers dropped from, by name; empty for all")
     exclude: tuple[str, ...] = Field(
         default=(), description="layers never dropped from, by name; `first` is the first convolution"
@@ -88,30 +112,62 @@ class Selection(Settings):
     max_per_layer: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.9, description="the largest share dropped from one layer; its last filter always stays"
     )
-    count: Literal["floor", "percentile"] = "floor"
-    prune_ratio_of: Literal["all", "droppable"] = "all"
+    count: Literal["floor", "percentile"] = Field(
+        default="floor",
+        description=(
+            "how many are dropped: the floor of prune_ratio x filters, or those whose score lies strictly above "
+            "the matching percentile, as in the siahuat0727 code"
+        ),
+    )
+    prune_ratio_of: Literal["all", "droppable"] = Field(
+        default="all",
+        description=(
+            "what the ratio is of: `all` filters in convolutions that can lose any, or the `droppable` ones that "
+            "`layers` and `exclude` leave"
+        ),
+    )
 
 
 class Reinit(Settings):
-    """How dropped filters come back.
+    """How dropped filters come back."""
 
-    Directions: random vectors or basis vectors of the null space of [old values; survivors], basis vectors of that of
-    the survivors alone, the author's column of Q, orthogonal to the most overlapping filters alone, PyTorch's
-    default, the old value, zero. `last_resort` is for filters that the direction has no room for. `scale` holds for
-    all but `old` and `zero`: `drawn` leaves unit vectors (and the default's own size), `clip` bounds weights by
-    1/sqrt(fan_in) without leaving the null space, `clip_entrywise` bounds them one by one, `survivors` gives the
-    median norm of the survivors; `gain` multiplies. `next_layer` is for the channels that the new filters feed, in
-    all filters of the layer that reads them, new ones too.
-    """
-
-    direction: Annotated[str, DIRECTION] = "null_space"
-    last_resort: Literal["default", "zero"] = "default"
-    scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
-    gain: Annotated[float, Field(gt=0)] = 1.0
-    next_layer: Literal["keep", "zero", "default"] = "keep"
-    bias: Literal["zero", "default", "keep"] = "zero"
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    norm_state: Literal["reset", "keep"] = "reset"
+    direction: Annotated[str, DIRECTION] = Field(
+        default="null_space",
+        description=(
+            "where new filters point: random or basis vectors of the null space of [old values; survivors], basis "
+            "vectors of that of the survivors alone, the author's column of Q, orthogonal to the most overlapping "
+            "filters alone, PyTorch's default, the old value, zero"
+        ),
+    )
+    last_resort: Literal["default", "zero"] = Field(
+        default="default",
+        description="for filters that the direction has no room for",
+    )
+    scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = Field(
+        default="clip",
+        description=(
+            "the size of new filters, unless they are old or zero: `drawn` leaves unit vectors (and the default's "
+            "own size), `clip` bounds weights by 1/sqrt(fan_in) without leaving the null space, `clip_entrywise` "
+            "bounds them one by one, `survivors` gives the median norm of the survivors"
+        ),
+    )
+    gain: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="what new filters are multiplied by, unless they are old or zero",
+    )
+    next_layer: Literal["keep", "zero", "default"] = Field(
+        default="keep",
+        description="the channels that new filters feed, in all filters of the layer that reads them, new ones too",
+    )
+    bias: Literal["zero", "default", "keep"] = Field(default="zero", description="the bias of a new filter")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="momentum and Adam's averages of new filters",
+    )
+    norm_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="gamma, beta and running statistics of new filters",
+    )
 
 
 class SchemeSettings(Component):
@@ -153,26 +209,44 @@ class StandardSettings(SchemeSettings):
 class RePrSettings(SchemeSettings):
     """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275. Defaults are the paper's.
 
-    Inverse pruning is `ranking: {order: inverse}`. With `bias: unmasked` only the kernel of a dropped filter is held
-    at zero: its bias, gamma and beta go on training, and it emits a constant, as in the siahuat0727 code. With
-    `last_cycle: cut`, as there, a last cycle begins even where the training ends before or with its S2, with filters
-    dropped; by default every cycle is whole, and the full network trains after it.
+    Inverse pruning is `ranking: {order: inverse}`.
     """
 
     builds: ClassVar[str] = "repr_ray.method.repr:RePr"
 
     kind: Literal["repr"] = "repr"
-    s1: Annotated[int, Field(ge=1)] = 20
-    s2: Annotated[int, Field(ge=1)] = 10
+    s1: Annotated[int, Field(ge=1)] = Field(
+        default=20,
+        description="epochs that the whole network trains for before filters are dropped",
+    )
+    s2: Annotated[int, Field(ge=1)] = Field(
+        default=10,
+        description="epochs that the rest trains for before they come back",
+    )
     cycles: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how often to drop and bring back; as often as fits when not given"
     )
-    last_cycle: Literal["whole", "cut"] = "whole"
-    prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    bias: Literal["masked", "unmasked"] = "masked"
-    ranking: Ranking = Ranking()
-    selection: Selection = Selection()
-    reinit: Reinit = Reinit()
+    last_cycle: Literal["whole", "cut"] = Field(
+        default="whole",
+        description=(
+            "`cut` begins a last cycle even where the training ends with filters dropped, as in the siahuat0727 "
+            "code; with `whole` the full network trains after the last cycle"
+        ),
+    )
+    prune_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.3,
+        description="share of the filters that is dropped",
+    )
+    bias: Literal["masked", "unmasked"] = Field(
+        default="masked",
+        description=(
+            "`unmasked` holds only the kernel of a dropped filter at zero: bias, gamma and beta go on training, "
+            "and it emits a constant, as in the siahuat0727 code"
+        ),
+    )
+    ranking: Ranking = Field(default=Ranking(), description="how filters are scored")
+    selection: Selection = Field(default=Selection(), description="which of the ranked filters are dropped")
+    reinit: Reinit = Field(default=Reinit(), description="how they come back")
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Cycles fit into the training, and there are images for a ranking that needs them."""

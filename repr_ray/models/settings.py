@@ -43,12 +43,18 @@ class ConvNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.convnet:convnet"
 
     kind: Literal["convnet"] = "convnet"
-    depth: Depth = 3
-    width: Width = 32
-    kernel: Literal[1, 3, 5, 7] = 3
-    batch_norm: bool = False
-    pool: Literal["none", "max2", "max3"] = "none"
-    init: Literal["default", "truncated_normal"] = "default"
+    depth: Depth = Field(default=3, description="convolutions")
+    width: Width = Field(default=32, description="filters of each convolution")
+    kernel: Literal[1, 3, 5, 7] = Field(default=3, description="side of the kernels, in pixels")
+    batch_norm: bool = Field(default=False, description="batch norm after each convolution")
+    pool: Literal["none", "max2", "max3"] = Field(
+        default="none",
+        description="max-pooling over 2 x 2 or 3 x 3 pixels after each ReLU, or none",
+    )
+    init: Literal["default", "truncated_normal"] = Field(
+        default="default",
+        description="PyTorch's initial weights, or a truncated normal distribution",
+    )
 
     @property
     def label(self) -> str:
@@ -65,8 +71,11 @@ class ResNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.resnet:resnet"
 
     kind: Literal["resnet"]
-    depth: Annotated[Depth, Field(ge=8)] = 20
-    shortcut: Literal["pad", "projection"] = "pad"
+    depth: Annotated[Depth, Field(ge=8)] = Field(default=20, description="layers: 20, 32, 44, 56, 110, ...")
+    shortcut: Literal["pad", "projection"] = Field(
+        default="pad",
+        description="where channels grow: pad with zeros, or project by a 1x1 convolution",
+    )
 
     @field_validator("depth")
     @classmethod
@@ -87,8 +96,8 @@ class DenseNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.densenet:densenet"
 
     kind: Literal["densenet"]
-    depth: Annotated[Depth, Field(ge=7)] = 40
-    growth: Width = 12
+    depth: Annotated[Depth, Field(ge=7)] = Field(default=40, description="layers: 40, 100, ...")
+    growth: Width = Field(default=12, description="channels that each layer adds")
 
     @field_validator("depth")
     @classmethod
@@ -109,7 +118,7 @@ class Vgg(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.vgg:vgg"
 
     kind: Literal["vgg"]
-    depth: Literal[11, 13, 16] = 16
+    depth: Literal[11, 13, 16] = Field(default=16, description="layers with weights, as in the paper's names")
 
     @property
     def label(self) -> str:
@@ -133,7 +142,7 @@ class Torchvision(ModelSettings):
         "vgg16_bn",
         "densenet121",
         "mobilenet_v2",
-    ]
+    ] = Field(description="the network's name in torchvision.models")
 
     @property
     def label(self) -> str:

@@ -17,7 +17,10 @@ class OptimizerSettings(Component):
     family: ClassVar[str] = "optimizer"
     given: ClassVar[frozenset[str]] = frozenset({"params", "lr", "fused"})
 
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.01,
+        description="the learning rate before the schedule",
+    )
 
     def optimizer(self, parameters: Iterable[Any]) -> Any:
         """The optimizer (torch.optim.Optimizer) over all parameters, fused into one kernel per step if it can be."""
@@ -35,9 +38,9 @@ class Sgd(OptimizerSettings):
     builds: ClassVar[str] = "torch.optim:SGD"
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Fraction = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    nesterov: bool = False
+    momentum: Fraction = Field(default=0.0, description="share of the last update that is added")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="L2 penalty on all parameters")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
 
     @property
     def momenta(self) -> int:
@@ -46,9 +49,18 @@ class Sgd(OptimizerSettings):
 
 
 class _Adaptive(OptimizerSettings):
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.001,
+        description="the learning rate before the schedule",
+    )
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.999),
+        description="decay of the averages of gradients and of their squares",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="L2 penalty (adam), or decay of the weights themselves (adamw)",
+    )
 
 
 class Adam(_Adaptive):

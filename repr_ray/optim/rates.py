@@ -36,9 +36,9 @@ class Steps(RateSettings):
     """The learning rate is multiplied by `factor` at each of `epochs`, or every `every_steps` optimizer steps."""
 
     kind: Literal["steps"]
-    epochs: tuple[Count, ...] = ()
-    every_steps: Count | None = None
-    factor: Annotated[float, Field(gt=0)] = 0.1
+    epochs: tuple[Count, ...] = Field(default=(), description="epochs at which the rate changes")
+    every_steps: Count | None = Field(default=None, description="optimizer steps between two changes")
+    factor: Annotated[float, Field(gt=0)] = Field(default=0.1, description="what the rate is multiplied by")
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """`base` times `factor` for each change that has passed."""
@@ -52,7 +52,7 @@ class Cosine(RateSettings):
     """Half a cosine down to zero over the whole training, after a linear warm-up."""
 
     kind: Literal["cosine"]
-    warmup_epochs: Natural = 0
+    warmup_epochs: Natural = Field(default=0, description="epochs of linear warm-up")
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Up to `base` in the warm-up, then down to zero."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from support import ROOT
 
+from repr_ray import __version__
 from repr_ray.config import load
 from repr_ray.launch import _parser
 
@@ -116,7 +117,7 @@ def test_versions_do_not_drift() -> None:
         for image in re.findall(r"\S+/repr_ray:[\w.]+", path.read_text())
     }
     assert {name for name, _ in images} == {"Dockerfile", "README.md", "rayjob.yaml", *RAY_UP}
-    assert {image for _, image in images} == {f"ghcr.io/OWNER/repr_ray:{PROJECT['version']}"}
+    assert {image for _, image in images} == {f"ghcr.io/OWNER/repr_ray:{__version__}"}
 
 
 def test_commands_in_the_files_can_be_typed() -> None:
@@ -128,7 +129,7 @@ def test_commands_in_the_files_can_be_typed() -> None:
     ]
     assert len(commands) >= 3
     for command in commands:
-        args = _parser().parse_intermixed_args(command)
+        args = _parser("launch").parse_intermixed_args(command)
         load(ROOT / args.config, args.overrides)
     for path in CLUSTER.iterdir():
         for name in re.findall(r"cluster/([\w.]+)", path.read_text()):
