@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from studies import make_trial
 
 from repr_ray import config
 from repr_ray.plan import plan
 from repr_ray.results import claims, settings, store
 from repr_ray.results.compare import compare
-from studies import make_trial
 
 Make = Callable[..., Path]
 HEAD = "source,dataset,model,scheme,metric,value,recipe,note\n"

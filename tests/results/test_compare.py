@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from studies import make_experiment, make_trial
 from support import TINY
 
 from repr_ray.config import validate
@@ -15,7 +16,6 @@ from repr_ray.results import store
 from repr_ray.results.compare import Comparison, compare, holm, interval, sign_flip
 from repr_ray.results.plots.grid import ablations
 from repr_ray.results.settings import whole
-from studies import make_experiment, make_trial
 
 Make = Callable[..., Path]
 

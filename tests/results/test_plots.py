@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from studies import make_experiment, make_trial
 
 from repr_ray.results import plots, store
 from repr_ray.results.compare import compare
 from repr_ray.results.plots import style
 from repr_ray.results.plots.block import Block
-from studies import make_experiment, make_trial
 
 Make = Callable[..., Path]
 BASE = [0.70, 0.71, 0.72]
