@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from repr_ray.method.filters import Masks
+from repr_ray.method.masks import Masks
 
 
 class SubNetwork:

@@ -12,7 +12,8 @@ from repr_ray.method.compact import SubNetwork
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.directions import default_init
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.filters import ConvLayer, Masks, Part, map_filters
+from repr_ray.method.filters import ConvLayer, Part, map_filters
+from repr_ray.method.masks import Masks
 from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from repr_ray import RePr
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.filters import Masks
+from repr_ray.method.masks import Masks
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05),

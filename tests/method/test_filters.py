@@ -10,7 +10,8 @@ from networks import assert_silent, stack, tensors
 from torch import Tensor, nn
 
 from repr_ray import RePr
-from repr_ray.method.filters import Masks, map_filters, unwrap
+from repr_ray.method.filters import map_filters, unwrap
+from repr_ray.method.masks import Masks
 from repr_ray.models.convnet import convnet
 from repr_ray.models.densenet import densenet
 from repr_ray.models.resnet import resnet

@@ -1,0 +1,807 @@
+"""Where the output of every filter goes: the network is run on tensors without data, with a label on each element.
+
+An element labelled with a filter is exactly zero whenever that filter is dropped. Operations that move elements
+(views, splits, shuffles, permutations, concatenations) are carried out on the labels themselves; the others have a
+rule below that says when zero in gives zero out. What has no rule makes a filter's layer be left out.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+Role = Literal["kernel", "bias", "gamma", "beta", "mean", "variance", "input"]
+
+CONSTANT, MIXED, ZERO, FIRST = 0.0, 1.0, 2.0, 3.0
+"""Labels: what no image can change, anything, zero in any case, and from FIRST on the filters.
+
+A negative label marks what was zero and is now a constant, as after a sigmoid: it may gate its own filter's maps, and
+nothing else may read it.
+"""
+
+SIZES = (32, 64, 224, 28, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 512)
+"""Image sizes tried first where none is given."""
+
+_MOVES = frozenset(
+    "view _unsafe_view _reshape_alias reshape permute transpose t expand squeeze unsqueeze select slice narrow split"
+    " split_with_sizes unsafe_split unsafe_chunk chunk unbind clone cat stack flip roll pixel_shuffle pixel_unshuffle"
+    " channel_shuffle repeat repeat_interleave reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
+    " as_strided detach alias lift_fresh unfold movedim index index_select contiguous diagonal".split()
+)
+_WIDTH_FREE = frozenset(
+    "view _unsafe_view permute transpose t expand squeeze unsqueeze clone cat reflection_pad2d replication_pad2d detach"
+    " alias lift_fresh contiguous".split()
+)
+"""Moves that a network with fewer channels makes alike (views: where they keep or flatten the channels)."""
+_CONSTANTS = frozenset(
+    "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full"
+    " new_empty_strided bernoulli zero fill uniform normal random exponential empty zeros ones full rand randn".split()
+)
+_BY_CHANNEL = ("max_pool", "avg_pool", "adaptive_", "_adaptive_", "upsample_", "_upsample_", "fractional_max_pool")
+_SUMS = frozenset({"mean", "sum"})
+_EXTREMES = frozenset({"amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"})
+_BATCH_NORMS = frozenset(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"
+    " miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm".split()
+)
+
+
+class CannotTrace(ValueError):
+    """The network cannot be followed; the message names the line of its code and the way out."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor made of a parameter's or buffer's elements: where each comes from, along its dimensions 0 and 1."""
+
+    name: str
+    rows: Tensor
+    columns: Tensor
+
+
+@dataclass
+class Claim:
+    """What is known about the entries of a tensor along `dim`: the label of the filter that has each to itself.
+
+    NaN where nothing has used it yet. A kernel of a grouped convolution has its input channels counted through the
+    `groups`. `axis` is that of its module's output along which the filters lie.
+    """
+
+    tensor: str
+    role: Role
+    labels: Tensor
+    dim: int = 0
+    groups: int = 1
+    axis: int = 1
+
+
+class Trace(TorchDispatchMode):
+    """The labels of every tensor while a network runs, and what follows from them.
+
+    `layers` are the convolutions in order of execution, `left_out` those that filters cannot be dropped from, with
+    the reason; `claims` what belongs to filters; `joined` the layers that a smaller copy keeps at full width.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._modules = {module: name for name, module in reversed(list(model.named_modules()))}
+        self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self._names = {id(tensor): name for name, tensor in self._tensors.items()}
+        self._twins = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in self._tensors.values()}
+        self._labels = WeakIdKeyDictionary()
+        self._sources = WeakIdKeyDictionary()
+        for name, tensor in self._tensors.items():
+            self._sources[self._twins[id(tensor)]] = _source(name, tensor)
+        self.layers: list[str] = []
+        self.left_out: dict[str, str] = {}
+        self.claims: dict[tuple[str, bool], Claim] = {}
+        self.joined: set[str] = set()
+        self.readers: dict[str, set[tuple[str, str]]] = {}
+        self._facts: dict[str, Tensor] = {}
+        self._layer_of: dict[str, str] = {}
+        self._kernel_of: dict[str, str] = {}
+        self._filters: list[tuple[str, int]] = []
+        self._sets: list[tuple[int, ...]] = []
+        self._products: dict[tuple[int, int], float] = {}
+        self._lost_at: dict[int, str] = {}
+        self._outputs = WeakIdKeyDictionary()
+        self._calls: Counter[str] = Counter()
+        self._computed: Counter[str] = Counter()
+        self._stack: list[nn.Module] = []
+        self._unclaimed: set[str] = set()
+        self.called: set[str] = set()
+        self.operations = 0
+        self._register(model)
+
+    def _register(self, model: nn.Module) -> None:
+        """Give every filter that may be dropped a label: its kernel and its bias are what is zero to begin with."""
+        convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+        owners = Counter(id(conv.weight) for conv in convs.values())
+        for name, conv in convs.items():
+            reason = ""
+            if not isinstance(conv._parameters.get("weight"), nn.Parameter):
+                reason = "its kernel is computed from other parameters (a norm, a parametrisation or pruning)"
+            elif owners[id(conv.weight)] > 1:
+                reason = "its weights are shared by several callers"
+            elif conv.groups > 1:
+                reason = "it is a grouped or depthwise convolution"
+            elif isinstance(conv, nn.ConvTranspose2d) or conv.weight.dim() != 4:
+                reason = "it is no plain convolution"
+            elif not conv.weight.requires_grad:
+                reason = "it is frozen"
+            if reason:
+                self.left_out[name] = reason
+                continue
+            first, count = len(self._sets), len(conv.weight)
+            self._sets += [(i,) for i in range(first, first + count)]
+            self._filters += [(name, f) for f in range(count)]
+            labels = torch.arange(first, first + count) + FIRST
+            self._layer_of[self._names[id(conv.weight)]] = name
+            self._kernel_of[name] = self._names[id(conv.weight)]
+            bias = conv._parameters.get("bias")
+            for role, tensor in (("kernel", conv.weight), ("bias", bias)):
+                if tensor is not None:
+                    own = self._names[id(tensor)]
+                    self._facts[own] = labels.clone()
+                    self.claims[own, False] = Claim(own, role, labels.clone())
+
+    # Running the network
+
+    def run(self, *inputs: Tensor) -> None:
+        """Follow one call of the network. Raises whatever it raises."""
+        self._calls.clear()
+        self._computed.clear()
+        self._stack.clear()
+        images = tree_map(lambda t: torch.empty_like(t, device="meta") if isinstance(t, Tensor) else t, inputs)
+        for image in tree_leaves(images):
+            if isinstance(image, Tensor):
+                self._labels[image] = torch.full(image.shape, MIXED)
+        pre, post = nn.modules.module.register_module_forward_pre_hook, nn.modules.module.register_module_forward_hook
+        handles = [pre(self._enter), post(self._leave, always_call=True)]
+        plain = mock.patch.object(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), plain, self:
+                outputs = self._model(*images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for output in _tensors_in(outputs):
+            if output in self._labels:
+                self._blame(self._present(self._labels[output]), _not_silent("the network's output"))
+        for name, calls in self._calls.items():
+            if calls > 1:
+                self.left_out.setdefault(self._layer_of[name], "its weights are shared by several callers")
+
+    def _enter(self, module: nn.Module, inputs: object) -> None:
+        self._stack.append(module)
+        self.called.add(self._modules.get(module, ""))
+
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        self._stack.pop()
+        name = self._modules.get(module)
+        own = [c for c in self.claims.values() if c.tensor.rpartition(".")[0] == name and c.role in ("gamma", "bias")]
+        if own and isinstance(output, Tensor) and output in self._labels and not isinstance(module, nn.Conv2d):
+            labels = self._labels[output]
+            axes = [d for d in range(1, labels.dim()) if bool((self._along(labels, d)[0] >= FIRST).any())]
+            for claim in own if axes else ():
+                claim.axis = axes[0]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        base = func._schema.name.split("::")[1]
+        if not any(t.is_meta or id(t) in self._names for t in tensors):
+            out = func(*args, **kwargs)
+            if base in _CONSTANTS and isinstance(out, Tensor) and out.is_floating_point() and not out.is_meta:
+                out = out.to("meta")  # results may be written into it
+            return out
+        if base in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal"):
+            raise CannotTrace("what it does depends on the values of a tensor")
+        self.operations += 1
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        real = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        args, kwargs = tree_map(self._twin, (args, kwargs))
+        for t in tensors:
+            if (layer := self._outputs.get(self._twin(t))) is not None and base not in ("detach", "alias"):
+                self.readers[layer].add((base, self._modules.get(self._stack[-1], "")))
+        out = func(*args, **kwargs)
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        self._follow(func, base, given, real, out)
+        return out
+
+    def _twin(self, value: Any) -> Any:
+        """A tensor without data in the place of one that has data."""
+        if not isinstance(value, Tensor) or value.is_meta and id(value) not in self._names:
+            return value
+        if id(value) in self._twins:
+            return self._twins[id(value)]
+        return torch.empty_like(value, device="meta") if value.dim() else value
+
+    # From the labels of an operation's inputs to those of its outputs
+
+    def _follow(self, func: Any, base: str, given: dict[str, Any], real: dict[str, Any], out: Any) -> None:
+        tensors = [t for t in tree_leaves(list(given.values())) if isinstance(t, Tensor)]
+        self._unclaimed = {self._sources[t].name for t in tensors if t in self._sources}
+        in_place = base.endswith("_") and not base.endswith("__")
+        name = base.removesuffix("_") if in_place else base
+        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if name in _MOVES:
+            moved = self._move(func, name, given, real)
+            if moved is not None:
+                for one, labels in zip(outputs, moved, strict=True):
+                    if isinstance(labels, Source):
+                        self._sources[one] = labels
+                    else:
+                        self._labels[one] = labels if labels.stride() == one.stride() else _laid_out(labels, one)
+                self._close()
+                return
+        found = self._rule(func, name, given, outputs)
+        shape = [torch.broadcast_to(z, o.shape) for z, o in zip(found, outputs, strict=True)]
+        for one, labels in zip(outputs, shape, strict=True):
+            if in_place and one is next(iter(given.values())):
+                if one in self._sources:
+                    self._close({self._sources[one].name})
+                elif one in self._labels:
+                    self._labels[one].copy_(labels.clone())
+                else:
+                    self._labels[one] = _laid_out(labels, one)
+            else:
+                self._labels[one] = _laid_out(labels, one)
+        self._close()
+
+    def _rule(self, func: Any, name: str, given: dict[str, Any], outputs: list[Tensor]) -> Sequence[Tensor]:
+        """Labels that broadcast to each of the outputs."""
+        if not outputs:
+            return []
+        out = outputs[0]
+        first = next((t for t in given.values() if isinstance(t, Tensor)), None)
+        rest = [torch.tensor(MIXED)] * (len(outputs) - 1)
+        if name in _CONSTANTS:
+            return [torch.tensor(CONSTANT)]
+        if name == "copy":
+            return [self.labels(given["src"])]
+        if name in ("_to_copy", "to") and first is not None:
+            return [self.labels(first)]
+        if name == "convolution":
+            return [self._convolution(given, out)]
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            return [self._matrix_product(name, given)]
+        if name in _BATCH_NORMS:
+            return [self._norm(given, 1, "batch"), *rest]
+        if name == "native_layer_norm" and len(given["normalized_shape"]) == 1:
+            return [self._norm(given, out.dim() - 1, "layer"), *rest]
+        if name == "native_group_norm":
+            return [self._norm(given, 1, "group"), *rest]
+        if name == "constant_pad_nd" and first is not None:
+            fill = ZERO if given.get("value", 0) == 0 else CONSTANT
+            return [torch.constant_pad_nd(self.labels(first), given["pad"], fill)]
+        if name == "native_dropout" and first is not None:
+            return [self.labels(first), *rest]
+        if name.startswith(_BY_CHANNEL) and first is not None and first.shape[:2] == out.shape[:2]:
+            return [self._by_channel(self.labels(first), out), *rest]
+        if name in _SUMS | _EXTREMES and first is not None:
+            return [self._reduction(name, self.labels(first), given, out)] * len(outputs)
+        functional = getattr(torch.ops.aten, name, None)
+        pointwise = torch.Tag.pointwise in func.tags or any(
+            torch.Tag.pointwise in getattr(functional, overload).tags
+            for overload in (functional.overloads() if functional else ())
+        )
+        if pointwise and len(outputs) == 1:
+            return [self._pointwise(name, given, out)]
+        return [self._unknown(name, given)] * len(outputs)
+
+    def _move(
+        self, func: Any, name: str, given: dict[str, Any], real: dict[str, Any]
+    ) -> Sequence[Tensor | Source] | None:
+        """The same operation on the labels. None where it cannot be carried out."""
+        if name in ("index", "index_select"):
+            wanted = real.get("indices", [real.get("index")])
+            if any(t is not None and t.is_meta for t in wanted):
+                return None  # nobody knows which
+        owners = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+        data = [t for t in owners if t.is_meta]
+        given = {**given, **{key: real[key] for key in ("indices", "index") if key in given}}
+        if data and data[0] in self._sources and data[0] not in self._labels and name not in ("cat", "stack"):
+            source = self._sources[data[0]]
+            self._unclaimed.discard(source.name)
+            rows = tree_leaves(func(**_with(given, data[0], source.rows)))
+            columns = tree_leaves(func(**_with(given, data[0], source.columns)))
+            return [Source(source.name, r, c) for r, c in zip(rows, columns, strict=True)]
+        moved = {
+            key: tree_map(lambda t: self._own_labels(t) if isinstance(t, Tensor) and t.is_meta else t, value)
+            for key, value in given.items()
+        }
+        before = tree_leaves(moved)[0] if name not in ("cat", "stack") else None
+        out = [t for t in tree_leaves(func(**moved)) if isinstance(t, Tensor)]
+        free = name in _WIDTH_FREE and (
+            "view" not in name or before is None or _keeps_channels(before.shape, out[0].shape)
+        )
+        if not free:
+            for t in data:
+                self._join(self._present(self.labels(t)))
+        return out
+
+    def _convolution(self, given: dict[str, Any], out: Tensor) -> Tensor:
+        x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
+        reads, lost = self._along(self.labels(x), 1)
+        self._consume(lost)
+        self._blame_constants(reads)
+        source, leaf = self._sources.get(weight), self._is_whole(weight)
+        if leaf:
+            self._claim_columns(source.name, 0 if given["transposed"] else 1, groups, reads)
+        if not leaf or 1 < groups < len(reads):
+            self._join(self._present(reads))
+        own = torch.full((out.shape[1],), MIXED)
+        if not given["transposed"]:
+            kernel = self._facts.get(source.name) if leaf and source.name in self._facts else None
+            if kernel is None and not leaf:
+                kernel = self._along(self.labels(weight), 0)[0]
+            if kernel is not None and bool((kernel >= FIRST).any()):
+                layer = self._filters[self._sets[int(kernel[kernel >= FIRST][0] - FIRST)][0]][0]
+                if layer not in self.layers:
+                    self.layers.append(layer)
+                self._calls[self._kernel_of[layer]] += 1
+                self._outputs[out] = layer
+                self.readers.setdefault(layer, set())
+                if bias is None or torch.equal(self._bias_labels(bias, kernel), kernel):
+                    own = kernel
+                else:
+                    self._blame(self._present(kernel), "its bias is computed, or not its own")
+            elif groups > 1:
+                own = self._pass_through(reads, groups, bias, len(own))
+        return own.view(1, -1, *[1] * (out.dim() - 2))
+
+    def _bias_labels(self, bias: Tensor, kernel: Tensor) -> Tensor:
+        source = self._sources.get(bias)
+        if source is None or source.name not in self._facts or not self._is_whole(bias):
+            return torch.zeros_like(kernel)
+        self._unclaimed.discard(source.name)
+        return self._facts[source.name]
+
+    def _pass_through(self, reads: Tensor, groups: int, bias: Tensor | None, filters: int) -> Tensor:
+        """Filters of a convolution whose groups read the maps of one filter alone are silent with it."""
+        group = self._along(reads.view(groups, -1), 0)[0]
+        own = torch.where(group >= FIRST, group, MIXED).repeat_interleave(filters // groups)
+        if bias is None or not bool((own >= FIRST).any()):
+            return own
+        if not self._is_whole(bias):
+            self._blame(self._present(own), f"its output reaches {self._site('convolution')}, whose bias is computed")
+            return torch.full_like(own, MIXED)
+        self._claim(self._sources[bias].name, "bias", own)
+        return own
+
+    def _matrix_product(self, name: str, given: dict[str, Any]) -> Tensor:
+        one, other = (given["self"], given["mat2"]) if name in ("mm", "bmm") else (
+            (given["mat1"], given["mat2"]) if name == "addmm" else (given["batch1"], given["batch2"])
+        )
+        left, right = self.labels(one), self.labels(other)
+        for z in (left, right):
+            self._blame_constants(z)
+        rows = self._along_last(left.flatten(0, -2))[0].view(left.shape[:-1])
+        columns = self._along_last(right.transpose(-1, -2).flatten(0, -2))[0].view(*right.shape[:-2], -1)
+        if left.dim() == 2:
+            self._claim_factor(other, self._along(left, 1))
+            if one in self._sources:
+                self._claim_factor(one, self._along(right, 0), transposed=True)
+        else:
+            self._join(self._present(left) + self._present(right))
+        out = torch.where(rows >= FIRST, rows, MIXED).unsqueeze(-1).expand(*rows.shape, right.shape[-1])
+        out = torch.where((columns >= FIRST).unsqueeze(-2), columns.unsqueeze(-2), out)
+        if name in ("addmm", "baddbmm"):
+            out = self._sum(torch.broadcast_to(self.labels(given["self"]), out.shape), out, "addmm")
+        return out
+
+    def _claim_factor(self, factor: Tensor, found: tuple[Tensor, list[float]], transposed: bool = False) -> None:
+        """Note which inputs of a matrix (inputs x outputs, or transposed) read a filter's maps alone."""
+        reads, lost = found
+        self._consume(lost)
+        source = self._sources.get(factor)
+        if source is None:
+            self._join(self._present(reads))
+            return
+        for dim, places in ((1, source.columns), (0, source.rows)):
+            places = places.T if transposed else places
+            if len(source.rows.shape) == 2 and places.numel() and bool((places[:, :1] == places).all()):
+                size = self._tensors[source.name].shape[dim]
+                labels = torch.full((size,), torch.nan)
+                index = places[:, 0].long()
+                labels[index] = reads
+                twice = torch.bincount(index, minlength=size) > 1
+                labels[twice] = MIXED
+                self._claim_columns(source.name, dim, 1, labels)
+                return
+        self._join(self._present(reads))
+
+    def _norm(self, given: dict[str, Any], dim: int, kind: str) -> Tensor:
+        labels = self.labels(given["input"])
+        reads, lost = self._along(labels, dim)
+        site = self._site("norm")
+        self._consume(lost, f"its output reaches {site}, which does not take it channel by channel")
+        self._blame_constants(reads)
+        weight, bias = given.get("weight"), given.get("bias")
+        found = torch.where((reads >= FIRST) | (reads == ZERO), reads, MIXED)
+        own = self._present(reads)
+        statistics = (given.get("running_mean"), given.get("running_var"))
+        batch = kind == "batch" and (given.get("training", False) or statistics[0] is None)
+        if not (batch and bias is None):
+            if own and (weight is None or kind == "batch" and bias is None):
+                self._blame(own, f"its batch norm {site} has no gamma and beta to silence it with")
+            for role, tensor in (("gamma", weight), ("beta", bias)):
+                if tensor is None:
+                    continue
+                source = self._sources.get(tensor)
+                if source is None or source.rows.dim() != 1 or source.name in self._facts:
+                    self._blame(own, f"its output reaches {site}, whose {role} is computed")
+                else:
+                    self._claim(source.name, role, reads, source.rows.long())
+            if kind != "batch":
+                self._join(own)
+            self._blame_unowned(own, weight, site)
+        for role, tensor in zip(("mean", "variance"), statistics, strict=True):
+            source = self._sources.get(tensor) if tensor is not None else None
+            if source is not None:
+                self._claim(source.name, role, reads, source.rows.long())
+        return found.view([-1 if d == dim else 1 for d in range(labels.dim())])
+
+    def _blame_unowned(self, own: list[float], weight: Tensor | None, site: str) -> None:
+        """Whoever silences one filter at a time does so at the module that has the gamma."""
+        if own and weight is not None and weight in self._sources:
+            owner = self._sources[weight].name.rpartition(".")[0]
+            if owner != self._modules.get(self._stack[-1]):
+                self._blame(own, f"its output reaches {site}, whose gamma belongs to another module")
+
+    def _by_channel(self, labels: Tensor, out: Tensor) -> Tensor:
+        reads, lost = self._along(labels, 1)
+        self._consume(lost, f"its output reaches {self._site('pooling')}, which mixes channels")
+        self._blame_constants(torch.tensor(lost))
+        return reads.view(1, -1, *[1] * (out.dim() - 2))
+
+    def _reduction(self, name: str, labels: Tensor, given: dict[str, Any], out: Tensor) -> Tensor:
+        dims = given.get("dim")
+        dims = list(range(labels.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        dims = [d % labels.dim() for d in dims] if labels.dim() else []
+        kept = [d for d in range(labels.dim()) if d not in dims]
+        flat = labels.permute(*kept, *dims).flatten(len(kept)) if dims else labels.unsqueeze(-1)
+        flat = flat.reshape(-1, flat.shape[-1]) if kept else flat.reshape(1, -1)
+        reads, lost = self._along_last(flat)
+        mixes = f"its output reaches {self._site(name)}, which mixes channels"
+        self._consume(lost, None if name in _SUMS else mixes)
+        if name not in _SUMS and name not in ("amax", "amin", "max", "min"):
+            reads = torch.where(reads < 0, MIXED, reads)
+        return reads.view(out.shape)
+
+    def _pointwise(self, name: str, given: dict[str, Any], out: Tensor) -> Tensor:
+        tensors = [t for t in given.values() if isinstance(t, Tensor)]
+        every = [torch.broadcast_to(self.labels(t), out.shape) for t in tensors]
+        if not any(_any_filter(z) for z in every):
+            if any(bool((z == MIXED).any()) for z in every):
+                return torch.tensor(MIXED)
+            return torch.tensor(CONSTANT)
+        if len(tensors) == 1:
+            return every[0] if _is_zero_at_zero(name, given) else self._to_constants(every[0], name)
+        if len(tensors) == 2 and name in ("mul", "multiply"):
+            for t, z in zip(reversed(tensors), every, strict=True):
+                if t.numel() > 1 and (t in self._sources or t not in self._labels or self._varies(t)):
+                    self._join(self._present(z))
+            return self._product(every[0], every[1], name)
+        if len(tensors) == 2 and name in ("add", "sub", "rsub"):
+            return self._sum(every[0], every[1], name)
+        if name in ("div", "prelu", "_prelu_kernel", "where", "lerp", "maximum", "minimum"):
+            if name in ("prelu", "_prelu_kernel", "div") and not _any_filter(every[1]):
+                if tensors[1].numel() > 1:
+                    self._join(self._present(every[0]))
+                return every[0]
+            if all(torch.equal(z, every[-1]) for z in every[-2:]) and name != "div":
+                return every[-1]
+        return self._unknown(name, given)
+
+    def _varies(self, t: Tensor) -> bool:
+        """Whether a factor is more than random numbers drawn for the shape at hand."""
+        return bool((self._labels[t] != CONSTANT).any())
+
+    def _to_constants(self, labels: Tensor, name: str) -> Tensor:
+        for label in self._present(labels):
+            if label > 0:
+                self._lost_at.setdefault(int(label), self._site(name))
+        return torch.where(labels >= FIRST, -labels, torch.where(labels == ZERO, CONSTANT, labels))
+
+    def _sum(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """Where both are silent together, so is the sum; beside anything else a dropped filter adds nothing."""
+        constants = [self._to_constants(z, name) if bool(((z.abs() >= FIRST) & (o == CONSTANT)).any()) else z
+                     for z, o in ((a, b), (b, a))]
+        out = torch.full_like(a, MIXED)
+        same = a.abs() == b.abs()
+        out = torch.where(same, torch.minimum(a, b), out)
+        out = torch.where((b == CONSTANT) & (a != ZERO), constants[0], out)
+        out = torch.where((a == CONSTANT) & (b != ZERO), constants[1], out)
+        out = torch.where(((a == ZERO) & (b == CONSTANT)) | ((b == ZERO) & (a == CONSTANT)), CONSTANT, out)
+        ends = ~same & (a != CONSTANT) & (b != CONSTANT)
+        for z in (a, b):
+            self._consume(self._present(z[ends]))
+        return out
+
+    def _product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
+        """Silent where either factor is: a gate cannot open what is zero."""
+        silent_a, silent_b = a >= ZERO, b >= ZERO
+        out = torch.full_like(a, MIXED)
+        out = torch.where((a == CONSTANT) & (b == CONSTANT), CONSTANT, out)
+        out = torch.where((a <= -FIRST) & ((b == CONSTANT) | (b == a)), a, out)
+        out = torch.where((b <= -FIRST) & (a == CONSTANT), b, out)
+        out = torch.where(silent_b, b, out)
+        out = torch.where(silent_a & (~silent_b | (a == ZERO)), a, out)
+        both = silent_a & silent_b & (a != b) & (a != ZERO) & (b != ZERO)
+        if bool(both.any()):
+            pairs, places = torch.stack([a[both], b[both]]).unique(dim=1, return_inverse=True)
+            ids = torch.tensor([self._pair(int(p), int(q)) for p, q in pairs.T])
+            out = out.masked_scatter(both, ids[places])
+        for z, other in ((a, b), (b, a)):
+            astray = (z <= -FIRST) & (other != CONSTANT) & (other != z) & (other != -z) & (other != ZERO)
+            self._blame_constants(z[astray])
+        return out
+
+    def _pair(self, a: int, b: int) -> float:
+        """The label of what is zero when either of two filters is dropped."""
+        key = (min(a, b), max(a, b))
+        if key not in self._products:
+            self._products[key] = len(self._sets) + FIRST
+            first, second = (self._sets[int(label - FIRST)] for label in key)
+            self._sets.append(tuple(dict.fromkeys(first + second)))
+        return self._products[key]
+
+    def _unknown(self, name: str, given: dict[str, Any]) -> Tensor:
+        """No rule: whatever filter reaches it is left out."""
+        every = [self.labels(t) for t in tree_leaves(list(given.values())) if isinstance(t, Tensor)]
+        for z in every:
+            self._consume(self._present(z), _not_silent(self._site(name)))
+        return torch.tensor(MIXED if any(bool((z != CONSTANT).any()) for z in every) else CONSTANT)
+
+    # Labels
+
+    def labels(self, t: Tensor) -> Tensor:
+        """The labels of a tensor's elements, in its shape; not to be written to."""
+        if t in self._labels:
+            return self._labels[t]
+        source = self._sources.get(t)
+        if source is not None and source.name in self._facts:
+            return self._facts[source.name][source.rows.long()]
+        return torch.tensor(CONSTANT).expand(t.shape)
+
+    def _own_labels(self, t: Tensor) -> Tensor:
+        """The labels themselves: a view of a tensor has a view of them."""
+        if t not in self._labels and t not in self._sources:
+            self._labels[t] = _laid_out(torch.tensor(CONSTANT), t)
+        return self._labels[t] if t in self._labels else self.labels(t)
+
+    def _along(self, labels: Tensor, dim: int) -> tuple[Tensor, list[float]]:
+        """The label of each slice along `dim` that has one label (zeros aside), and the labels inside the others."""
+        return self._along_last(labels.movedim(dim, 0).flatten(1) if labels.dim() > 1 else labels.unsqueeze(-1))
+
+    def _along_last(self, rows: Tensor) -> tuple[Tensor, list[float]]:
+        if not rows.shape[1]:
+            return torch.full((len(rows),), MIXED), []
+        zero = rows == ZERO
+        low, high = rows.masked_fill(zero, torch.inf).amin(1), rows.masked_fill(zero, -torch.inf).amax(1)
+        one = low == high
+        found = torch.where(zero.all(1), ZERO, torch.where(one, low, MIXED))
+        odd = ~one & ~zero.all(1)
+        return found, self._present(rows[odd]) if bool(odd.any()) else []
+
+    def _present(self, labels: Tensor) -> list[float]:
+        """The filters' labels, negative ones too, that occur."""
+        labels = labels[labels.abs() >= FIRST] if labels.numel() else labels
+        return labels.unique().tolist() if labels.numel() else []
+
+    def _is_whole(self, t: Tensor) -> bool:
+        """Whether a tensor is a parameter itself."""
+        source = self._sources.get(t)
+        return source is not None and t is self._twins[id(self._tensors[source.name])]
+
+    # What follows
+
+    def _claim(self, name: str, role: Role, labels: Tensor, index: Tensor | None = None) -> None:
+        """Entries of a tensor are a filter's own where no other use of them is found."""
+        self._unclaimed.discard(name)
+        size = len(self._tensors[name])
+        claim = self.claims.setdefault((name, False), Claim(name, role, torch.full((size,), torch.nan)))
+        index = torch.arange(size) if index is None else index
+        for label in self._conflicts(claim, labels, index):
+            self._blame([label], f"its batch norm {name.rpartition('.')[0]} has several callers")
+        if role in ("gamma", "beta", "bias") and not self._tensors[name].requires_grad:
+            self._blame(self._present(labels), f"{name} is frozen")
+
+    def _conflicts(self, claim: Claim, labels: Tensor, index: Tensor) -> list[float]:
+        before = claim.labels[index]
+        claim.labels[index] = torch.where(before.isnan() | (before == labels), labels, MIXED)
+        again = claim.labels[index] != labels  # the same entry twice in one use
+        odd = (~before.isnan() & (before != labels)) | again
+        return self._present(torch.cat([before[odd].nan_to_num(), labels[odd]]))
+
+    def _claim_columns(self, name: str, dim: int, groups: int, labels: Tensor) -> None:
+        """Inputs of a kernel or matrix are a filter's own where every use of them reads its maps."""
+        self._unclaimed.discard(name)
+        claim = self.claims.setdefault(
+            (name, True), Claim(name, "input", torch.full((len(labels),), torch.nan), dim, groups)
+        )
+        if (claim.dim, claim.groups) != (dim, groups):
+            self._join(self._present(claim.labels.nan_to_num()) + self._present(labels.nan_to_num()))
+            claim.labels.fill_(MIXED)
+            return
+        used = (~labels.isnan()).nonzero().flatten()
+        self._join(self._conflicts(claim, labels[used], used))
+
+    def _close(self, written: Iterable[str] = ()) -> None:
+        """Parameters that an operation used in a way no rule accounts for belong to no filter."""
+        for name in {*self._unclaimed, *written}:
+            for key in ((name, False), (name, True)):
+                claim = self.claims.get(key)
+                if claim is None and name in self._tensors:
+                    shape = self._tensors[name].shape
+                    size = shape[int(key[1])] if len(shape) > int(key[1]) else 0
+                    role: Role = "input" if key[1] else "gamma"
+                    self.claims[key] = Claim(name, role, torch.full((size,), MIXED), int(key[1]))
+                elif claim is not None and claim.role != "kernel":
+                    own = self._present(claim.labels.nan_to_num())
+                    if key[1]:
+                        self._join(own)
+                    else:
+                        self._blame(own, f"{name} has several callers")
+                    claim.labels.fill_(MIXED)
+            if name in self._layer_of:
+                self._computed[name] += 1
+                if self._computed[name] > 1 or self._calls[name]:
+                    self.left_out.setdefault(self._layer_of[name], "its weights are shared by several callers")
+        self._unclaimed = set()
+
+    def _consume(self, labels: list[float], reason: str | None = None) -> None:
+        """Labels end here: among others, where zero adds nothing, or for a reason."""
+        self._blame_constants(torch.tensor([label for label in labels if label < 0]))
+        silent = [label for label in labels if label > 0]
+        self._blame(silent, reason) if reason else self._join(silent)
+
+    def _blame_constants(self, labels: Tensor) -> None:
+        for label in self._present(labels[labels < 0]) if labels.numel() else []:
+            site = self._lost_at.get(int(-label), "a function")
+            self._blame([-label], _not_silent(site))
+
+    def _blame(self, labels: Iterable[float], reason: str) -> None:
+        for layer in self._layers(labels):
+            self.left_out.setdefault(layer, reason)
+
+    def _join(self, labels: Iterable[float]) -> None:
+        self.joined.update(self._layers(labels))
+
+    def _layers(self, labels: Iterable[float]) -> dict[str, None]:
+        filters = (f for label in labels for f in self._sets[int(abs(label) - FIRST)])
+        return dict.fromkeys(self._filters[f][0] for f in filters)
+
+    def filters(self, label: float) -> Iterator[tuple[str, int]]:
+        """The (layer, filter) that a label stands for."""
+        return (self._filters[f] for f in self._sets[int(label - FIRST)])
+
+    def _site(self, operation: str) -> str:
+        """What a person knows the place by: the innermost module, or a function."""
+        module = self._stack[-1] if self._stack else self._model
+        name = self._modules.get(module, "")
+        return name if name and not any(module.children()) else operation or name
+
+
+def follow(model: nn.Module, example: Any = None) -> Trace:
+    """The trace of one call in training mode and one in evaluation mode, on tensors without data.
+
+    `example` is an input, or a tuple of them; without one, image sizes are tried until one fits. The network is
+    left as it was. Raises CannotTrace when it cannot be run, or when what it does depends on the values of tensors.
+    """
+    furthest: tuple[int, Exception] | None = None
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
+            trace = Trace(model)
+            try:
+                for training in (True, False):
+                    model.train(training)
+                    trace.run(*inputs)
+                return trace
+            except Exception as error:
+                if furthest is None or trace.operations > furthest[0]:
+                    furthest = (trace.operations, error)
+                if isinstance(error, CannotTrace | NotImplementedError | TypeError | AttributeError):
+                    break
+    finally:
+        for module, training in modes:
+            module.training = training
+    assert furthest is not None
+    raise CannotTrace(_explanation(model, furthest[1], example is not None)) from furthest[1]
+
+
+def _as_inputs(example: Any) -> tuple[Any, ...]:
+    return tuple(example) if isinstance(example, tuple | list) else (example,)
+
+
+def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
+    """Two images of every likely shape."""
+    channels = next((m.weight.shape[1] * m.groups for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    for size in (*SIZES, *(size for size in range(1, 257) if size not in SIZES)):
+        yield (torch.empty(2, channels, size, size, device="meta"),)
+
+
+def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
+    """One line: what went wrong, where in the user's code, and the way out."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    what = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    way = "make the forward pass a function of shapes alone (torch.where in place of `if` on values)"
+    if not isinstance(error, CannotTrace | NotImplementedError):
+        way = "check that it takes that input" if given else "pass example=, an input of the network as it is trained"
+    return f"model: {type(model).__name__} cannot be followed: {what}{where}; {way}"
+
+
+def _is_library(file: str) -> bool:
+    return Path(file).is_relative_to(Path(torch.__file__).parent) or file == __file__ or "<" in file
+
+
+def _not_silent(site: str) -> str:
+    return f"its output reaches {site}, through which a dropped filter is not silent"
+
+
+def _source(name: str, tensor: Tensor) -> Source:
+    def count(dim: int) -> Tensor:
+        if tensor.dim() <= dim:
+            return torch.zeros(()).expand(tensor.shape)
+        places = torch.arange(tensor.shape[dim], dtype=torch.float32)
+        return places.view([-1 if d == dim else 1 for d in range(tensor.dim())]).expand(tensor.shape)
+
+    return Source(name, count(0), count(1))
+
+
+def _laid_out(labels: Tensor, like: Tensor) -> Tensor:
+    """Labels in memory as `like` is, so that views of it are views of them."""
+    return torch.empty_strided(like.shape, like.stride()).copy_(labels)
+
+
+def _with(given: Mapping[str, Any], tensor: Tensor, value: Tensor) -> dict[str, Any]:
+    return {key: value if one is tensor else one for key, one in given.items()}
+
+
+def _keeps_channels(before: torch.Size, after: torch.Size) -> bool:
+    """Whether a view keeps dimension 1 as it is, or flattens all after the batch."""
+    return before[:2] == after[:2] or (len(after) == 2 and before[:1] == after[:1])
+
+
+def _any_filter(labels: Tensor) -> bool:
+    return bool((labels.abs() >= FIRST).any())
+
+
+def _is_zero_at_zero(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether a function of one tensor, with these numbers beside it, gives zero for zero."""
+    function: Callable[..., Any] = getattr(torch.ops.aten, name)
+    try:
+        value = function(*(torch.zeros(1) if isinstance(v, Tensor) else v for v in given.values()))
+    except (RuntimeError, TypeError):
+        return False
+    return isinstance(value, Tensor) and not bool(value.any())
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside a network's output, whatever holds it."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors_in(one)
+    elif isinstance(value, list | tuple | set):
+        for one in value:
+            yield from _tensors_in(one)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors_in(vars(value))
