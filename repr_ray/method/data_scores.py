@@ -117,17 +117,21 @@ def oracle(measurement: Measurement) -> dict[str, Tensor]:
 @contextmanager
 def _silenced(model: nn.Module, variants: Sequence[tuple[ConvLayer, int]], copies: int) -> Iterator[None]:
     """Silence filter f of a layer in the c-th copy of the batch, for the c-th (layer, f)."""
-    places: dict[str, list[tuple[int, int]]] = {}
+    places: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for copy, (layer, f) in enumerate(variants):
         gammas = [part for part in layer.parts if part.role == "gamma"]
-        for module, offset in [(p.tensor.removesuffix(".weight"), p.offset) for p in gammas] or [(layer.name, 0)]:
-            places.setdefault(module, []).append((copy, offset + f))
+        biases = [part for part in layer.parts if part.role == "bias"]  # those of depthwise convolutions among them
+        for part in gammas + (biases[1:] if gammas else biases) or layer.parts[:1]:
+            module = part.tensor.rpartition(".")[0]
+            places.setdefault((module, part.axis), []).extend((copy, place) for place in part.places_of(f))
     with ExitStack() as stack:
-        for name, own in places.items():
+        for (name, axis), own in places.items():
 
-            def silence(module: nn.Module, inputs: object, z: Tensor, own: list[tuple[int, int]] = own) -> Tensor:
+            def silence(
+                module: nn.Module, inputs: object, z: Tensor, own: list[tuple[int, int]] = own, axis: int = axis
+            ) -> Tensor:
                 z = z.clone()
-                by_copy = z.unflatten(0, (copies, -1))
+                by_copy = z.movedim(axis, 1).unflatten(0, (copies, -1))
                 for copy, channel in own:
                     by_copy[copy, :, channel] = 0.0
                 return z

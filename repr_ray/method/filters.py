@@ -101,12 +101,14 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     `example` is an input as it is trained on (or a tuple of them); without one, square images of many sizes are tried.
     Raises ValueError when the model cannot be followed or has no convolution to drop from.
     """
-    trace = follow(model, example)
     convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if not convs:
+        FilterMap((), {}).require_layers(model)
+    trace = follow(model, example)
     left_out = {name: trace.left_out[name] for name in convs if name in trace.left_out}
     left_out |= {name: "it is never called" for name in convs if name not in left_out and name not in trace.layers}
     norms = {name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    parts = _parts(trace, model)
+    parts = _parts(trace)
     layers = (
         ConvLayer(
             name,
@@ -123,19 +125,19 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     return found
 
 
-def _parts(trace: Trace, model: nn.Module) -> dict[str, list[Part]]:
+def _parts(trace: Trace) -> dict[str, list[Part]]:
     """What belongs to each layer, in the order in which the network uses it."""
     parts: dict[str, list[Part]] = {layer: [] for layer in trace.layers}
     for claim in trace.claims.values():
+        places = (claim.labels >= FIRST).nonzero().flatten()
         owned: dict[str, list[tuple[int, int]]] = {}
-        for place in (claim.labels >= FIRST).nonzero().flatten().tolist():
-            for layer, filter in trace.filters(float(claim.labels[place])):
+        for label, place in zip(claim.labels[places].tolist(), places.tolist(), strict=True):
+            for layer, filter in trace.filters(label):
                 owned.setdefault(layer, []).append((filter, place))
         for layer, pairs in owned.items():
-            filters, places = zip(*sorted(pairs), strict=True)
-            part = Part(claim.tensor, claim.role, claim.dim, filters, places, claim.groups, claim.axis)
             if layer in parts:
-                parts[layer].append(part)
+                filters, at = zip(*sorted(pairs), strict=True)
+                parts[layer].append(Part(claim.tensor, claim.role, claim.dim, filters, at, claim.groups, claim.axis))
     return parts
 
 

@@ -5,6 +5,7 @@ An element labelled with a filter is exactly zero whenever that filter is droppe
 rule below that says when zero in gives zero out. What has no rule makes a filter's layer be left out.
 """
 
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -34,13 +35,13 @@ SIZES = (32, 64, 224, 28, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 
 
 _MOVES = frozenset(
     "view _unsafe_view _reshape_alias reshape permute transpose t expand squeeze unsqueeze select slice narrow split"
-    " split_with_sizes unsafe_split unsafe_chunk chunk unbind clone cat stack flip roll pixel_shuffle pixel_unshuffle"
+    " split_with_sizes unsafe_split unsafe_chunk chunk unbind cat stack flip roll pixel_shuffle pixel_unshuffle"
     " channel_shuffle repeat repeat_interleave reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
-    " as_strided detach alias lift_fresh unfold movedim index index_select contiguous diagonal".split()
+    " as_strided detach alias lift_fresh unfold movedim index index_select diagonal".split()
 )
 _WIDTH_FREE = frozenset(
-    "view _unsafe_view permute transpose t expand squeeze unsqueeze clone cat reflection_pad2d replication_pad2d detach"
-    " alias lift_fresh contiguous".split()
+    "view _unsafe_view permute transpose t expand squeeze unsqueeze cat reflection_pad2d replication_pad2d detach"
+    " alias lift_fresh".split()
 )
 """Moves that a network with fewer channels makes alike (views: where they keep or flatten the channels)."""
 _CONSTANTS = frozenset(
@@ -99,7 +100,8 @@ class Trace(TorchDispatchMode):
         self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
         self._twins = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in self._tensors.values()}
-        self._labels = WeakIdKeyDictionary()
+        self._labels = WeakIdKeyDictionary()  # each broadcasts to the tensor, in as many dimensions
+        self._laid_out = WeakIdKeyDictionary()  # tensors whose labels lie in memory as they do, and views of them
         self._sources = WeakIdKeyDictionary()
         for name, tensor in self._tensors.items():
             self._sources[self._twins[id(tensor)]] = _source(name, tensor)
@@ -122,6 +124,7 @@ class Trace(TorchDispatchMode):
         self._unclaimed: set[str] = set()
         self.called: set[str] = set()
         self.operations = 0
+        self._follows = True
         self._register(model)
 
     def _register(self, model: nn.Module) -> None:
@@ -158,15 +161,16 @@ class Trace(TorchDispatchMode):
 
     # Running the network
 
-    def run(self, *inputs: Tensor) -> None:
-        """Follow one call of the network. Raises whatever it raises."""
+    def run(self, *inputs: Any, labels: bool = True) -> None:
+        """Follow one call of the network, or only see whether it takes these inputs. Raises whatever it raises."""
+        self._follows = labels
         self._calls.clear()
         self._computed.clear()
         self._stack.clear()
         images = tree_map(lambda t: torch.empty_like(t, device="meta") if isinstance(t, Tensor) else t, inputs)
         for image in tree_leaves(images):
             if isinstance(image, Tensor):
-                self._labels[image] = torch.full(image.shape, MIXED)
+                self._labels[image] = _scalar(MIXED, image)
         pre, post = nn.modules.module.register_module_forward_pre_hook, nn.modules.module.register_module_forward_hook
         handles = [pre(self._enter), post(self._leave, always_call=True)]
         plain = mock.patch.object(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
@@ -176,7 +180,7 @@ class Trace(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        for output in _tensors_in(outputs):
+        for output in _tensors_in(outputs) if labels else ():
             if output in self._labels:
                 self._blame(self._present(self._labels[output]), _not_silent("the network's output"))
         for name, calls in self._calls.items():
@@ -189,11 +193,15 @@ class Trace(TorchDispatchMode):
 
     def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
         self._stack.pop()
+        with _disable_current_modes():
+            self._note_axis(module, output)
+
+    def _note_axis(self, module: nn.Module, output: object) -> None:
+        """Where in its module's output the channels lie that a norm was found to silence."""
         name = self._modules.get(module)
         own = [c for c in self.claims.values() if c.tensor.rpartition(".")[0] == name and c.role in ("gamma", "bias")]
         if own and isinstance(output, Tensor) and output in self._labels and not isinstance(module, nn.Conv2d):
-            labels = self._labels[output]
-            axes = [d for d in range(1, labels.dim()) if bool((self._along(labels, d)[0] >= FIRST).any())]
+            axes = [d for d in range(1, output.dim()) if bool((self._along(output, d)[0] >= FIRST).any())]
             for claim in own if axes else ():
                 claim.axis = axes[0]
 
@@ -213,12 +221,13 @@ class Trace(TorchDispatchMode):
             kwargs["device"] = torch.device("meta")
         real = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         args, kwargs = tree_map(self._twin, (args, kwargs))
-        for t in tensors:
+        for t in tensors if self._follows else ():
             if (layer := self._outputs.get(self._twin(t))) is not None and base not in ("detach", "alias"):
                 self.readers[layer].add((base, self._modules.get(self._stack[-1], "")))
         out = func(*args, **kwargs)
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        self._follow(func, base, given, real, out)
+        if self._follows:
+            self._follow(func, base, given, real, out)
         return out
 
     def _twin(self, value: Any) -> Any:
@@ -238,27 +247,24 @@ class Trace(TorchDispatchMode):
         name = base.removesuffix("_") if in_place else base
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if name in _MOVES:
-            moved = self._move(func, name, given, real)
+            moved = self._move(func, name, given, real, out)
             if moved is not None:
                 for one, labels in zip(outputs, moved, strict=True):
                     if isinstance(labels, Source):
                         self._sources[one] = labels
                     else:
-                        self._labels[one] = labels if labels.stride() == one.stride() else _laid_out(labels, one)
+                        self._labels[one] = labels
                 self._close()
                 return
         found = self._rule(func, name, given, outputs)
-        shape = [torch.broadcast_to(z, o.shape) for z, o in zip(found, outputs, strict=True)]
-        for one, labels in zip(outputs, shape, strict=True):
-            if in_place and one is next(iter(given.values())):
-                if one in self._sources:
-                    self._close({self._sources[one].name})
-                elif one in self._labels:
-                    self._labels[one].copy_(labels.clone())
-                else:
-                    self._labels[one] = _laid_out(labels, one)
+        for one, labels in zip(outputs, found, strict=True):
+            labels = labels.reshape([1] * (one.dim() - labels.dim()) + list(labels.shape))
+            if in_place and one in self._sources:
+                self._close({self._sources[one].name})
+            elif in_place and one in self._laid_out:
+                self._labels[one].copy_(labels.clone())
             else:
-                self._labels[one] = _laid_out(labels, one)
+                self._labels[one] = labels
         self._close()
 
     def _rule(self, func: Any, name: str, given: dict[str, Any], outputs: list[Tensor]) -> Sequence[Tensor]:
@@ -272,7 +278,7 @@ class Trace(TorchDispatchMode):
             return [torch.tensor(CONSTANT)]
         if name == "copy":
             return [self.labels(given["src"])]
-        if name in ("_to_copy", "to") and first is not None:
+        if name in ("_to_copy", "clone") and first is not None:
             return [self.labels(first)]
         if name == "convolution":
             return [self._convolution(given, out)]
@@ -285,14 +291,13 @@ class Trace(TorchDispatchMode):
         if name == "native_group_norm":
             return [self._norm(given, 1, "group"), *rest]
         if name == "constant_pad_nd" and first is not None:
-            fill = ZERO if given.get("value", 0) == 0 else CONSTANT
-            return [torch.constant_pad_nd(self.labels(first), given["pad"], fill)]
+            return [self._padded(first, given["pad"], given.get("value", 0) == 0)]
         if name == "native_dropout" and first is not None:
             return [self.labels(first), *rest]
         if name.startswith(_BY_CHANNEL) and first is not None and first.shape[:2] == out.shape[:2]:
-            return [self._by_channel(self.labels(first), out), *rest]
+            return [self._by_channel(first), *rest]
         if name in _SUMS | _EXTREMES and first is not None:
-            return [self._reduction(name, self.labels(first), given, out)] * len(outputs)
+            return [self._reduction(name, self.labels(first), given)] * len(outputs)
         functional = getattr(torch.ops.aten, name, None)
         pointwise = torch.Tag.pointwise in func.tags or any(
             torch.Tag.pointwise in getattr(functional, overload).tags
@@ -303,7 +308,7 @@ class Trace(TorchDispatchMode):
         return [self._unknown(name, given)] * len(outputs)
 
     def _move(
-        self, func: Any, name: str, given: dict[str, Any], real: dict[str, Any]
+        self, func: Any, name: str, given: dict[str, Any], real: dict[str, Any], out: Any
     ) -> Sequence[Tensor | Source] | None:
         """The same operation on the labels. None where it cannot be carried out."""
         if name in ("index", "index_select"):
@@ -319,23 +324,48 @@ class Trace(TorchDispatchMode):
             rows = tree_leaves(func(**_with(given, data[0], source.rows)))
             columns = tree_leaves(func(**_with(given, data[0], source.columns)))
             return [Source(source.name, r, c) for r, c in zip(rows, columns, strict=True)]
-        moved = {
-            key: tree_map(lambda t: self._own_labels(t) if isinstance(t, Tensor) and t.is_meta else t, value)
-            for key, value in given.items()
-        }
-        before = tree_leaves(moved)[0] if name not in ("cat", "stack") else None
-        out = [t for t in tree_leaves(func(**moved)) if isinstance(t, Tensor)]
-        free = name in _WIDTH_FREE and (
-            "view" not in name or before is None or _keeps_channels(before.shape, out[0].shape)
-        )
-        if not free:
+        flat = name == "cat" and all(self._is_flat(t, given.get("dim", 0)) for t in data)
+
+        def moving(t: Any) -> Any:
+            if not isinstance(t, Tensor) or not t.is_meta:
+                return t
+            return self._by_entry(t, given.get("dim", 0)) if flat else self._own_labels(t)
+
+        moved = {key: tree_map(moving, value) for key, value in given.items()}
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        labels = [t for t in tree_leaves(func(**moved)) if isinstance(t, Tensor)]
+        for i, (one, own) in enumerate(zip(results, labels, strict=True)):
+            if not flat:
+                self._laid_out[one] = True
+                labels[i] = own if own.stride() == one.stride() else _laid_out(own, one)
+        before = data[0].shape if data else torch.Size()
+        if name not in _WIDTH_FREE or ("view" in name and not _keeps_channels(before, results[0].shape)):
             for t in data:
                 self._join(self._present(self.labels(t)))
-        return out
+        return labels
+
+    def _is_flat(self, t: Tensor, dim: int) -> bool:
+        """Whether labels are known to differ along one dimension alone."""
+        labels = self.labels(t)
+        return t not in self._laid_out and all(size == 1 or d == dim % t.dim() for d, size in enumerate(labels.shape))
+
+    def _by_entry(self, t: Tensor, dim: int) -> Tensor:
+        labels = self.labels(t)
+        return labels.expand([t.shape[d] if d == dim % t.dim() else 1 for d in range(t.dim())])
+
+    def _padded(self, t: Tensor, pad: list[int], zero: bool) -> Tensor:
+        labels = self.labels(t)
+        if not zero:
+            return torch.constant_pad_nd(labels.expand(t.shape), pad, CONSTANT)
+        pad = list(pad)  # zeros beside what is alike along a dimension: zero whenever that is
+        for i in range(len(pad) // 2):
+            if labels.shape[-1 - i] == 1:
+                pad[2 * i : 2 * i + 2] = [0, 0]
+        return torch.constant_pad_nd(labels, pad, ZERO)
 
     def _convolution(self, given: dict[str, Any], out: Tensor) -> Tensor:
         x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
-        reads, lost = self._along(self.labels(x), 1)
+        reads, lost = self._along(x, 1)
         self._consume(lost)
         self._blame_constants(reads)
         source, leaf = self._sources.get(weight), self._is_whole(weight)
@@ -347,7 +377,7 @@ class Trace(TorchDispatchMode):
         if not given["transposed"]:
             kernel = self._facts.get(source.name) if leaf and source.name in self._facts else None
             if kernel is None and not leaf:
-                kernel = self._along(self.labels(weight), 0)[0]
+                kernel = self._along(weight, 0)[0]
             if kernel is not None and bool((kernel >= FIRST).any()):
                 layer = self._filters[self._sets[int(kernel[kernel >= FIRST][0] - FIRST)][0]][0]
                 if layer not in self.layers:
@@ -372,7 +402,7 @@ class Trace(TorchDispatchMode):
 
     def _pass_through(self, reads: Tensor, groups: int, bias: Tensor | None, filters: int) -> Tensor:
         """Filters of a convolution whose groups read the maps of one filter alone are silent with it."""
-        group = self._along(reads.view(groups, -1), 0)[0]
+        group = self._rows(reads.view(groups, -1))[0]
         own = torch.where(group >= FIRST, group, MIXED).repeat_interleave(filters // groups)
         if bias is None or not bool((own >= FIRST).any()):
             return own
@@ -389,18 +419,17 @@ class Trace(TorchDispatchMode):
         left, right = self.labels(one), self.labels(other)
         for z in (left, right):
             self._blame_constants(z)
-        rows = self._along_last(left.flatten(0, -2))[0].view(left.shape[:-1])
-        columns = self._along_last(right.transpose(-1, -2).flatten(0, -2))[0].view(*right.shape[:-2], -1)
-        if left.dim() == 2:
-            self._claim_factor(other, self._along(left, 1))
+        rows = self._rows(left.flatten(0, -2))[0].view(*left.shape[:-1], 1)
+        columns = self._rows(right.transpose(-1, -2).flatten(0, -2))[0].view(*right.shape[:-2], 1, -1)
+        if one.dim() == 2:
+            self._claim_factor(other, self._along(one, 1))
             if one in self._sources:
-                self._claim_factor(one, self._along(right, 0), transposed=True)
+                self._claim_factor(one, self._along(other, 0), transposed=True)
         else:
             self._join(self._present(left) + self._present(right))
-        out = torch.where(rows >= FIRST, rows, MIXED).unsqueeze(-1).expand(*rows.shape, right.shape[-1])
-        out = torch.where((columns >= FIRST).unsqueeze(-2), columns.unsqueeze(-2), out)
+        out = torch.where(rows >= FIRST, rows, torch.where(columns >= FIRST, columns, MIXED))
         if name in ("addmm", "baddbmm"):
-            out = self._sum(torch.broadcast_to(self.labels(given["self"]), out.shape), out, "addmm")
+            out = self._sum(*torch.broadcast_tensors(self.labels(given["self"]), out), "addmm")
         return out
 
     def _claim_factor(self, factor: Tensor, found: tuple[Tensor, list[float]], transposed: bool = False) -> None:
@@ -413,7 +442,7 @@ class Trace(TorchDispatchMode):
             return
         for dim, places in ((1, source.columns), (0, source.rows)):
             places = places.T if transposed else places
-            if len(source.rows.shape) == 2 and places.numel() and bool((places[:, :1] == places).all()):
+            if places.dim() == 2 and places.numel() and _is_alike(places):
                 size = self._tensors[source.name].shape[dim]
                 labels = torch.full((size,), torch.nan)
                 index = places[:, 0].long()
@@ -425,8 +454,7 @@ class Trace(TorchDispatchMode):
         self._join(self._present(reads))
 
     def _norm(self, given: dict[str, Any], dim: int, kind: str) -> Tensor:
-        labels = self.labels(given["input"])
-        reads, lost = self._along(labels, dim)
+        reads, lost = self._along(given["input"], dim)
         site = self._site("norm")
         self._consume(lost, f"its output reaches {site}, which does not take it channel by channel")
         self._blame_constants(reads)
@@ -453,7 +481,7 @@ class Trace(TorchDispatchMode):
             source = self._sources.get(tensor) if tensor is not None else None
             if source is not None:
                 self._claim(source.name, role, reads, source.rows.long())
-        return found.view([-1 if d == dim else 1 for d in range(labels.dim())])
+        return found.view([-1 if d == dim else 1 for d in range(given["input"].dim())])
 
     def _blame_unowned(self, own: list[float], weight: Tensor | None, site: str) -> None:
         """Whoever silences one filter at a time does so at the module that has the gamma."""
@@ -462,29 +490,30 @@ class Trace(TorchDispatchMode):
             if owner != self._modules.get(self._stack[-1]):
                 self._blame(own, f"its output reaches {site}, whose gamma belongs to another module")
 
-    def _by_channel(self, labels: Tensor, out: Tensor) -> Tensor:
-        reads, lost = self._along(labels, 1)
+    def _by_channel(self, t: Tensor) -> Tensor:
+        reads, lost = self._along(t, 1)
         self._consume(lost, f"its output reaches {self._site('pooling')}, which mixes channels")
         self._blame_constants(torch.tensor(lost))
-        return reads.view(1, -1, *[1] * (out.dim() - 2))
+        return reads.view(1, -1, *[1] * (t.dim() - 2))
 
-    def _reduction(self, name: str, labels: Tensor, given: dict[str, Any], out: Tensor) -> Tensor:
+    def _reduction(self, name: str, labels: Tensor, given: dict[str, Any]) -> Tensor:
         dims = given.get("dim")
         dims = list(range(labels.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
         dims = [d % labels.dim() for d in dims] if labels.dim() else []
         kept = [d for d in range(labels.dim()) if d not in dims]
-        flat = labels.permute(*kept, *dims).flatten(len(kept)) if dims else labels.unsqueeze(-1)
-        flat = flat.reshape(-1, flat.shape[-1]) if kept else flat.reshape(1, -1)
-        reads, lost = self._along_last(flat)
+        sizes = [labels.shape[d] for d in kept]
+        reads, lost = self._rows(labels.permute(*kept, *dims).reshape(math.prod(sizes), -1))
         mixes = f"its output reaches {self._site(name)}, which mixes channels"
         self._consume(lost, None if name in _SUMS else mixes)
         if name not in _SUMS and name not in ("amax", "amin", "max", "min"):
             reads = torch.where(reads < 0, MIXED, reads)
-        return reads.view(out.shape)
+        if given.get("keepdim"):
+            return reads.view([labels.shape[d] if d in kept else 1 for d in range(labels.dim())])
+        return reads.view(sizes)
 
     def _pointwise(self, name: str, given: dict[str, Any], out: Tensor) -> Tensor:
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
-        every = [torch.broadcast_to(self.labels(t), out.shape) for t in tensors]
+        every = list(torch.broadcast_tensors(*(self.labels(t) for t in tensors)))
         if not any(_any_filter(z) for z in every):
             if any(bool((z == MIXED).any()) for z in every):
                 return torch.tensor(MIXED)
@@ -570,25 +599,31 @@ class Trace(TorchDispatchMode):
     # Labels
 
     def labels(self, t: Tensor) -> Tensor:
-        """The labels of a tensor's elements, in its shape; not to be written to."""
+        """The labels of a tensor's elements, broadcasting to it; not to be written to."""
         if t in self._labels:
             return self._labels[t]
         source = self._sources.get(t)
         if source is not None and source.name in self._facts:
             return self._facts[source.name][source.rows.long()]
-        return torch.tensor(CONSTANT).expand(t.shape)
+        return _scalar(CONSTANT, t)
 
     def _own_labels(self, t: Tensor) -> Tensor:
-        """The labels themselves: a view of a tensor has a view of them."""
-        if t not in self._labels and t not in self._sources:
-            self._labels[t] = _laid_out(torch.tensor(CONSTANT), t)
-        return self._labels[t] if t in self._labels else self.labels(t)
+        """Labels in memory as the tensor's elements: a view of it has a view of them, and sees what is written."""
+        if t not in self._laid_out:
+            self._labels[t] = _laid_out(self.labels(t), t)
+            self._laid_out[t] = True
+        return self._labels[t]
 
-    def _along(self, labels: Tensor, dim: int) -> tuple[Tensor, list[float]]:
+    def _along(self, t: Tensor, dim: int) -> tuple[Tensor, list[float]]:
         """The label of each slice along `dim` that has one label (zeros aside), and the labels inside the others."""
-        return self._along_last(labels.movedim(dim, 0).flatten(1) if labels.dim() > 1 else labels.unsqueeze(-1))
+        labels = self.labels(t)
+        found, lost = self._rows(labels.movedim(dim, 0).reshape(labels.shape[dim], -1))
+        return found.expand(t.shape[dim]), lost
 
-    def _along_last(self, rows: Tensor) -> tuple[Tensor, list[float]]:
+    def _rows(self, rows: Tensor) -> tuple[Tensor, list[float]]:
+        """The same for each row of a matrix of labels."""
+        if rows.shape[1] == 1:
+            return rows.flatten(), []
         if not rows.shape[1]:
             return torch.full((len(rows),), MIXED), []
         zero = rows == ZERO
@@ -709,9 +744,9 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
         for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
             trace = Trace(model)
             try:
-                for training in (True, False):
+                for training, labels in ((True, False), (False, False), (True, True), (False, True)):
                     model.train(training)
-                    trace.run(*inputs)
+                    trace.run(*inputs, labels=labels)
                 return trace
             except Exception as error:
                 if furthest is None or trace.operations > furthest[0]:
@@ -731,9 +766,10 @@ def _as_inputs(example: Any) -> tuple[Any, ...]:
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
     """Two images of every likely shape."""
-    channels = next((m.weight.shape[1] * m.groups for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for size in (*SIZES, *(size for size in range(1, 257) if size not in SIZES)):
-        yield (torch.empty(2, channels, size, size, device="meta"),)
+        yield (torch.empty(2, channels, size, size, device="meta", dtype=dtype),)
 
 
 def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
@@ -763,6 +799,18 @@ def _source(name: str, tensor: Tensor) -> Source:
         return places.view([-1 if d == dim else 1 for d in range(tensor.dim())]).expand(tensor.shape)
 
     return Source(name, count(0), count(1))
+
+
+def _is_alike(rows: Tensor) -> bool:
+    """Whether each row of a matrix holds one value; a matrix of weights may be large, its strides often tell."""
+    if 0 in rows.stride():
+        return rows.stride(1) == 0 or rows.shape[1] == 1
+    return bool((rows[:, :1] == rows).all())
+
+
+def _scalar(label: float, like: Tensor) -> Tensor:
+    """One label for all elements."""
+    return torch.full([1] * like.dim(), label)
 
 
 def _laid_out(labels: Tensor, like: Tensor) -> Tensor:
