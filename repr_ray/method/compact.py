@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from repr_ray.method.filters import ConvLayer, Part, map_filters
 from repr_ray.method.masks import Masks
 
 
@@ -32,6 +33,7 @@ class SubNetwork:
         self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self._keep = _kept(self._tensors, masks)
         self.model = self._gathered()
+        self._check()
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         self._twins = dict(zip(model.parameters(), self.model.parameters(), strict=True))
         groups = [group | {"params": [self._twins[p] for p in group["params"]]} for group in optimizer.param_groups]
@@ -86,12 +88,46 @@ class SubNetwork:
                 smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
             setattr(owner, leaf, smaller)
             if isinstance(owner, nn.Conv2d):
-                owner.out_channels, owner.in_channels = owner.weight.shape[:2]
+                if owner.groups > 1:  # depthwise: it has lost groups
+                    owner.groups = owner.groups * len(owner.weight) // owner.out_channels
+                owner.out_channels, owner.in_channels = len(owner.weight), owner.weight.shape[1] * owner.groups
             elif isinstance(owner, nn.Linear):
                 owner.in_features = owner.weight.shape[1]
             elif isinstance(owner, nn.BatchNorm2d | nn.SyncBatchNorm):
                 owner.num_features = len(owner.weight)
         return model
+
+    def _check(self) -> None:
+        """Follow the copy as the network was followed: every filter must reach what it reaches there."""
+        try:
+            found = {layer.name: layer for layer in map_filters(self.model, self._masks.filter_map.example).layers}
+        except ValueError as error:
+            raise ValueError(f"compact sub-network: {error}; train S2 masked instead") from error
+        for layer in self._masks.layers:
+            copy = found.get(layer.name)
+            if copy is None or _places(copy.parts) != self._expected(layer):
+                raise ValueError(
+                    f"compact sub-network: without its dropped filters, {layer.name} feeds other channels than in the"
+                    " masked network (a width is written into the forward pass); train S2 masked instead"
+                )
+
+    def _expected(self, layer: ConvLayer) -> dict[tuple[str, str], set[tuple[int, int]]]:
+        """(filter, place) of every part of a layer, counted as they are in the copy."""
+        here = ~self._masks.dropped[layer.name] | layer.joined
+        places: dict[tuple[str, str], set[tuple[int, int]]] = {}
+        for part in layer.parts:
+            entries = torch.ones(self._tensors[part.tensor].shape[part.dim] * part.groups, dtype=torch.bool)
+            if part.tensor in self._keep:
+                keep = self._keep[part.tensor].cpu()
+                lengthwise = keep.transpose(0, part.dim).flatten(1) if keep.dim() > 1 else keep.unsqueeze(1)
+                entries = (keep.view(part.groups, -1) if part.groups > 1 else lengthwise).any(1)
+            filters, entries = here.cpu().cumsum(0) - 1, (entries.cumsum(0) - 1)
+            places[part.tensor, part.role] = {
+                (int(filters[f]), int(entries[place]))
+                for f, place in zip(part.filters, part.places, strict=True)
+                if here[f]
+            }
+        return places
 
     def _select(self, name: str, value: Any, like: Tensor) -> Any:
         """The entries of a tensor in the shape of `like` that are in the copy; anything else as it is."""
@@ -120,6 +156,10 @@ class SubNetwork:
                     full = self._tensors[part.tensor]
                     mask = part.mask(full.shape, dropped).expand(full.shape)
                     yield own[part.tensor], self._select(part.tensor, mask, full)
+
+
+def _places(parts: tuple[Part, ...]) -> dict[tuple[str, str], set[tuple[int, int]]]:
+    return {(part.tensor, part.role): set(zip(part.filters, part.places, strict=True)) for part in parts}
 
 
 def _kept(tensors: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """Which parameters make up one filter, and who consumes its output: read off the labels of a traced network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repr_ray.method.tracing import FIRST, Claim, Role, Trace, follow
+from repr_ray.method.tracing import FIRST, Role, Trace, follow
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,19 @@ class ConvLayer:
 
 @dataclass(frozen=True)
 class FilterMap:
-    """The layers filters can be dropped from, in order of execution, and why the others are left out."""
+    """The layers filters can be dropped from, in order of execution, and why the others are left out.
+
+    `example` is the input that the network was followed with.
+    """
 
     layers: tuple[ConvLayer, ...]
     left_out: Mapping[str, str]
+    example: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def without(self, left_out: Mapping[str, str]) -> "FilterMap":
         """The map with more layers left out, for the reasons given."""
         layers = tuple(layer for layer in self.layers if layer.name not in left_out)
-        return FilterMap(layers, {**self.left_out, **left_out})
+        return FilterMap(layers, {**self.left_out, **left_out}, self.example)
 
     def require_layers(self, model: nn.Module) -> None:
         """Raise ValueError unless there is a layer to drop from."""
@@ -98,8 +102,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     """Follow every convolution's filters through `model` and find those that can be dropped.
 
-    `example` is an input as it is trained on (or a tuple of them); without one, square images of many sizes are tried.
-    Raises ValueError when the model cannot be followed or has no convolution to drop from.
+    `example` is an input as it is trained on (or a tuple of them); without one, square images of many sizes are
+    tried. Raises ValueError when the model cannot be followed or has no convolution to drop from.
     """
     convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     if not convs:
@@ -112,7 +116,7 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     layers = (
         ConvLayer(
             name,
-            model.get_submodule(name).weight.shape[0],
+            len(model.get_parameter(f"{name}.weight")),
             tuple(parts[name]),
             _output(name, trace.readers[name], norms),
             name in trace.joined,
@@ -120,7 +124,7 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
         for name in trace.layers
         if name not in left_out
     )
-    found = FilterMap(tuple(layers), left_out)
+    found = FilterMap(tuple(layers), left_out, trace.inputs)
     found.require_layers(model)
     return found
 

@@ -17,7 +17,7 @@ class Masks:
 
     def __init__(self, model: nn.Module, filter_map: FilterMap, kernel_only: bool = False) -> None:
         tensors = dict(model.named_parameters())
-        self.layers = filter_map.layers
+        self.filter_map, self.layers = filter_map, filter_map.layers
         self.silenced = {
             layer.name: tuple(part for part in layer.silenced if part.role == "kernel" or not kernel_only)
             for layer in self.layers
@@ -26,7 +26,7 @@ class Masks:
             layer.name: torch.zeros(layer.filters, dtype=torch.bool, device=tensors[layer.kernel].device)
             for layer in self.layers
         }
-        # A batch norm after a concatenation is shared by several layers, an entry after a product even by two filters.
+        # A batch norm after a concatenation is shared by several layers, an entry after a product by two filters.
         names = dict.fromkeys(part.tensor for layer in self.layers for part in self.silenced[layer.name])
         self._masked = {
             name: (

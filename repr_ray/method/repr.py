@@ -12,7 +12,7 @@ from repr_ray.method.compact import SubNetwork
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.directions import default_init
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.filters import ConvLayer, Part, map_filters
+from repr_ray.method.filters import ConvLayer, FilterMap, Part, map_filters, unwrap
 from repr_ray.method.masks import Masks
 from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.reinit import Redrawn, redraw
@@ -24,7 +24,7 @@ from repr_ray.method.settings import RePrSettings
 
 
 class RePr(Scheme):
-    """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275, on any network torch.fx can trace.
+    """RePr, Prakash et al., CVPR 2019, arXiv 1811.07275, on any network whose forward pass depends on shapes alone.
 
         repr_ = RePr(model, optimizer, epochs=100, s1=20, s2=10, prune_ratio=0.3)
         for epoch in range(100):
@@ -35,8 +35,9 @@ class RePr(Scheme):
                 repr_.after_step()
 
     The model keeps its parameters, their names and its class: dropped filters are zeros in its own tensors.
-    Settings are the fields of `RePrSettings`. Raises ValueError for settings that do not fit, and for networks
-    without a convolution to drop from.
+    Settings are the fields of `RePrSettings`. `example` is an input of the network, or a tuple of them, for those
+    that take no square images. Raises ValueError for settings that do not fit, for networks without a convolution to
+    drop from, and for an optimizer of another model.
     """
 
     Settings = RePrSettings
@@ -50,18 +51,20 @@ class RePr(Scheme):
         *,
         epochs: int,
         seed: int = 0,
+        example: Any = None,
         **fields: Any,
     ) -> None:
         super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
         own = self.settings
         self.schedule = Schedule.fit(epochs, own.s1, own.s2, own.cycles, own.last_cycle)
-        self.filter_map = map_filters(self.model)
+        self.filter_map = _trained(map_filters(self.model, example), self.model, optimizer)
         sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
         self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.bias == "unmasked")
         self.epoch = -1
         self._before: dict[str, Tensor] = {}
+        self._returned: dict[str, Tensor] = {}
 
     @property
     def phase(self) -> Phase:
@@ -86,7 +89,8 @@ class RePr(Scheme):
         """Drop filters or bring them back when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
 
         Raises ValueError when an epoch is left out, or when the ranking needs data and there are no `batches`;
-        RuntimeError when dropped filters have moved because `after_step` was not called.
+        RuntimeError when dropped filters have moved because `after_step` was not called. When `batches` raises,
+        nothing has changed and the call can be repeated.
         """
         if self.settings.ranking.needs_data and batches is None:
             raise ValueError(
@@ -98,17 +102,41 @@ class RePr(Scheme):
                 f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"
                 " (and load_state_dict first when resuming)"
             )
+        before = self.epoch, self._before
         self.epoch = epoch
-        if self.schedule.drops_at(epoch):
-            return self._drop(batches, progress)
-        if self.schedule.reinitialises_at(epoch):
-            return self._reinitialise(progress)
+        try:
+            if self.schedule.drops_at(epoch):
+                return self._drop(batches, progress)
+            if self.schedule.reinitialises_at(epoch):
+                return self._reinitialise(progress)
+        except BaseException:
+            self.epoch, self._before = before
+            raise
         return []
 
     def after_step(self) -> None:
         """Keep dropped filters at exactly zero, whatever momentum, weight decay or Adam did to them."""
+        self._returned = {}
         if self.masks.any:
             self.masks.apply()
+
+    @torch.no_grad()
+    def carry_over(self, average: nn.Module) -> None:
+        """Keep an average of the weights (EMA, SWA) a network of the same filters as the model.
+
+        Call it after `start_epoch` and after every update of the average. Dropped filters are as silent in it as in
+        the model, and those just brought back start from their new values instead of being mixed with old ones.
+        """
+        twin = unwrap(average)
+        others, tensors = dict(twin.named_parameters()) | dict(twin.named_buffers()), self._tensors()
+        changed = self.masks.dropped if self.masks.any else self._returned
+        renewed = not self.masks.any and self.settings.reinit.next_layer != "keep"
+        for layer in self.masks.layers if changed else ():
+            for part in layer.parts:
+                if part.role != "input" or renewed:
+                    own, other = tensors[part.tensor], others[part.tensor]
+                    mask = part.mask(own.shape, changed[layer.name]).to(other.device)
+                    other.copy_(torch.where(mask, own.to(other), other))
 
     def sub_network(self) -> SubNetwork | None:
         """See `Scheme.sub_network`. Raises ValueError with `bias: unmasked`, where dropped filters are not silent."""
@@ -119,12 +147,37 @@ class RePr(Scheme):
         return SubNetwork(self.model, self.optimizer, self.masks)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "dropped": dict(self.masks.dropped), "before": dict(self._before)}
+        def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.clone() for name, tensor in tensors.items()}
+
+        return {
+            "epoch": self.epoch,
+            "dropped": copied(self.masks.dropped),
+            "before": copied(self._before),
+            "epochs": self.epochs,
+            "settings": self.settings.model_dump(mode="json"),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Scheme.load_state_dict`. Raises ValueError for a state of other settings, epochs or network."""
+        tensors = self._tensors()
+        if "settings" in state:
+            saved = state["settings"]
+            own = self.settings.model_dump(mode="json")
+            odd = [key for key in {**own, **saved} if own.get(key) != saved.get(key)]
+            odd += ["epochs"] * (state["epochs"] != self.epochs)
+            if odd:
+                raise ValueError(f"state: it was saved with other settings: {', '.join(sorted(odd))}")
+        shapes = {name: mask.shape for name, mask in self.masks.dropped.items()}
+        fits = {name: mask.shape for name, mask in state["dropped"].items()} == shapes and all(
+            name in tensors and tensors[name].shape == value.shape for name, value in state["before"].items()
+        )
+        if not fits:
+            raise ValueError("state: it belongs to another network: its layers or their filters are not this one's")
         self.epoch = state["epoch"]
         self.masks.set(state["dropped"])
-        self._before = {name: value.to(self._tensors()[name].device) for name, value in state["before"].items()}
+        self._returned = {}
+        self._before = {name: value.to(tensors[name].device, copy=True) for name, value in state["before"].items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -184,6 +237,7 @@ class RePr(Scheme):
             for layer, part in parts:
                 if part.role != "input" or self.settings.reinit.next_layer != "keep":
                     self._reset_optimizer_state(tensors[part.tensor], part, self.masks.dropped[layer.name])
+        self._returned = {name: mask.clone() for name, mask in self.masks.dropped.items()}
         self.masks.set({})
         self._before = {}
         return events
@@ -237,10 +291,10 @@ class RePr(Scheme):
         dropped = self.masks.dropped[layer.name]
         if not dropped.any():
             return
-        fan_in = tensors[layer.kernel][0].numel()
         for part in parts:
             tensor = tensors[part.tensor]
-            fresh = self._fresh(layer, part, tensor, fan_in, generator)
+            kernel = tensors[part.tensor.removesuffix("bias") + "weight"] if part.role == "bias" else tensor
+            fresh = self._fresh(layer, part, tensor, kernel[0].numel(), generator)
             if fresh is not None:
                 tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
 
@@ -253,8 +307,6 @@ class RePr(Scheme):
         if choice == "keep":
             trained = part.role not in {"mean", "variance"} and part not in self.masks.silenced[layer.name]
             return None if part.role == "input" or trained else self._before[part.tensor]
-        if part.role == "input":
-            fan_in = tensor[0].numel()
         if choice == "default":
             return default_init(tensor.shape, fan_in, generator).to(tensor)
         return torch.full_like(tensor, part.role in ("gamma", "variance"))
@@ -273,3 +325,21 @@ class RePr(Scheme):
                     raise RuntimeError(
                         f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
                     )
+
+
+def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer) -> FilterMap:
+    """The layers whose filters this optimizer trains. Raises ValueError where it trains nothing of the model."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    tensors = dict(model.named_parameters())
+    if held.isdisjoint(map(id, tensors.values())):
+        raise ValueError(
+            f"optimizer: it holds no parameter of this {type(model).__name__}; make it from model.parameters()"
+        )
+    missing: dict[str, str] = {}
+    for layer in found.layers:
+        for part in layer.silenced:
+            if id(tensors[part.tensor]) not in held:
+                missing.setdefault(layer.name, f"the optimizer does not hold {part.tensor}")
+    found = found.without(missing)
+    found.require_layers(model)
+    return found

@@ -6,10 +6,11 @@ rule below that says when zero in gives zero out. What has no rule makes a filte
 """
 
 import math
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,27 +34,32 @@ nothing else may read it.
 SIZES = (32, 64, 224, 28, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 512)
 """Image sizes tried first where none is given."""
 
-_MOVES = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MOVES = _names(
     "view _unsafe_view _reshape_alias reshape permute transpose t expand squeeze unsqueeze select slice narrow split"
     " split_with_sizes unsafe_split unsafe_chunk chunk unbind cat stack flip roll pixel_shuffle pixel_unshuffle"
     " channel_shuffle repeat repeat_interleave reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
-    " as_strided detach alias lift_fresh unfold movedim index index_select diagonal".split()
+    " as_strided detach alias lift_fresh unfold movedim index index_select diagonal"
 )
-_WIDTH_FREE = frozenset(
+_WIDTH_FREE = _names(
     "view _unsafe_view permute transpose t expand squeeze unsqueeze cat reflection_pad2d replication_pad2d detach"
-    " alias lift_fresh".split()
+    " alias lift_fresh"
 )
 """Moves that a network with fewer channels makes alike (views: where they keep or flatten the channels)."""
-_CONSTANTS = frozenset(
+_CONSTANTS = _names(
     "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full"
-    " new_empty_strided bernoulli zero fill uniform normal random exponential empty zeros ones full rand randn".split()
+    " new_empty_strided bernoulli zero fill uniform normal random exponential empty zeros ones full rand randn"
 )
 _BY_CHANNEL = ("max_pool", "avg_pool", "adaptive_", "_adaptive_", "upsample_", "_upsample_", "fractional_max_pool")
 _SUMS = frozenset({"mean", "sum"})
 _EXTREMES = frozenset({"amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"})
-_BATCH_NORMS = frozenset(
+_BATCH_NORMS = _names(
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"
-    " miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm".split()
+    " miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
 )
 
 
@@ -105,6 +111,7 @@ class Trace(TorchDispatchMode):
         self._sources = WeakIdKeyDictionary()
         for name, tensor in self._tensors.items():
             self._sources[self._twins[id(tensor)]] = _source(name, tensor)
+        self.inputs: tuple[Any, ...] = ()
         self.layers: list[str] = []
         self.left_out: dict[str, str] = {}
         self.claims: dict[tuple[str, bool], Claim] = {}
@@ -130,10 +137,10 @@ class Trace(TorchDispatchMode):
     def _register(self, model: nn.Module) -> None:
         """Give every filter that may be dropped a label: its kernel and its bias are what is zero to begin with."""
         convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-        owners = Counter(id(conv.weight) for conv in convs.values())
+        owners = Counter(id(conv._parameters.get("weight")) for conv in convs.values())
         for name, conv in convs.items():
             reason = ""
-            if not isinstance(conv._parameters.get("weight"), nn.Parameter):
+            if conv._parameters.get("weight") is None:
                 reason = "its kernel is computed from other parameters (a norm, a parametrisation or pruning)"
             elif owners[id(conv.weight)] > 1:
                 reason = "its weights are shared by several callers"
@@ -153,7 +160,8 @@ class Trace(TorchDispatchMode):
             self._layer_of[self._names[id(conv.weight)]] = name
             self._kernel_of[name] = self._names[id(conv.weight)]
             bias = conv._parameters.get("bias")
-            for role, tensor in (("kernel", conv.weight), ("bias", bias)):
+            own_parts: list[tuple[Role, Any]] = [("kernel", conv.weight), ("bias", bias)]
+            for role, tensor in own_parts:
                 if tensor is not None:
                     own = self._names[id(tensor)]
                     self._facts[own] = labels.clone()
@@ -163,7 +171,7 @@ class Trace(TorchDispatchMode):
 
     def run(self, *inputs: Any, labels: bool = True) -> None:
         """Follow one call of the network, or only see whether it takes these inputs. Raises whatever it raises."""
-        self._follows = labels
+        self._follows, self.inputs = labels, inputs
         self._calls.clear()
         self._computed.clear()
         self._stack.clear()
@@ -175,7 +183,7 @@ class Trace(TorchDispatchMode):
         handles = [pre(self._enter), post(self._leave, always_call=True)]
         plain = mock.patch.object(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), plain, self:
+            with torch.no_grad(), _uncompiled(), plain, self:
                 outputs = self._model(*images)
         finally:
             for handle in handles:
@@ -232,7 +240,7 @@ class Trace(TorchDispatchMode):
 
     def _twin(self, value: Any) -> Any:
         """A tensor without data in the place of one that has data."""
-        if not isinstance(value, Tensor) or value.is_meta and id(value) not in self._names:
+        if not isinstance(value, Tensor) or (value.is_meta and id(value) not in self._names):
             return value
         if id(value) in self._twins:
             return self._twins[id(value)]
@@ -299,9 +307,13 @@ class Trace(TorchDispatchMode):
         if name in _SUMS | _EXTREMES and first is not None:
             return [self._reduction(name, self.labels(first), given)] * len(outputs)
         functional = getattr(torch.ops.aten, name, None)
-        pointwise = torch.Tag.pointwise in func.tags or any(
-            torch.Tag.pointwise in getattr(functional, overload).tags
-            for overload in (functional.overloads() if functional else ())
+        pointwise = (
+            name in ("hardswish", "_prelu_kernel")
+            or torch.Tag.pointwise in func.tags
+            or any(
+                torch.Tag.pointwise in getattr(functional, overload).tags
+                for overload in (functional.overloads() if functional else ())
+            )
         )
         if pointwise and len(outputs) == 1:
             return [self._pointwise(name, given, out)]
@@ -321,6 +333,8 @@ class Trace(TorchDispatchMode):
         if data and data[0] in self._sources and data[0] not in self._labels and name not in ("cat", "stack"):
             source = self._sources[data[0]]
             self._unclaimed.discard(source.name)
+            if "view" in name:
+                return [Source(source.name, source.rows.reshape(out.shape), source.columns.reshape(out.shape))]
             rows = tree_leaves(func(**_with(given, data[0], source.rows)))
             columns = tree_leaves(func(**_with(given, data[0], source.columns)))
             return [Source(source.name, r, c) for r, c in zip(rows, columns, strict=True)]
@@ -413,8 +427,10 @@ class Trace(TorchDispatchMode):
         return own
 
     def _matrix_product(self, name: str, given: dict[str, Any]) -> Tensor:
-        one, other = (given["self"], given["mat2"]) if name in ("mm", "bmm") else (
-            (given["mat1"], given["mat2"]) if name == "addmm" else (given["batch1"], given["batch2"])
+        one, other = (
+            (given["self"], given["mat2"])
+            if name in ("mm", "bmm")
+            else ((given["mat1"], given["mat2"]) if name == "addmm" else (given["batch1"], given["batch2"]))
         )
         left, right = self.labels(one), self.labels(other)
         for z in (left, right):
@@ -429,7 +445,8 @@ class Trace(TorchDispatchMode):
             self._join(self._present(left) + self._present(right))
         out = torch.where(rows >= FIRST, rows, torch.where(columns >= FIRST, columns, MIXED))
         if name in ("addmm", "baddbmm"):
-            out = self._sum(*torch.broadcast_tensors(self.labels(given["self"]), out), "addmm")
+            added, out = torch.broadcast_tensors(self.labels(given["self"]), out)
+            out = self._sum(added, out, name)
         return out
 
     def _claim_factor(self, factor: Tensor, found: tuple[Tensor, list[float]], transposed: bool = False) -> None:
@@ -464,9 +481,10 @@ class Trace(TorchDispatchMode):
         statistics = (given.get("running_mean"), given.get("running_var"))
         batch = kind == "batch" and (given.get("training", False) or statistics[0] is None)
         if not (batch and bias is None):
-            if own and (weight is None or kind == "batch" and bias is None):
+            if own and (weight is None or (kind == "batch" and bias is None)):
                 self._blame(own, f"its batch norm {site} has no gamma and beta to silence it with")
-            for role, tensor in (("gamma", weight), ("beta", bias)):
+            scales: list[tuple[Role, Any]] = [("gamma", weight), ("beta", bias)]
+            for role, tensor in scales:
                 if tensor is None:
                     continue
                 source = self._sources.get(tensor)
@@ -477,7 +495,8 @@ class Trace(TorchDispatchMode):
             if kind != "batch":
                 self._join(own)
             self._blame_unowned(own, weight, site)
-        for role, tensor in zip(("mean", "variance"), statistics, strict=True):
+        moments: list[tuple[Role, Any]] = [("mean", statistics[0]), ("variance", statistics[1])]
+        for role, tensor in moments:
             source = self._sources.get(tensor) if tensor is not None else None
             if source is not None:
                 self._claim(source.name, role, reads, source.rows.long())
@@ -514,7 +533,7 @@ class Trace(TorchDispatchMode):
     def _pointwise(self, name: str, given: dict[str, Any], out: Tensor) -> Tensor:
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
         every = list(torch.broadcast_tensors(*(self.labels(t) for t in tensors)))
-        if not any(_any_filter(z) for z in every):
+        if not any(bool(_filters(z).any()) for z in every):
             if any(bool((z == MIXED).any()) for z in every):
                 return torch.tensor(MIXED)
             return torch.tensor(CONSTANT)
@@ -528,10 +547,12 @@ class Trace(TorchDispatchMode):
         if len(tensors) == 2 and name in ("add", "sub", "rsub"):
             return self._sum(every[0], every[1], name)
         if name in ("div", "prelu", "_prelu_kernel", "where", "lerp", "maximum", "minimum"):
-            if name in ("prelu", "_prelu_kernel", "div") and not _any_filter(every[1]):
+            if name in ("prelu", "_prelu_kernel", "div") and not bool(_filters(every[1]).any()):
                 if tensors[1].numel() > 1:
                     self._join(self._present(every[0]))
                 return every[0]
+            if name == "div" and torch.equal(every[1][labelled := _filters(every[0])], -every[0][labelled]):
+                return every[0]  # x / (1 + |x|)
             if all(torch.equal(z, every[-1]) for z in every[-2:]) and name != "div":
                 return every[-1]
         return self._unknown(name, given)
@@ -548,8 +569,10 @@ class Trace(TorchDispatchMode):
 
     def _sum(self, a: Tensor, b: Tensor, name: str) -> Tensor:
         """Where both are silent together, so is the sum; beside anything else a dropped filter adds nothing."""
-        constants = [self._to_constants(z, name) if bool(((z.abs() >= FIRST) & (o == CONSTANT)).any()) else z
-                     for z, o in ((a, b), (b, a))]
+        constants = [
+            self._to_constants(z, name) if bool(((z.abs() >= FIRST) & (o == CONSTANT)).any()) else z
+            for z, o in ((a, b), (b, a))
+        ]
         out = torch.full_like(a, MIXED)
         same = a.abs() == b.abs()
         out = torch.where(same, torch.minimum(a, b), out)
@@ -738,9 +761,8 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
     `example` is an input, or a tuple of them; without one, image sizes are tried until one fits. The network is
     left as it was. Raises CannotTrace when it cannot be run, or when what it does depends on the values of tensors.
     """
-    furthest: tuple[int, Exception] | None = None
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    furthest: tuple[int, Exception] = (-1, CannotTrace("it takes no input"))
+    with _left_as_it_was(model):
         for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
             trace = Trace(model)
             try:
@@ -749,15 +771,35 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
                     trace.run(*inputs, labels=labels)
                 return trace
             except Exception as error:
-                if furthest is None or trace.operations > furthest[0]:
+                if trace.operations > furthest[0]:
                     furthest = (trace.operations, error)
                 if isinstance(error, CannotTrace | NotImplementedError | TypeError | AttributeError):
                     break
-    finally:
-        for module, training in modes:
-            module.training = training
-    assert furthest is not None
     raise CannotTrace(_explanation(model, furthest[1], example is not None)) from furthest[1]
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled parts of a network run as they were written; the compiler, slow to import, is left alone otherwise."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Modes, attributes and random numbers are put back: a hook or a forward pass may set what it computed."""
+    before = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, attributes, parameters, buffers in before:
+            every: list[tuple[dict[str, Any], dict[str, Any]]] = [
+                (vars(module), attributes),
+                (module._parameters, parameters),
+                (module._buffers, buffers),
+            ]
+            for own, saved in every:
+                own.clear()
+                own.update(saved)
 
 
 def _as_inputs(example: Any) -> tuple[Any, ...]:
@@ -827,8 +869,8 @@ def _keeps_channels(before: torch.Size, after: torch.Size) -> bool:
     return before[:2] == after[:2] or (len(after) == 2 and before[:1] == after[:1])
 
 
-def _any_filter(labels: Tensor) -> bool:
-    return bool((labels.abs() >= FIRST).any())
+def _filters(labels: Tensor) -> Tensor:
+    return labels.abs() >= FIRST
 
 
 def _is_zero_at_zero(name: str, given: Mapping[str, Any]) -> bool:
