@@ -6,13 +6,13 @@ rule below that says when zero in gives zero out. What has no rule makes a filte
 """
 
 import math
+import os.path
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
@@ -826,7 +826,7 @@ def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
 
 
 def _is_library(file: str) -> bool:
-    return Path(file).is_relative_to(Path(torch.__file__).parent) or file == __file__ or "<" in file
+    return file.startswith(os.path.dirname(torch.__file__)) or file == __file__ or "<" in file
 
 
 def _not_silent(site: str) -> str:
