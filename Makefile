@@ -4,7 +4,7 @@ VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow test-gpu bench bench-gpu docs setup pin clean
+.PHONY: run test test-slow fuzz test-gpu bench bench-gpu docs setup pin clean
 
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
@@ -20,6 +20,9 @@ test-slow: $(READY)  ## the rest: real clusters whose processes, nodes and links
 
 test-gpu: $(READY)  ## what a CUDA device is asked, ten minutes: a table of what passed and what it measured
 	REPR_RAY_NEEDS_GPU=1 $(VENV)/bin/python -m pytest tests/gpu tests/test_fake_device.py $(ARGS)
+
+fuzz: $(READY)  ## random configs, results and data for five minutes each
+	REPR_RAY_FUZZ_SECONDS=300 $(VENV)/bin/python -m pytest -m fuzz $(ARGS)
 
 bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
 	for name in training startup makespan ddp growth compact numerics data; do \

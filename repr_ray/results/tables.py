@@ -24,8 +24,8 @@ LEGEND = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline,"
     " paired by seed, with the 95% t-interval; of fewer than three pairs each seed's own. p: exact two-sided"
     f" sign-flip test; Holm p: corrected over all comparisons of this report; *: n too small to reach {LEVEL}. Val.:"
-    " validation accuracy in the last epoch, to choose by. Test at best val. epoch: test accuracy in the epoch of best"
-    " validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
+    " validation accuracy in the last epoch, to choose by. Test at best val. epoch: test accuracy in the epoch of"
+    " best validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
     " the test set, not a fair estimate. Epochs and cycles count from 1 here, from 0 in the Parquet files."
 )
 
@@ -416,7 +416,7 @@ def write_markdown(
 
 
 def write_latex(path: Path, sheets: Sequence[tuple[str, Sheet]], names: Sequence[str] = ()) -> None:
-    """The sheets, or these columns of them, to be included with `\\input`; as wide as a page with margins of an inch."""
+    """The sheets, or these columns of them, to be included with `\\input`; as wide as a page with inch margins."""
     packages = r"\usepackage{array,booktabs,longtable} \usepackage[margin=1in]{geometry}"
     head = f"% {MARK} {repr_ray.__version__}: {packages}, then \\input this file\n"
     write_text(path, head + "\n\\bigskip\n\n".join(latex_sheet(sheet, names) for _, sheet in sheets if sheet.rows))
