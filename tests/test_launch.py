@@ -52,7 +52,7 @@ def test_failures_are_told_last_and_do_not_stop_the_others(
     errors = [json.loads(path.read_text()) for path in folder.glob("trials/*/error.json")]
     assert [error["status"] for error in errors] == ["diverged"] * 2
     *_, summary, traceback = done.stdout.splitlines()
-    assert summary.startswith("failed: 2 of 4 trials, the first with Diverged: the training loss of epoch 0 is")
+    assert summary.startswith("failed: 2 of 4 trials, the first with Diverged: the training loss of epoch 1 is")
     assert "Traceback" in json.loads(Path(traceback.removeprefix("traceback in ")).read_text())["traceback"]
     assert done.stdout.count("FAILED: Diverged") == 2
     assert "Traceback" not in done.stdout + done.stderr

@@ -70,8 +70,8 @@ def test_one_rank_is_asked_to_stop_and_both_go_on_later(results: dict[int, Path]
         assert rows(stopped, trial.name, table) == rows(results[2], trial.name, table)
     log = (TrialFolder(stopped, trial).path / "log.txt").read_text()
     assert [line.split("  ")[1] for line in log.splitlines() if "resumes" in line] == [
-        "resumes at epoch 0, step 3",
-        "resumes at epoch 2, step 1",
+        "resumes at epoch 1, step 3",
+        "resumes at epoch 3, step 1",
     ]
 
 

@@ -317,7 +317,7 @@ def test_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the_t
     run()
     again = copy_of(results, tmp_path / "again")
     assert not (again / "trials" / trial.name / "error.json").exists()
-    assert "resumes at epoch 3" in (again / "trials" / trial.name / "log.txt").read_text()
+    assert "resumes at epoch 4" in (again / "trials" / trial.name / "log.txt").read_text()
     run_trial(trial, tmp_path / "undisturbed", CPU, lambda message: None, {})
     assert results_of(again)[trial.name]["checksum"] == results_of(tmp_path / "undisturbed")[trial.name]["checksum"]
 

@@ -102,7 +102,7 @@ def test_killed_and_resumed_equals_undisturbed(
     assert_same_end(trial, tmp_path / "results", expected)
     assert not list(folder.path.glob(".*"))
     if when[0] == "epoch":
-        assert f"resumes at epoch {when[1]}" in (folder.path / "log.txt").read_text()
+        assert f"resumes at epoch {when[1] + 1}" in (folder.path / "log.txt").read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed: tuple[Trial, Path], tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(undisturbed: tuple[Trial, 
     assert_same_end(trial, tmp_path, expected)
     log = (folder.path / "log.txt").read_text()
     assert f"{newest.name} is damaged" in log
-    assert "resumes at epoch 7" in log
+    assert "resumes at epoch 8" in log
 
 
 def test_checkpoints_every_k_epochs(undisturbed: tuple[Trial, Path], tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
     assert (epoch, step) == (steps // 3, steps % 3 + 1)  # the last step of an epoch does not ask
     assert not folder.failed
     run(trial, tmp_path)
-    assert f"resumes at epoch {epoch}, step {step}" in (folder.path / "log.txt").read_text()
+    assert f"resumes at epoch {epoch + 1}, step {step}" in (folder.path / "log.txt").read_text()
     assert_same_end(trial, tmp_path, expected)
 
 

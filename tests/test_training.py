@@ -42,8 +42,8 @@ def test_a_trial_learns_and_leaves_everything(tmp_path: Path) -> None:
     ]
     assert sum(sum(c["dropped"]) for c in cycles if c["event"] == "drop") == 4
     notes = [m.text for m in messages if isinstance(m, Note)]
-    assert any(note.startswith("epoch 2: cycle 1: dropped 4 of 16 filters: conv1 ") for note in notes)
-    assert any(note.startswith("epoch 4: cycle 1: brought back 4 of 16 filters") for note in notes)
+    assert any(note.startswith("epoch 3: cycle 1: dropped 4 of 16 filters: conv1 ") for note in notes)
+    assert any(note.startswith("epoch 5: cycle 1: brought back 4 of 16 filters") for note in notes)
 
 
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_loss_of_evaluation_that_is_no_number_has_diverged(
     run(tmp_path, trial)
     error = json.loads((TrialFolder(tmp_path, trial).path / "error.json").read_text())
     assert error["status"] == "diverged"
-    assert f"the {split} loss of epoch 6 is {loss}" in error["message"]
+    assert f"the {split} loss of epoch 7 is {loss}" in error["message"]
     assert len(rows(tmp_path, trial.name, "epochs")) == 6
 
 

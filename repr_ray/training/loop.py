@@ -96,7 +96,7 @@ def run_epoch(
 
 def _assert_finite_loss(loss: float | None, of: str, epoch: int) -> None:
     if loss is not None and not math.isfinite(loss):
-        raise Diverged(f"the {of} loss of epoch {epoch} is {loss}; lower train.optimizer.learning_rate")
+        raise Diverged(f"the {of} loss of epoch {epoch + 1} is {loss}; lower train.optimizer.learning_rate")
 
 
 def assert_finite(model: nn.Module) -> None:

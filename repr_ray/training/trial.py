@@ -143,7 +143,7 @@ class _Run:
         accuracies = [row["train_accuracy"] for row in self.epochs]
         collapsed = collapsed_epoch(accuracies, self.setup.chance, len(self.setup.train))
         if collapsed is not None:
-            self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed} to the end")
+            self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed + 1} to the end")
         self.folder.finish(self._result(collapsed) | origin)
         self.tell(Done(self.trial.name))
 
@@ -164,7 +164,7 @@ class _Run:
         if not self.lead or not events:
             return
         self.cycles.extend(asdict(event) for event in events)
-        begin, name = f"epoch {epoch}: ", self.trial.name
+        begin, name = f"epoch {epoch + 1}: ", self.trial.name
         self.folder.log(begin + describe(events))
         self.tell(Note(begin + describe(events, LINE - len(f"{name}  {begin}")), name))
         for kind, text in warnings(events).items():
@@ -281,7 +281,8 @@ class _Pace:
 
 
 def _place(epochs: int, part: Part | None) -> str:
-    return f"epoch {epochs}" + (f", step {part['steps']}" if part else "")
+    """Where a trial with so many whole epochs behind it goes on, in words: people count from 1."""
+    return f"epoch {epochs + 1}" + (f", step {part['steps']}" if part else "")
 
 
 def _is_best(epochs: list[Row]) -> bool:

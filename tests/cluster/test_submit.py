@@ -49,7 +49,7 @@ def test_a_job_fails_with_its_trials_and_says_why(cluster: LocalCluster, tmp_pat
     job = cluster.run(*submit(*LAUNCH, "--config", config, "--results", tmp_path))
     assert job.returncode == 1
     last_screen = "\n".join(job.stdout.splitlines()[-45:])
-    assert "Diverged: the training loss of epoch 0" in last_screen
+    assert "Diverged: the training loss of epoch 1" in last_screen
     assert "failed" in last_screen
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from studies import make_experiment, make_trial
 
 from repr_ray.report import report
 from repr_ray.results import store
-from studies import make_experiment, make_trial
 
 SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "12"))
 """How long to try; `make fuzz` takes longer."""
