@@ -30,6 +30,7 @@ def report(
     output: str | Path | None = None,
     pictures: int = 30,
     workers: int = 1,
+    power: bool = False,
     console: "Console | None" = None,
 ) -> "Comparison":
     """Gather results folders, compare the schemes, write tables and pictures, print them to `console`.
@@ -38,11 +39,14 @@ def report(
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
     comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
     trials' curves, filters and scores for blocks (a data set, model and variant each) of up to `pictures` schemes in
-    all, drawn by up to `workers` processes. A file that is not ours is never replaced: a note says so. Raises
-    ValueError, one line a folder, where no folder holds a trial, and for a file of claims that cannot be read.
+    all, drawn by up to `workers` processes. With `power` the seeds that a verdict would take are printed. A file
+    that is not ours is never replaced: a note says so. Raises ValueError, one line a folder, where no folder holds a
+    trial, and for a file of claims that cannot be read.
     """
     from repr_ray.results import claims as published
+    from repr_ray.results import details as beside
     from repr_ray.results import store, tables
+    from repr_ray.results.across import across
     from repr_ray.results.compare import compare
 
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
@@ -57,7 +61,13 @@ def report(
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
         checked = tables.claims_sheet(claimed)
         exact, others = (tables.claims_sheet(part) for part in published.by_match(claimed))
-        sheets = [("Schemes", schemes), ("Claimed against measured", exact), ("Failed trials", failures)]
+        details = beside.details(comparison, gathered)
+        overall = across(comparison.table, comparison.baseline)
+        more = {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
+        more |= {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
+        needed = beside.power_sheet(comparison)
+        more |= {"Seeds that a verdict would take": needed}
+        sheets = [("Schemes", schemes), *more.items(), ("Claimed against measured", exact)]
         folded = [(f"{len(others.rows)} published figures of other settings, without a verdict", others)]
         written: list[str] = []
 
@@ -73,12 +83,16 @@ def report(
         for name in store.SCHEMAS:
             write(f"{name}.parquet", lambda path: gathered.publish(path))
         write("comparison.parquet", lambda path: tables.write_parquet(path, comparison.table))
+        if len(details):
+            write("details.parquet", lambda path: tables.write_parquet(path, details))
+            if "csv" in formats:
+                write("details.csv", lambda path: tables.write_csv(path, details))
         if len(claimed):
             write("claims.parquet", lambda path: tables.write_parquet(path, claimed))
         if "csv" in formats:
             write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
         if "tex" in formats:
-            write("comparison.tex", lambda path: tables.write_latex(path, sheets[:2]))
+            write("comparison.tex", lambda path: tables.write_latex(path, sheets))
             write("comparison-short.tex", lambda path: tables.write_latex(path, sheets[:1], tables.SHORT))
         if "html" in formats:
             from repr_ray.results import html, plots
@@ -88,12 +102,20 @@ def report(
             command = html.report_command(paths, comparison.baseline)
             write(
                 "report.html",
-                lambda path: html.write_page(path, gathered, comparison, claimed, failed, drawn, command),
+                lambda path: html.write_page(path, gathered, comparison, claimed, failed, drawn, command, more),
             )
         if "md" in formats:
-            write("comparison.md", lambda path: tables.write_markdown(path, comparison, sheets, folded))
+            everything = [*sheets, ("Failed trials", failures)]
+            write("comparison.md", lambda path: tables.write_markdown(path, comparison, everything, folded))
     if console:
         tables.print_comparison(console, comparison, schemes, checked)
+        if overall:
+            tables.print_sheet(console, more["Over data sets and networks"])
+        if power:
+            if needed.rows:
+                tables.print_sheet(console, needed)
+            else:
+                tables.print_text(console, "no scheme with two pairs or more is still open")
         tables.print_text(console, f"written to {shown(target)}: {', '.join(written)}")
         if failed:
             console.print()
@@ -136,6 +158,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
                 formats=formats,
                 output=output.path,
                 pictures=options.pictures,
+                power=options.power,
                 workers=os.cpu_count() or 1,
                 console=console,
             )
@@ -162,6 +185,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--claims", metavar="FILE", help="published numbers, CSV (those of the package)")
     parser.add_argument("--format", default=",".join(FORMATS), help="some of md,csv,tex,html (all)")
     parser.add_argument("--output", metavar="DIR", help="where files go (the results folder; `joined` for several)")
+    parser.add_argument("--power", action="store_true", help="print how many seeds a verdict would take")
     parser.add_argument("--pictures", type=int, default=30, metavar="N", help="curves of N schemes at most (30)")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"

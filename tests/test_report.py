@@ -54,7 +54,8 @@ def test_several_experiments_are_joined(tmp_path: Path) -> None:
     assert (tmp_path / "joined" / "comparison.md").exists()
     assert not (one / "comparison.md").exists()
     assert main([str(one), str(two), "--output", str(tmp_path / "there"), "--format", "csv"]) == 0
-    assert {path.name for path in (tmp_path / "there").iterdir()} == FILES | {"comparison.csv", "claims.parquet"}
+    expected = FILES | {"comparison.csv", "claims.parquet", "details.csv", "details.parquet"}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == expected
 
 
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:

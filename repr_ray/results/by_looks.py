@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repr_ray.results.decide import decide
+from repr_ray.results.decide import LEVEL, decide
 from repr_ray.results.design import Design
 from repr_ray.results.sequential import bounds
 from repr_ray.results.store import UNFINISHED
@@ -48,3 +48,13 @@ def judge(
             sd = float(np.nanstd(seen, ddof=1)) if result.n[place] > 1 else np.nan
             row |= {"pairs": int(result.n[place]), "difference_mean": float(result.mean[place]), "difference_sd": sd}
         row |= {name: float(getattr(result, name)[place]) for name in ("p", "p_holm", "p_equal_holm")}
+
+
+def said_of(design: Design) -> str:
+    """The looks and their bounds, in a sentence."""
+    level = bounds(design.looks).nominal(LEVEL)
+    margin = "" if design.margin is None else f", margin {design.margin:g} points"
+    return (
+        f"seeds until decided: looks after {', '.join(map(str, design.looks))} seeds{margin}; the t-test of every"
+        f" look has level {level:.4f}, with which p and the intervals hold at all looks together"
+    )

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repr_ray.results.by_looks import judge
+from repr_ray.results.by_looks import judge, said_of
+from repr_ray.results.design import Design
 from repr_ray.results.settings import flatten, whole
 from repr_ray.results.store import UNFINISHED, Tables
 
@@ -49,6 +50,7 @@ class Comparison:
     trials: pd.DataFrame
     notes: list[str]
     unfinished: int
+    design: Design | None = None  # of seeds that were added until decided
 
     @cached_property
     def answers(self) -> list[str]:
@@ -117,11 +119,12 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     if tables.design:
         judge([row for row in rows if "pairs" in row], joined, trials, baseline, tables.design)
+        notes.append(said_of(tables.design))
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
     for column in ("missing_seeds", "verdict"):
         table[column] = table[column].astype(object).fillna("")
     unfinished = int(trials["status"].isin(UNFINISHED).sum())
-    return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished)
+    return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished, tables.design)
 
 
 _MEASURES = ("test_accuracy", "val_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy")

@@ -3,7 +3,7 @@
 import base64
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ def write_page(
     failures: Sequence[Failure],
     pictures: Iterable[Picture],
     command: str,
+    more: Mapping[str, sheets.Sheet] | None = None,
 ) -> None:
-    """Write report.html; `command` is what makes it again."""
+    """Write report.html; `command` is what makes it again, `more` has further sheets by title."""
     loader = jinja2.PackageLoader("repr_ray.results", "data")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_control_characters
@@ -64,6 +65,7 @@ def write_page(
         name=", ".join(sorted(filter(None, comparison.trials["experiment"].unique()))) or path.parent.name,
         comparison=comparison,
         schemes=sheets.comparison_sheet(comparison),
+        more={title: sheet for title, sheet in (more or {}).items() if sheet.rows},
         claims=sheets.claims_sheet(exact),
         others=sheets.claims_sheet(others),
         failures=sheets.failures_sheet(failures),

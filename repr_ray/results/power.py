@@ -1,17 +1,34 @@
 """How many seeds a verdict would take at the spread seen so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from scipy import special
 
-from repr_ray.results.sequential import Array
+from repr_ray.results.decide import LEVEL
+from repr_ray.results.design import Design
+from repr_ray.results.sequential import Array, bounds
 
 POWER = 0.8
 """The share of studies, of the number of seeds given, that would reach the verdict."""
 
 MOST = 1000
 """Seeds beyond which no number is given."""
+
+
+def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None) -> dict[str, float]:
+    """Seeds in all that a verdict on a row of the comparison would take; NaN where it has one or none is enough."""
+    found = {"seeds_to_differ": np.nan, "seeds_to_equal": np.nan}
+    mean, sd = row["difference_mean"], row["difference_sd"]
+    if row["verdict"] != "cannot tell" or np.isnan(sd):
+        return found
+    level = LEVEL / max(still_open, 1)
+    level = bounds(design.looks).nominal(level) if design else level
+    found["seeds_to_differ"] = seeds_to_differ(mean, sd, level) or np.nan
+    if not np.isnan(row["margin"]):
+        found["seeds_to_equal"] = seeds_to_equal(row["margin"], sd, level) or np.nan
+    return found
 
 
 def seeds_to_differ(difference: float, sd: float, level: float, power: float = POWER) -> int | None:

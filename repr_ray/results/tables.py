@@ -28,6 +28,14 @@ LEGEND = (
     " best validation accuracy. Gap: training less test accuracy in the last epoch, points. Best on test: selected on"
     " the test set, not a fair estimate. Epochs and cycles count from 1 here, from 0 in the Parquet files."
 )
+LEGEND_BY_LOOKS = (
+    "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
+    " by seed, at the last look, with an interval that holds at all looks together with 95%. p: t-test, over all"
+    " looks; Holm p: over all comparisons as well. Val.: validation accuracy in the last epoch, to choose by. Test at"
+    " best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test accuracy in the"
+    " last epoch, points. Best on test: selected on the test set, not a fair estimate. Epochs and cycles count from 1"
+    " here, from 0 in the Parquet files."
+)
 
 
 CLAIMS_LEGEND = (
@@ -71,13 +79,14 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         rows = records(block)
         precision = ", ".join(dict.fromkeys(row["precision"] for row in rows if row["precision"]))
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
-        headings += [" · ".join(filter(None, [_heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
+        headings += [" · ".join(filter(None, [heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
         cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
         for row, texts in zip(rows, cells[-len(rows) :], strict=True):
             if not row["is_baseline"] and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
                 seeds = "; ".join(points(value, True) for value in comparison.differences(row)) or NONE
                 texts[_DIFFERENCE] = Cell(seeds, row["difference_mean"])
-    return Sheet([column for column, _ in _COLUMNS], cells, headings, [LEGEND])
+    legend = LEGEND if comparison.design is None else LEGEND_BY_LOOKS
+    return Sheet([column for column, _ in _COLUMNS], cells, headings, [legend])
 
 
 def claims_sheet(claims: pd.DataFrame) -> Sheet:
@@ -99,12 +108,13 @@ def claims_sheet(claims: pd.DataFrame) -> Sheet:
                 *(Cell(text, text) for text in (row["verdict"], match)),
             ]
         )
-        headings.append(f"{row['source']}: {_heading(row)}")
+        headings.append(f"{row['source']}: {heading(row)}")
     footnotes = [f"({place}) {remark}" for place, remark in enumerate(remarks, 1)] + [CLAIMS_LEGEND]
     return Sheet([Column(name, number=name in numbers) for name in names], rows, headings, footnotes)
 
 
-def _heading(row: Row) -> str:
+def heading(row: Row) -> str:
+    """The data set, model and variant of a row."""
     return " · ".join(row[key] for key in BLOCK if row[key])
 
 
