@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from repr_ray.results.by_looks import judge, said_of
 from repr_ray.results.design import Design
+from repr_ray.results.power import seeds_needed
 from repr_ray.results.settings import flatten, whole
 from repr_ray.results.store import UNFINISHED, Tables
 
@@ -57,8 +58,10 @@ class Comparison:
         """A sentence for every scheme that is not the baseline."""
         varying = [key for key in BLOCK if self.table[key].nunique() > 1]
         rows = records(self.table[~self.table["is_baseline"]])
+        still_open = sum(row["verdict"] == "cannot tell" for row in rows)
         return [
             _sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
+            + _what_it_takes(seeds_needed(row, still_open, self.design))
             for row in rows
         ]
 
@@ -422,3 +425,11 @@ def _sentence_by_looks(row: dict[str, Any], baseline: str, where: str) -> str:
         )
     size = points(abs(row["difference_mean"]))
     return f"{scheme} is {size} points {verdict} than {baseline}{where} ({evidence}).{fallen}"
+
+
+def _what_it_takes(needed: dict[str, float]) -> str:
+    """The seeds in all that a verdict would take, empty where none is needed or known."""
+    differ, equal = needed["seeds_to_differ"], needed["seeds_to_equal"]
+    said = [] if np.isnan(differ) else [f"{differ:.0f} for a difference of this size"]
+    said += [] if np.isnan(equal) else [f"{equal:.0f} for practical equality, if there is none"]
+    return f" Seeds that this would take: about {' or '.join(said)}." if said else ""

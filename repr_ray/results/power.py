@@ -21,14 +21,14 @@ def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None)
     """Seeds in all that a verdict on a row of the comparison would take; NaN where it has one or none is enough."""
     found = {"seeds_to_differ": np.nan, "seeds_to_equal": np.nan}
     mean, sd = row["difference_mean"], row["difference_sd"]
-    if row["verdict"] != "cannot tell" or np.isnan(sd):
+    if row["verdict"] != "cannot tell" or np.isnan(sd) or row["pairs"] < 3:
         return found
     level = LEVEL / max(still_open, 1)
     level = bounds(design.looks).nominal(level) if design else level
     found["seeds_to_differ"] = seeds_to_differ(mean, sd, level) or np.nan
     if not np.isnan(row["margin"]):
         found["seeds_to_equal"] = seeds_to_equal(row["margin"], sd, level) or np.nan
-    return found
+    return {name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()}  # those there are did not do
 
 
 def seeds_to_differ(difference: float, sd: float, level: float, power: float = POWER) -> int | None:
