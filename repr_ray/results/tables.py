@@ -31,10 +31,10 @@ LEGEND = (
 LEGEND_BY_LOOKS = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
     " by seed, at the last look, with an interval that holds at all looks together with 95%. p: t-test, over all"
-    " looks; Holm p: over all comparisons as well. Val.: validation accuracy in the last epoch, to choose by. Test at"
-    " best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test accuracy in the"
-    " last epoch, points. Best on test: selected on the test set, not a fair estimate. Epochs and cycles count from 1"
-    " here, from 0 in the Parquet files."
+    " looks; Holm p: over all comparisons as well. Val.: validation accuracy in the last epoch, to choose by. Test"
+    " at best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test accuracy"
+    " in the last epoch, points. Best on test: selected on the test set, not a fair estimate. Epochs and cycles"
+    " count from 1 here, from 0 in the Parquet files."
 )
 
 
