@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.tables import CPU, interleaved, ratio_table, write
 from benchmarks.training import MODELS, epoch_rate
 from benchmarks.trials import cifar_trial, random_images, set_up_on
-from repr_ray.data.sources import Split
+from repr_ray.data.decoded import Split
 from repr_ray.training.loop import train_epoch
 from repr_ray.training.setup import Setup
 

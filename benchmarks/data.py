@@ -20,7 +20,7 @@ from time import perf_counter
 from repr_ray.config import Data
 from repr_ray.data.decoded import load
 started = perf_counter()
-decoded = load(Data(name="cifar10", source=sys.argv[1]))
+decoded = load(Data(name="cifar10", partial=True, source=sys.argv[1]))
 print(perf_counter() - started)
 """
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _trial(folder: Path, epochs: int, workers: int) -> Trial:
-    data = {"name": "cifar10", "source": str(folder), "crop_padding": 4, "flip": True}
+    data = {"name": "cifar10", "partial": True, "source": str(folder), "crop_padding": 4, "flip": True}
     train = {"epochs": epochs, "batch_size": 128, "evaluate_every": epochs}
     resources = {"workers": workers, "cpus_per_worker": 2 // workers, "gpus_per_worker": 0}
     return trials({"kind": "convnet"}, data, train, STANDARD, resources=resources)[0]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from repr_ray.config import validate
 from repr_ray.data.batches import Batches
-from repr_ray.data.sources import Split
+from repr_ray.data.decoded import Split
 from repr_ray.plan import Trial, plan
 from repr_ray.training.setup import Setup, build_model, keep_freed_memory
 

@@ -14,7 +14,8 @@ from statistics import median
 
 import yaml
 
-from repr_ray.data.sources import DATASETS
+from repr_ray.config import Data
+from repr_ray.data.shape import shape_of
 from repr_ray.foreign import read_json
 from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.plan import Trial
@@ -51,16 +52,16 @@ class Speed:
 
 
 @cache
-def size(model: ModelSettings, data: str) -> Size:
+def size(model: ModelSettings, data: Data) -> Size:
     """The size of a network for a data set; all but the paper's nets are built, without memory."""
-    dataset = DATASETS[data]
+    images = shape_of(data)
     if isinstance(model, ConvNet):
-        return _convnet(model, dataset.classes, dataset.channels, dataset.image_size)
+        return _convnet(model, images.classes, images.channels, images.size)
     import torch
     from torch import nn
 
     with torch.device("meta"):
-        built = model.network(dataset.classes, dataset.channels, dataset.image_size)
+        built = model.network(images.classes, images.channels, images.size)
     return Size(
         sum(p.numel() for p in built.parameters()),
         sum(b.numel() for b in built.buffers()),
@@ -81,7 +82,7 @@ def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
 
 def disk(trial: Trial) -> int:
     """Bytes of a trial at its end. Not in it: what RePr notes of each drop, and the experiment's few MB of report."""
-    net, momenta = size(trial.model, trial.data.name), trial.train.optimizer.momenta
+    net, momenta = size(trial.model, trial.data), trial.train.optimizer.momenta
     weights = FLOAT * (net.parameters + net.buffers)
     best = weights if trial.data.validation_images else 0
     return (
@@ -174,8 +175,7 @@ def measured(trial: Trial, root: Path) -> Speed | None:
 
 
 def _images(trial: Trial) -> int:
-    data = trial.data
-    return data.train_images or DATASETS[data.name].train_images - data.validation_images
+    return shape_of(trial.data).train_images
 
 
 def _epochs_left(trial: Trial, results: Path) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from repr_ray import estimate, looks
 from repr_ray.config import ConfigError, Data, load
+from repr_ray.data.shape import shape_is_known, shape_of
 from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
@@ -65,6 +66,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
     location = at(args.results, experiment.name)
     where = shown(location)
     if args.dry_run:
+        _show_data(console, every)
         _show_plan(console, every, where)
         if said := looks.bounds_line(experiment, every):
             console.print(said, soft_wrap=True)
@@ -84,15 +86,16 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 console.print(f"{shown(folder.path)}: {broken}: it runs again", style="yellow", soft_wrap=True)
         if pending:
             console.print(f"{len(pending)} of {len(trials)} trials to run, results in {where}", soft_wrap=True)
-            disk, enough = estimate.disk_line(pending, location)
-            if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
-                console.print(disk, style="yellow", soft_wrap=True)
-            _check(console, pending)
         digests = {}
         if pending or moved:
             everything = plan(merged)
             digests = _load(console, {trial.data for trial in everything})
             refuse_other_data(storage.path, everything, digests)
+        if pending:
+            disk, enough = estimate.disk_line(pending, location)
+            if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
+                console.print(disk, style="yellow", soft_wrap=True)
+            _check(pending)
         refuse_other_plug_ins(storage.path, trials)
         with claim(storage.path, experiment, storage):
             if not pending:
@@ -181,19 +184,30 @@ def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
     from repr_ray.data import decoded
     from repr_ray.progress import bar
 
-    return {
-        data: decoded.load(data, lambda items, total, title: bar(console, items, total, title)).digest
-        for data in wanted
+    loaded = {
+        data: decoded.load(data, lambda items, total, title: bar(console, items, total, title)) for data in wanted
     }
+    for text in dict.fromkeys(f"data: {note}" for one in loaded.values() for note in one.notes):
+        console.print(text, soft_wrap=True)
+    for text in dict.fromkeys(f"WARNING: data: {one.warning}" for one in loaded.values() if one.warning):
+        console.print(text, style="yellow", soft_wrap=True)
+    return {data: one.digest for data, one in loaded.items()}
 
 
-def _check(console: "Console", trials: list[Trial]) -> None:
-    """Everything that could be wrong with the input, before anything is trained."""
+def _check(trials: list[Trial]) -> None:
+    """Whether every network fits its images and every scheme its network."""
     from repr_ray.training.setup import check
 
-    _load(console, {trial.data for trial in trials})
-    for trial in {(t.model, t.settings, t.train, t.data.name): t for t in trials}.values():
+    for trial in {(t.model, t.settings, t.train, shape_of(t.data)): t for t in trials}.values():
         check(trial)
+
+
+def _show_data(console: "Console", trials: list[Trial]) -> None:
+    """What each source holds, or that it was not looked at."""
+    from repr_ray.data.describe import describe
+
+    for text in dict.fromkeys(describe(data) for data in {trial.data: None for trial in trials}):
+        console.print(text, soft_wrap=True)
 
 
 def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
@@ -202,7 +216,7 @@ def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
 
     rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
     console.out(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
-    for (label, scheme), left_out in _left_out(trials).items():
+    for (label, scheme), left_out in _left_out([t for t in trials if shape_is_known(t.data)]).items():
         for layer, reason in left_out.items():
             console.print(f"{label}, {scheme}: no filter of {layer} is dropped: {reason}", soft_wrap=True)
     r = trials[0].resources
@@ -218,6 +232,9 @@ def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arg
     """The disk and the time that the trials still to run will take; object storage is not asked what it has."""
     here = results if isinstance(results, Path) else None
     pending = [trial for trial in trials if not (here and TrialFolder(here, trial).done)]
+    if not all(shape_is_known(trial.data) for trial in pending):
+        console.print("disk and time: known once a launch has decoded the images", soft_wrap=True)
+        return
     if pending:
         disk, enough = estimate.disk_line(pending, results)
         console.print(disk, style="" if enough else "yellow", soft_wrap=True)
@@ -232,7 +249,7 @@ def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
     built and traced, which is what torch is imported for.
     """
     traced = {
-        (t.model, t.data.name, t.settings): t
+        (t.model, shape_of(t.data), t.settings): t
         for t in trials
         if isinstance(t.settings, RePrSettings) and (t.model.kind != "convnet" or t.settings.selection != Selection())
     }

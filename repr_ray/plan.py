@@ -42,7 +42,7 @@ class Trial:
         """
         blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
         result: dict[str, Any] = {
-            name: block.model_dump(mode="json", exclude_defaults=True, exclude={"source"})
+            name: block.model_dump(mode="json", exclude_defaults=True, exclude={"source", "partial"})
             for name, block in blocks.items()
         }
         kinds = [self.model.kind, self.train.optimizer.kind, self.train.schedule.kind, self.settings.kind]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from repr_ray.config import Data
 from repr_ray.data.batches import Batches
-from repr_ray.data.sources import Split
+from repr_ray.data.decoded import Split
 
 
 def batches(
@@ -51,7 +51,7 @@ def test_crop_and_flip_are_torchvisions() -> None:
     n, pad = 400, 1
     made = batches(n, crop_padding=pad, flip=True, mean=(0, 0, 0), std=(1, 1, 1))
     [batch] = made.shuffled(n, generator())
-    originals = made.images.permute(0, 3, 1, 2)
+    originals = made.store.images.permute(0, 3, 1, 2)
     padded = tvf.pad(originals, [pad] * 4)
     seen = set()
     for image, label in zip(batch.images, batch.labels, strict=True):
@@ -72,7 +72,7 @@ def test_normalisation_is_per_channel() -> None:
     made = batches(20)
     [batch] = made.in_order(20)
     mean, std = (torch.tensor(v)[:, None, None] for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
-    expected = (made.images.permute(0, 3, 1, 2) / 255 - mean) / std
+    expected = (made.store.images.permute(0, 3, 1, 2) / 255 - mean) / std
     torch.testing.assert_close(batch.images, expected, atol=1e-5, rtol=1e-5)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 

@@ -71,7 +71,24 @@ def test_there_are_configs() -> None:
         (["grid=null"], ["grid=None: input should be a valid dictionary"]),
         (["grid=null", "grid.train.epochs=5"], ["grid.train.epochs=5: input should be a valid tuple"]),
         (["\x1b[31m=1"], ["\\x1b[31m: unknown field"]),
-        (["data.name=mnist"], ["data.name='mnist'", "'digits'"]),
+        (["data.name=mnits"], ["data.name='mnits'", "'digits'", "did you mean mnist?"]),
+        (["data.name=my_own"], ["data.name='my_own'", "name the source as well"]),
+        (
+            ["data.name=tiny_imagenet"],
+            ["data.source: torchvision has no tiny_imagenet; name hf:zh-plus/tiny-imagenet"],
+        ),
+        (["data.source=anywhere"], ["data.source=", "digits come with scikit-learn; leave the source out"]),
+        (["data.label=fine"], ["data.label: torchvision has no columns or splits to name"]),
+        (["data.splits.train=x"], ["data.splits: torchvision has no columns or splits"]),
+        (["data.name=x", "data.source=hf:owner"], ["data.source='hf:owner'", "expected hf:OWNER/NAME"]),
+        (["data.name=x", "data.source=torchvision:a-b"], ["data.source='torchvision:a-b'", "torchvision:CLASS"]),
+        (["data.resize=10"], ["data.resize=10: crops of data.size=None"]),
+        (["data.size=12", "data.evaluation_resize=10"], ["data.evaluation_resize=10: crops of data.size=12"]),
+        (["data.validation_images=0", "data.split_by_seed=true"], ["data.split_by_seed: there are no validation"]),
+        (["data.augment.random_resized_crop={}"], ["data.augment.random_resized_crop: needs data.size"]),
+        (["data.augment.policy.kind=rand"], ["data.augment.policy", "'rand'", "'rand_augment', 'trivial_augment'"]),
+        (["data.augment.mixup=-1"], ["data.augment.mixup=-1"]),
+        (["data.label_noise=1"], ["data.label_noise=1"]),
         (["data.normalise=chanel"], ["data.normalise='chanel': input should be 'channel' or 'none'"]),
         (["data.normalise=3"], ["data.normalise=3: input should be a valid dictionary"]),
         (["data.normalise={mean: [0.5]}"], ["data.normalise.std: missing"]),
@@ -176,5 +193,9 @@ def test_frozen(tmp_path: Path) -> None:
 
 
 def test_a_relative_source_does_not_depend_on_the_worker(tmp_path: Path) -> None:
-    assert Path(load(write_config(tmp_path), ["data.source=some/folder"]).data.source).is_absolute()
-    assert load(write_config(tmp_path), ["data.source=s3://bucket/x"]).data.source == "s3://bucket/x"
+    assert Path(
+        load(write_config(tmp_path), ["data.name=cifar10", "data.source=some/folder"]).data.source
+    ).is_absolute()
+    assert load(write_config(tmp_path), ["data.name=cifar10", "data.source=s3://bucket/x"]).data.source == (
+        "s3://bucket/x"
+    )

@@ -10,9 +10,9 @@ import torch
 from support import TINY, tiny, write_config
 
 from repr_ray import estimate
-from repr_ray.config import validate
+from repr_ray.config import Data, validate
 from repr_ray.data.decoded import load
-from repr_ray.data.sources import DATASETS
+from repr_ray.data.shape import shape_of
 from repr_ray.launch import main
 from repr_ray.models.settings import ConvNet
 from repr_ray.plan import plan
@@ -31,24 +31,24 @@ from repr_ray.training.folder import TrialFolder
     ],
 )
 def test_the_size_without_torch_is_that_of_the_built_network(settings: dict[str, Any], data: str) -> None:
-    net, dataset = ConvNet(**settings), DATASETS[data]
+    net, images = ConvNet(**settings), shape_of(Data(name=data))
     with torch.device("meta"):
-        built = net.network(dataset.classes, dataset.channels, dataset.image_size)
-    assert estimate.size(net, data) == estimate.Size(
+        built = net.network(images.classes, images.channels, images.size)
+    assert estimate.size(net, Data(name=data)) == estimate.Size(
         sum(p.numel() for p in built.parameters()), sum(b.numel() for b in built.buffers()), net.depth
     )
 
 
 def test_a_data_set_has_as_many_images_as_its_entry_says() -> None:
     data = tiny()[0].data.model_copy(update={"train_images": None, "validation_images": 0})
-    assert len(load(data).train.labels) == DATASETS["digits"].train_images
+    assert len(load(data).train) == shape_of(data).train_images
 
 
 @pytest.mark.parametrize("optimizer", [{"kind": "sgd", "momentum": 0.9}, {"kind": "adam"}])
 def test_disk_is_estimated_within_a_third(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     blocks = {"model": {"kind": "resnet", "depth": 8}, "train": {"epochs": 5, "optimizer": optimizer}}
     schemes = {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 1, "s2": 1, "cycles": 1}}
-    data = TINY["data"] | {"train_images": 64, "validation_images": 20}
+    data = TINY["data"] | {"train_images": 64, "validation_images": 20, "partial": True}
     trials = plan(validate(TINY | blocks | {"schemes": schemes, "data": data}, "x"))
     local.run(trials, tmp_path, lambda message: None, {})
     for trial in trials:
@@ -58,7 +58,7 @@ def test_disk_is_estimated_within_a_third(tmp_path: Path, optimizer: dict[str, A
 
 def test_the_best_weights_count_where_there_is_a_validation_split() -> None:
     with_split, without = (tiny(data={"validation_images": n})[0] for n in (100, 0))
-    weights = 4 * estimate.size(with_split.model, "digits").parameters
+    weights = 4 * estimate.size(with_split.model, with_split.data).parameters
     assert estimate.disk(with_split) - estimate.disk(without) == weights
 
 

@@ -28,7 +28,7 @@ def test_the_fingerprint_is_stable_across_versions() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": {"source": "/elsewhere"}},
+        {"data": {"source": "digits", "partial": True}},
         {"resources": {"workers": 2, "cpus_per_worker": 4, "gpus_per_worker": 0}},
         {"name": "other"},
     ],

@@ -20,7 +20,7 @@ LAYERS = [
     ["plan"],
     ["config"],
     ["method", "models", "optim"],
-    ["components", "distributed"],
+    ["components", "distributed", "facts"],
     ["remote"],
     ["records"],
     ["foreign"],

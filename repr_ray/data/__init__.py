@@ -1,1 +1,2 @@
-"""Images: where they come from (sources), one decoded copy per machine (decoded), batches on the device (batches)."""
+"""Images: where they come from (sources), which are trained on (split), one decoded copy per machine (decoded), and
+batches on the device (batches, augment)."""

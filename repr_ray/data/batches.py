@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from repr_ray.config import Data
-from repr_ray.data.sources import Split
+from repr_ray.data.augment import Augmentation
+from repr_ray.data.decoded import Split
 
 
 @dataclass(frozen=True)
 class Batch:
     """This rank's slice of a global batch: images (b x c x h x w, channels last), labels (b).
 
-    `size` is the number of images in the global batch, over all ranks.
+    Labels are classes, or where images are mixed the shares of every class (b x classes). `size` is the number of
+    images in the global batch, over all ranks.
     """
 
     images: Tensor
@@ -23,8 +25,26 @@ class Batch:
     size: int
 
 
+class Resident:
+    """The images of a split, asked for by index: uint8 on the device, or mapped into memory where that is a CPU."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        if split.index is not None and device.type != "cpu":
+            split = Split(split.images[split.index], split.targets)
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.targets).to(device)
+        self.index = None if split.index is None else torch.from_numpy(split.index)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Images, b x h x w x c, uint8, at some places of the split."""
+        return self.images[index if self.index is None else self.index[index]]
+
+
 class Batches:
-    """One split of a data set, resident on a device as uint8, handed out as normalised float32 batches."""
+    """One split of a data set, handed out as normalised float32 batches of size x size images."""
 
     def __init__(
         self,
@@ -35,12 +55,13 @@ class Batches:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        classes: int = 0,
     ) -> None:
-        self.images = torch.from_numpy(split.images).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.store = Resident(split, device)
+        self.labels, self.device = self.store.labels, device
         self.scale = torch.tensor(1 / (255 * std), dtype=torch.float32, device=device)
         self.shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
-        self.crop_padding, self.flip = data.crop_padding, data.flip
+        self.augmentation = Augmentation(data, split.images.shape[1], mean, classes, device)
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -50,46 +71,37 @@ class Batches:
         """One epoch of augmented training batches from the `first` one on; the last one may be smaller.
 
         Order and augmentation are drawn for the whole epoch from `generator` (on the CPU), then sliced: an image
-        gets the same crop and flip however many ranks there are, and on whatever device.
+        gets the same augmentation however many ranks there are, and on whatever device.
         """
-        n, pad = len(self), self.crop_padding
-        order = torch.randperm(n, generator=generator)
-        crops = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator) if pad else None
-        flips = torch.rand(n, generator=generator) < 0.5 if self.flip else None
-        order = order.to(self.images.device)
-        crops, flips = (None if t is None else t.to(self.images.device) for t in (crops, flips))
-        for own, size in self._slices(batch_size, first):
-            index = order[own]
-            images = self.images[index]
-            if crops is not None or flips is not None:
-                images = self._augment(images, crops, flips, own)
-            yield Batch(self._normalised(images), self.labels[index], size)
+        order = torch.randperm(len(self), generator=generator)
+        draws = self.augmentation.draw(len(self), generator)
+        order = order.to(self.device)
+        for start, own, size in self._slices(batch_size, first):
+            if not self.augmentation.mixes:
+                images = self.augmentation(self.store.take(order[own]), draws, own)
+                yield Batch(self._normalised(images), self.labels[order[own]], size)
+                continue
+            # Each image is mixed with the one before it in the global batch, the first one with the last.
+            places = torch.arange(own.start - 1, own.stop)
+            if own.start == start:
+                places[0] = start + size - 1
+            index = order[places.to(self.device)]
+            images = self.augmentation(self.store.take(index), draws, places)
+            mixed, labels = self.augmentation.mix(images, self.labels[index], draws, own)
+            yield Batch(self._normalised(mixed), labels, size)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, unchanged, for evaluation."""
-        for own, size in self._slices(batch_size):
-            yield Batch(self._normalised(self.images[own]), self.labels[own], size)
+        """All images once, from their middle, for evaluation."""
+        for _, own, size in self._slices(batch_size):
+            images = self.augmentation.middle(self.store.take(own))
+            yield Batch(self._normalised(images), self.labels[own], size)
 
-    def _slices(self, batch_size: int, first: int = 0) -> Iterator[tuple[slice, int]]:
-        """This rank's share of every global batch, with the global batch's size."""
+    def _slices(self, batch_size: int, first: int = 0) -> Iterator[tuple[int, slice, int]]:
+        """The start of every global batch, this rank's share of it, and its size."""
         for start in range(first * batch_size, len(self), batch_size):
             size = min(batch_size, len(self) - start)
-            first, last = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield slice(first, last), size
-
-    def _augment(self, images: Tensor, crops: Tensor | None, flips: Tensor | None, own: slice) -> Tensor:
-        """Random crop from the zero-padded image, random left-right flip: one gather for both."""
-        n, height, width, _ = images.shape
-        rows = torch.arange(height, device=images.device).expand(n, -1)
-        columns = torch.arange(width, device=images.device).expand(n, -1)
-        if flips is not None:
-            columns = torch.where(flips[own, None], width - 1 - columns, columns)
-        if crops is not None:
-            pad = self.crop_padding
-            images = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-            rows, columns = rows + crops[own, :1], columns + crops[own, 1:]
-        each = torch.arange(n, device=images.device)[:, None, None]
-        return images[each, rows[:, :, None], columns[:, None, :]]
+            own = slice(*(start + size * r // self.world_size for r in (self.rank, self.rank + 1)))
+            yield start, own, size
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)

@@ -159,7 +159,7 @@ def _trials_per_gpu(trials: Sequence[Trial], room: Room, tell: Tell) -> int:
     resources = trials[0].resources
     if resources.trials_per_gpu != "auto":
         return resources.trials_per_gpu
-    largest = max(trials, key=lambda trial: size(trial.model, trial.data.name).parameters * trial.train.batch_size)
+    largest = max(trials, key=lambda trial: size(trial.model, trial.data).parameters * trial.train.batch_size)
     measure = ray.remote(measure_memory).options(num_cpus=resources.cpus_per_worker, num_gpus=1)
     try:
         memory = ray.get(measure.remote(largest))

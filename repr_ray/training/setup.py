@@ -19,8 +19,8 @@ from repr_ray import distributed
 from repr_ray.components import first_line
 from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
-from repr_ray.data.decoded import Decoded, load
-from repr_ray.data.sources import DATASETS, Split
+from repr_ray.data.decoded import Decoded, Split, load
+from repr_ray.data.shape import shape_of
 from repr_ray.method.scheme import Scheme
 from repr_ray.plan import Trial
 from repr_ray.training.step import Step, make_step
@@ -46,6 +46,7 @@ class Setup:
     ranking: RankingBatches | None
     chance: float
     data_digest: str
+    data_notes: tuple[str, ...] = ()
     step: Step = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     model = build_model(trial).to(device).to(memory_format=torch.channels_last)
     optimizer = trial.train.optimizer.optimizer(model.parameters())
     scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, derive_seed(trial.seed, "scheme"))
-    decoded = load(trial.data)
+    decoded = load(trial.data, seed=derive_seed(trial.seed, "data"))
     return Setup(
         trial=trial,
         device=device,
@@ -83,8 +84,9 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         validation=_batches(decoded, decoded.validation, trial, device),
         test=_batches(decoded, decoded.test, trial, device),
         ranking=_ranking_batches(decoded, trial, device),
-        chance=int(np.bincount(decoded.train.labels).max()) / len(decoded.train.labels),
+        chance=int(np.bincount(decoded.train.targets).max()) / len(decoded.train),
         data_digest=decoded.digest,
+        data_notes=(*decoded.notes, *filter(None, [decoded.warning])),
     )
 
 
@@ -105,8 +107,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 def build_model(trial: Trial) -> nn.Module:
     """The trial's network, on the CPU."""
-    dataset = DATASETS[trial.data.name]
-    network: nn.Module = trial.model.network(dataset.classes, dataset.channels, dataset.image_size)
+    images = shape_of(trial.data)
+    network: nn.Module = trial.model.network(images.classes, images.channels, images.size)
     return network
 
 
@@ -218,6 +220,7 @@ def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device)
         device,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        classes=decoded.classes,
     )
 
 
@@ -227,8 +230,8 @@ def _ranking_batches(decoded: Decoded, trial: Trial, device: torch.device) -> Ra
         return None
     name, images = trial.settings.ranking_images
     split = {"train": decoded.train, "validation": decoded.validation}[name]
-    total = len(split.labels)
+    total = len(split)
     cap = images or min(10_000, total if name == "validation" else -(-total // 4))
     index = np.arange(min(cap, total)) * total // min(cap, total)
-    batches = _batches(decoded, Split(split.images[index], split.labels[index]), trial, device)
+    batches = _batches(decoded, split.take(index), trial, device)
     return lambda: ((b.images, b.labels) for b in batches.in_order(trial.train.batch_size))

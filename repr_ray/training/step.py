@@ -135,5 +135,7 @@ def make_step(setup: "Setup") -> Step:
 
 
 def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed loss and number of hits of a batch, shape (2)."""
+    """Summed loss and number of hits of a batch, shape (2); where images are mixed, of the class of largest share."""
+    if labels.ndim == 2:
+        labels = labels.argmax(1)
     return torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])

@@ -236,6 +236,7 @@ class _Run:
             "threads": self.trial.resources.cpus_per_worker,
             "checksum": distributed.checksum(setup.model),
             "data_digest": setup.data_digest,
+            "data_notes": "; ".join(setup.data_notes),
             "plug_ins": setup.trial.plug_ins,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "versions": provenance.versions(),

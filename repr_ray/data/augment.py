@@ -1,0 +1,322 @@
+"""Augmentation of whole batches on their device. Every draw is of a place in the epoch's order, and so of an image.
+
+What differs from image to image is a tensor operation where there is one for it; operations of a policy run on all
+images of a batch that drew the same one.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repr_ray.config import ColorJitter, Data, RandAugment, RandomErasing, RandomResizedCrop
+
+Draws = dict[str, Tensor]
+"""For every place in an epoch, by name of what they are drawn for."""
+
+Places = Tensor | slice
+
+ATTEMPTS = 10
+"""Boxes drawn for a random resized crop; where none fits, the whole image is taken."""
+
+LEVELS = 31
+"""Magnitudes of a policy's operation."""
+
+GREY = (0.2989, 0.587, 0.114)
+
+
+class Augmentation:
+    """From uint8 images of `stored` x `stored` pixels to images of the size that is asked for, values 0 to 255."""
+
+    def __init__(
+        self, data: Data, stored: int, mean: NDArray[np.float64], classes: int, device: torch.device
+    ) -> None:
+        self.data, self.settings = data, data.augment
+        self.stored, self.size = stored, data.size or stored
+        self.classes, self.device = classes, device
+        self.fill = torch.tensor(255 * mean, dtype=torch.float32, device=device)
+        self.mixes = bool(self.settings.mixup or self.settings.cutmix)
+
+    def draw(self, n: int, generator: torch.Generator) -> Draws:
+        """What an epoch of n images needs, on the device; the choices of a policy stay on the CPU."""
+        data, settings, draws = self.data, self.settings, Draws()
+        span = self.stored + 2 * data.crop_padding - self.size
+        if span and not settings.random_resized_crop:
+            draws["crop"] = torch.randint(0, span + 1, (n, 2), generator=generator)
+        if data.flip:
+            draws["flip"] = torch.rand(n, generator=generator) < 0.5
+        if settings != type(settings)():
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+            draws |= {name: torch.from_numpy(array) for name, array in self._more(n, seed).items()}
+        return {name: draw if name == "policy" else draw.to(self.device) for name, draw in draws.items()}
+
+    def _more(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
+        """Each from a generator of its own, so that one augmentation does not change the draws of another."""
+        settings = self.settings
+        of = {name: np.random.default_rng([seed, k]) for k, name in enumerate(type(settings).model_fields)}
+        draws: dict[str, NDArray[Any]] = {}
+        if settings.random_resized_crop:
+            draws["box"] = _boxes(n, self.stored, settings.random_resized_crop, of["random_resized_crop"])
+        if policy := settings.policy:
+            count, rng = policy.operations if isinstance(policy, RandAugment) else 1, of["policy"]
+            operation = rng.integers(len(_OPERATIONS), size=(n, count))
+            level = rng.integers(LEVELS, size=(n, count))
+            if isinstance(policy, RandAugment):
+                level[:] = policy.magnitude
+            draws["policy"] = np.stack([operation, level, rng.integers(2, size=(n, count))], -1)
+        if settings.color_jitter:
+            draws["color"] = of["color_jitter"].uniform(-1, 1, (n, 4)).astype(np.float32)
+        if settings.random_erasing:
+            draws["erase"] = _rectangles(n, self.size, settings.random_erasing, of["random_erasing"])
+        if settings.cutout:
+            draws["cutout"] = _squares(n, self.size, settings.cutout, of["cutout"])
+        if self.mixes:
+            draws |= self._mixtures(n, of["mixup"], of["cutmix"])
+        return draws
+
+    def _mixtures(self, n: int, mixup: np.random.Generator, cutmix: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """The share of its own that an image keeps, and the box in which it gives way to the other one."""
+        keep = mixup.beta(self.settings.mixup, self.settings.mixup, n) if self.settings.mixup else np.ones(n)
+        box = np.zeros((n, 4), dtype=np.int64)
+        if self.settings.cutmix:
+            area = 1 - cutmix.beta(self.settings.cutmix, self.settings.cutmix, n)
+            side = np.rint(np.sqrt(area) * self.size).astype(np.int64)
+            box = _around(cutmix.integers(self.size, size=(n, 2)), side, self.size)
+        if self.settings.mixup and self.settings.cutmix:
+            cut = cutmix.random(n) < 0.5
+            keep, box = np.where(cut, 1.0, keep), np.where(cut[:, None], box, 0)
+        return {"keep": keep.astype(np.float32), "paste": box}
+
+    def __call__(self, images: Tensor, draws: Draws, places: Places) -> Tensor:
+        """Augment images (b x h x w x c, uint8) by the draws for some places of an epoch."""
+        own = {name: draw[places if name == "policy" else self._here(places)] for name, draw in draws.items()}
+        flip = own.get("flip")
+        if "box" in own:
+            images = resized_crops(images, own["box"], flip, self.size).round_()
+            if "policy" in own:
+                images = images.to(torch.uint8)
+        elif "crop" in own or flip is not None:
+            images = self._cropped(images, own.get("crop"), flip)
+        if "policy" in own:
+            images = _by_policy(images, own["policy"], isinstance(self.settings.policy, RandAugment))
+        if self.settings.color_jitter:
+            images = jittered(images.float(), own["color"], self.settings.color_jitter)
+        for name in ("erase", "cutout"):
+            if name in own:
+                images = torch.where(self._inside(own[name]), self.fill, images.float())
+        return images
+
+    def _here(self, places: Places) -> Places:
+        return places.to(self.device) if isinstance(places, Tensor) else places
+
+    def _cropped(self, images: Tensor, crops: Tensor | None, flips: Tensor | None) -> Tensor:
+        """Random crop from the zero-padded image, random left-right flip: one gather for both."""
+        n, side, pad = len(images), self.size, self.data.crop_padding
+        rows = torch.arange(side, device=images.device).expand(n, -1)
+        columns = torch.arange(side, device=images.device).expand(n, -1)
+        if flips is not None:
+            columns = torch.where(flips[:, None], side - 1 - columns, columns)
+        if crops is not None:
+            if pad:
+                images = F.pad(images, (0, 0, pad, pad, pad, pad))
+            rows, columns = rows + crops[:, :1], columns + crops[:, 1:]
+        each = torch.arange(n, device=images.device)[:, None, None]
+        return images[each, rows[:, :, None], columns[:, None, :]]
+
+    def middle(self, images: Tensor) -> Tensor:
+        """Images for evaluation: what a network gets of them where they are larger."""
+        first = (images.shape[1] - self.size) // 2
+        return images if first == 0 else images[:, first : first + self.size, first : first + self.size]
+
+    def _inside(self, box: Tensor) -> Tensor:
+        """Which pixels lie in boxes of (top, left, height, width): b x size x size x 1."""
+        place = torch.arange(self.size, device=box.device)
+        top, left, height, width = (column[:, None] for column in box.unbind(1))
+        rows, columns = (place >= top) & (place < top + height), (place >= left) & (place < left + width)
+        return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+    def mix(self, images: Tensor, labels: Tensor, draws: Draws, own: slice) -> tuple[Tensor, Tensor]:
+        """All images but the first, each mixed with the one before it, and the shares of all classes."""
+        keep = torch.where(self._inside(draws["paste"][own]), 0.0, draws["keep"][own, None, None, None])
+        images = images.float()
+        mixed = keep * images[1:] + (1 - keep) * images[:-1]
+        share = keep.mean((1, 2))
+        hot = F.one_hot(labels, self.classes)
+        return mixed, share * hot[1:] + (1 - share) * hot[:-1]
+
+
+def _boxes(n: int, side: int, crop: RandomResizedCrop, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Boxes of (top, left, height, width) in squares, as of torchvision's RandomResizedCrop."""
+    area = side * side * rng.uniform(*crop.scale, (n, ATTEMPTS))
+    ratio = np.exp(rng.uniform(math.log(crop.ratio[0]), math.log(crop.ratio[1]), (n, ATTEMPTS)))
+    sides = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], -1))).astype(np.int64)
+    fits = np.all((sides > 0) & (sides <= side), axis=-1)
+    first = fits.argmax(1)
+    chosen = np.where(np.any(fits, axis=1)[:, None], sides[np.arange(n), first], side)
+    corner = (rng.random((n, 2)) * (side - chosen + 1)).astype(np.int64)
+    return np.concatenate([corner, chosen], 1)
+
+
+def _rectangles(n: int, side: int, erasing: RandomErasing, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Boxes to erase, empty for images that are left as they are; those too long or wide are cut to the image."""
+    area = side * side * rng.uniform(*erasing.scale, n)
+    ratio = np.exp(rng.uniform(math.log(erasing.ratio[0]), math.log(erasing.ratio[1]), n))
+    sides = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], -1))).astype(np.int64).clip(1, side)
+    corner = (rng.random((n, 2)) * (side - sides + 1)).astype(np.int64)
+    return np.where((rng.random(n) < erasing.probability)[:, None], np.concatenate([corner, sides], 1), 0)
+
+
+def _squares(n: int, side: int, hole: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return _around(rng.integers(side, size=(n, 2)), np.full(n, hole), side)
+
+
+def _around(centre: NDArray[np.int64], hole: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    """Squares around centres, as far as they lie in the image."""
+    corner = (centre - hole[:, None] // 2).clip(0, side)
+    end = (centre - hole[:, None] // 2 + hole[:, None]).clip(0, side)
+    return np.concatenate([corner, end - corner], 1)
+
+
+def resized_crops(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) -> Tensor:
+    """A box (top, left, height, width) of each image, scaled to size x size, and flipped where that is asked for.
+
+    Bilinear with antialiasing, as of torch's `interpolate`: two products with matrices of weights for each image.
+    """
+    down = _weights(boxes[:, 0], boxes[:, 2], size, images.shape[1])
+    across = _weights(boxes[:, 1], boxes[:, 3], size, images.shape[2])
+    if flip is not None:
+        across = torch.where(flip[:, None, None], across.flip(1), across)
+    n, _, width, channels = images.shape
+    rows = (down @ images.float().flatten(2)).view(n, size, width, channels)
+    return (across[:, None] @ rows).contiguous()
+
+
+def _weights(first: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+    """b x size x side: how much each pixel of a line adds to each pixel of its scaled part."""
+    scale = (length / size)[:, None, None]
+    centre = first[:, None, None] + (torch.arange(size, device=first.device)[:, None] + 0.5) * scale
+    place = torch.arange(side, device=first.device)
+    weight = (1 - (place + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weight *= (place >= first[:, None, None]) & (place < (first + length)[:, None, None])
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def jittered(images: Tensor, draws: Tensor, jitter: ColorJitter) -> Tensor:
+    """Change brightness, contrast, saturation and hue (images b x h x w x c, 0 to 255; draws b x 4 in [-1, 1])."""
+    limits = torch.tensor([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue], device=images.device)
+    by = (draws * limits)[:, :, None, None, None].unbind(1)
+    colour = images.shape[-1] == 3
+    if jitter.brightness:
+        images = (images * (1 + by[0])).clamp(0, 255)
+    if jitter.contrast:
+        mean = _grey(images).mean((1, 2, 3), keepdim=True)
+        images = (mean + (images - mean) * (1 + by[1])).clamp(0, 255)
+    if jitter.saturation and colour:
+        grey = _grey(images)
+        images = (grey + (images - grey) * (1 + by[2])).clamp(0, 255)
+    return _turned(images, by[3][..., 0]) if jitter.hue and colour else images
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[-1] == 1:
+        return images
+    return (images * torch.tensor(GREY, device=images.device)).sum(-1, keepdim=True)
+
+
+def _turned(images: Tensor, by: Tensor) -> Tensor:
+    """Turn the hue by a share of the circle, keeping saturation and value (Smith, SIGGRAPH 1978)."""
+    red, green, blue = images.unbind(-1)
+    value, least = images.amax(-1), images.amin(-1)
+    chroma = value - least
+    divisor = torch.where(chroma == 0, 1, chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    hue = hue + 6 * by
+    parts = [(shift + hue) % 6 for shift in (5, 3, 1)]
+    return torch.stack([value - chroma * torch.minimum(p, 4 - p).clamp(0, 1) for p in parts], -1)
+
+
+_OPERATIONS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+)
+
+
+def _by_policy(images: Tensor, drawn: Tensor, narrow: bool) -> Tensor:
+    """Apply to every image (b x h x w x c, uint8) the operations that were drawn for it (b x k x 3, on the CPU)."""
+    images = images.permute(0, 3, 1, 2)
+    for step in drawn.unbind(1):
+        images = images.clone()
+        kinds, group = step.unique(dim=0, return_inverse=True)
+        for number, (operation, level, minus) in enumerate(kinds.tolist()):
+            mine = (group == number).nonzero().flatten().to(images.device)
+            name = _OPERATIONS[operation]
+            images[mine] = operate(
+                images[mine], name, magnitude(name, level, narrow, images.shape[-1]) * (-1) ** minus
+            )
+    return images.permute(0, 2, 3, 1)
+
+
+def magnitude(name: str, level: int, narrow: bool, side: int) -> float:
+    """What a level from 0 to 30 means for an operation: RandAugment's range, or the wide one of TrivialAugment."""
+    share = level / (LEVELS - 1)
+    if name.startswith("translate"):
+        return share * (150 / 331 * side if narrow else 32)
+    if name.startswith("shear"):
+        return share * (0.3 if narrow else 0.99)
+    if name == "rotate":
+        return share * (30 if narrow else 135)
+    if name == "posterize":
+        return 8 - round(share * (4 if narrow else 6))
+    if name == "solarize":
+        return 1 - share
+    return share * (0.9 if narrow else 0.99)
+
+
+def operate(images: Tensor, name: str, by: float) -> Tensor:
+    """One operation of a policy on images (b x c x h x w, uint8), by torchvision's functions; `by` has its sign."""
+    import torchvision.transforms.v2.functional as tv
+
+    if name.startswith("shear"):
+        degrees = math.degrees(math.atan(by))
+        shear = [degrees, 0.0] if name == "shear_x" else [0.0, degrees]
+        return tv.affine(images, 0.0, [0, 0], 1.0, shear, center=[0.0, 0.0])
+    if name.startswith("translate"):
+        shift = [int(by), 0] if name == "translate_x" else [0, int(by)]
+        return tv.affine(images, 0.0, shift, 1.0, [0.0, 0.0])
+    if name == "rotate":
+        return tv.rotate(images, by)
+    if name == "posterize":
+        return tv.posterize(images, int(abs(by)))
+    if name == "solarize":
+        return tv.solarize(images, abs(by) * 255)
+    if name in ("autocontrast", "equalize"):
+        return tv.autocontrast(images) if name == "autocontrast" else tv.equalize(images)
+    if (name == "color" and images.shape[1] == 1) or name == "identity":
+        return images
+    adjust = {
+        "brightness": tv.adjust_brightness,
+        "color": tv.adjust_saturation,
+        "contrast": tv.adjust_contrast,
+        "sharpness": tv.adjust_sharpness,
+    }[name]
+    return adjust(images, 1 + by)

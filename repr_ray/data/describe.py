@@ -1,0 +1,67 @@
+"""What a source holds, in one line for a dry run: nothing is downloaded, and nothing large is read."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from repr_ray.config import Data
+from repr_ray.data.decoded import known_facts
+from repr_ray.data.images import look
+from repr_ray.data.source import Rows
+from repr_ray.data.sources import kind_of, source_of
+from repr_ray.data.split import check_labels, choose
+from repr_ray.remote import shown
+
+LARGEST = 2_000_000_000
+"""Bytes of a source that a dry run reads."""
+
+
+def describe(data: Data) -> str:
+    """Splits, classes and the first image, or why they were not looked at. Raises ConfigError as a launch would."""
+    facts = known_facts(data) if kind_of(data) != "hf" else None
+    if facts:
+        shape = (facts["size"], facts["files"]["train_images"][0][-1])
+        sizes = f"{shape[0]} x {shape[0]} pixels, {_channels(shape[1])}"
+        return _line(data, facts["counts"], facts["classes"], facts["names"], f"{sizes}; decoded already")
+    kind = kind_of(data)
+    if kind in _NOT_LOOKED_AT:
+        return _later(data, _NOT_LOOKED_AT[kind])
+    source, _ = source_of(data)
+    if (size := sum(entry[1] for entry in source.stamps)) > LARGEST:
+        return _later(data, f"{size / 1e9:,.0f} GB")
+    with tempfile.TemporaryDirectory() as scratch:
+        found = source.read(Path(scratch))
+        chosen, notes = choose(found, data)
+        classes = check_labels(chosen, found, data)
+        first = "; ".join(f"{split} begins with {_first(rows)}" for split, rows in chosen.items())
+    counts = {split: len(rows.labels) for split, rows in chosen.items()}
+    return _line(data, counts, classes, found.names, "; ".join([first, *notes]))
+
+
+_NOT_LOOKED_AT = {
+    "digits": "part of scikit-learn",
+    "torchvision": "perhaps not downloaded yet",
+    "hf": "perhaps not downloaded yet",
+    "uri": "on object storage",
+}
+
+
+def _later(data: Data, reason: str) -> str:
+    return f"data: {data.name} from {shown(data.source)}: not looked at ({reason}); a launch does before it trains"
+
+
+def _first(rows: Rows) -> str:
+    image = rows.image(0)
+    found = look(image)
+    image.load()
+    return f"{rows.where(0)}: {found.width} x {found.height} pixels, {_channels(found.channels)}"
+
+
+def _channels(count: int) -> str:
+    return "grey" if count == 1 else "colour"
+
+
+def _line(data: Data, counts: dict[str, int], classes: int, names: Sequence[str], rest: str) -> str:
+    splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    called = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+    return f"data: {data.name}: {splits} images of {classes} classes{called}; {rest}"

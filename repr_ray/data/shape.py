@@ -1,0 +1,37 @@
+"""What a network has to fit: by the facts of a name, or by what a source holds."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from repr_ray.config import Data
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Classes, and channels and side (pixels) of the images that a network gets; how many are trained on."""
+
+    classes: int
+    channels: int
+    size: int
+    train_images: int
+
+
+def shape_is_known(data: Data) -> bool:
+    """Whether the shape is known without decoding anything."""
+    from repr_ray.data.decoded import known_facts
+
+    facts = data.facts
+    return bool(facts and (data.size or facts.size)) or known_facts(data) is not None
+
+
+@cache
+def shape_of(data: Data) -> Shape:
+    """Known from the name where that says it all; else the source is decoded. Raises ConfigError."""
+    facts = data.facts
+    if facts and (size := data.size or facts.size):
+        count = data.train_images or facts.train - data.validation_images
+        return Shape(facts.classes, data.channels or facts.channels, size, count)
+    from repr_ray.data.decoded import load
+
+    decoded = load(data)
+    return Shape(decoded.classes, decoded.train.images.shape[-1], decoded.size, len(decoded.train))

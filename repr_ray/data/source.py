@@ -1,0 +1,118 @@
+"""What a source of images gives: labelled images by index, before they are decoded."""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Wraps an iterable of known length in a progress bar with a title."""
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing")
+SPLIT_NAMES = (*TRAIN, *VALIDATION, *TEST)
+"""What splits are called, the usual name first."""
+
+
+def silent(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    """No progress bar."""
+    return items
+
+
+class Rows(Protocol):
+    """The images of one split, by index; several threads may ask at once."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Their labels."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """An image whose header has been read. Raises what its reader raises."""
+        ...
+
+    def where(self, index: int) -> str:
+        """File and row of an image, for people."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Images that are decoded already: uint8, n x height x width x channels (1 or 3)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """One image."""
+        pixels = self.images[index]
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def where(self, index: int) -> str:
+        """Its place."""
+        return f"image {index}"
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Images in files of their own."""
+
+    paths: Sequence[Path]
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """One image, from a file that is closed again."""
+        return open_bytes(self.paths[index].read_bytes())
+
+    def where(self, index: int) -> str:
+        """Its file."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of other rows."""
+
+    rows: Rows
+    index: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of the chosen images."""
+        return self.rows.labels[self.index]
+
+    def image(self, index: int) -> Image.Image:
+        """One of the chosen images."""
+        return self.rows.image(int(self.index[index]))
+
+    def where(self, index: int) -> str:
+        """Its place among all."""
+        return self.rows.where(int(self.index[index]))
+
+
+def open_bytes(encoded: bytes) -> Image.Image:
+    """An encoded image in one of `FORMATS`, its header read."""
+    return Image.open(io.BytesIO(encoded), formats=FORMATS)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a source under its own names. `names` are those of the classes, empty where it has none."""
+
+    rows: Mapping[str, Rows]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from. `stamps` changes when a file behind it does; `read` gets a folder for scratch files."""
+
+    read: Callable[[Path], Splits]
+    stamps: list[Any] = field(default_factory=list)

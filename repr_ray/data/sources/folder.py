@@ -1,0 +1,281 @@
+"""Folders: Parquet files through Hugging Face `datasets`, one folder a class, or torchvision's own files."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from repr_ray.config import ConfigError, Data
+from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, open_bytes
+from repr_ray.data.sources.torchvision import read_torchvision
+from repr_ray.remote import shown
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+UNLABELLED = -1
+
+
+def folder(data: Data) -> Source:
+    """A folder on this machine."""
+    path = Path(data.source)
+    try:
+        if not path.is_dir():
+            raise ConfigError(f"data.source={data.source}: there is no such folder")
+    except OSError as error:
+        raise ConfigError(f"data.source={data.source}: {error.strerror}") from None
+    return folder_at(path, data)
+
+
+def folder_at(path: Path, data: Data) -> Source:
+    """What a folder holds. Its stamps cover every file in it; hidden ones are not looked at. Raises ConfigError."""
+    say = _Say(data)
+    files = sorted(_files(path, say))
+    stamps = [[str(file.relative_to(path)), status.st_size, status.st_mtime_ns] for file, status in files]
+    paths = [file for file, _ in files]
+    if parquet := [file for file in paths if file.suffix.lower() == ".parquet"]:
+        _refuse_incomplete(path, parquet, say)
+        return Source(lambda scratch: _read_parquet(path, data, scratch, say), stamps)
+    if pictures := [file for file in paths if file.suffix.lower() in IMAGES]:
+        return Source(lambda scratch: _read_class_folders(path, pictures, data, say), stamps)
+    if data.facts and (name := data.facts.torchvision) and paths:
+        return Source(lambda scratch: read_torchvision(data, name, path, download=False), stamps)
+    raise say.error("holds neither Parquet files nor folders of JPEG, PNG or WebP images")
+
+
+class _Say:
+    """One line that names the source, and the file or column."""
+
+    def __init__(self, data: Data) -> None:
+        self.source = shown(data.source)
+
+    def error(self, *parts: object) -> ConfigError:
+        text = ": ".join(" ".join(str(part).split()) for part in parts)
+        return ConfigError(f"data.source={self.source}: {''.join(c if c.isprintable() else '?' for c in text)}")
+
+
+def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every regular file below a folder; links are followed, but never round."""
+    here = os.path.realpath(folder)
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in found:
+            path = folder / entry.name
+            try:
+                status = path.stat()
+            except (FileNotFoundError, RuntimeError):
+                raise say.error(path, "is a link to nothing") from None
+            if stat.S_ISDIR(status.st_mode):
+                if os.path.realpath(path) in (here, *above):
+                    raise say.error(path, "is a link to a folder that it lies in")
+                yield from _files(path, say, (here, *above))
+            elif stat.S_ISREG(status.st_mode):
+                yield path, status
+            else:
+                raise say.error(path, "is a pipe, socket or device, not a file")
+    except OSError as error:
+        raise say.error(error.filename or folder, error.strerror or error) from None
+
+
+def _refuse_incomplete(root: Path, files: Sequence[Path], say: _Say) -> None:
+    """Every shard of a set is there, and no file is somebody's copy of another."""
+    shards: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if re.search(r"( \(\d+\)| copy( \d+)?|~)\.parquet$", file.name, re.IGNORECASE):
+            raise say.error(file.relative_to(root), "looks like a copy of another file; move it away, or rename it")
+        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.parquet", file.name):
+            shards.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
+    for (parent, prefix, count), there in shards.items():
+        if missing := count - len(there & set(range(count))):
+            name = (parent / f"{prefix}-*-of-{count:05}.parquet").relative_to(root)
+            raise say.error(name, f"{missing} of {count} files are missing")
+
+
+@dataclass(frozen=True)
+class _ParquetRows:
+    """Encoded images in the rows of Parquet files, as `datasets` maps them into memory."""
+
+    table: Any
+    column: str
+    labels: NDArray[np.int64]
+    files: Sequence[tuple[str, int]]
+
+    def image(self, index: int) -> Image.Image:
+        value = self.table[index][self.column]
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if not encoded:
+            raise ValueError("holds no bytes")
+        return open_bytes(encoded)
+
+    def where(self, index: int) -> str:
+        for name, rows in self.files:
+            if index < rows:
+                return f"{name}, row {index}, column {self.column}"
+            index -= rows
+        return f"row {index}, column {self.column}"
+
+
+def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        builder = datasets.load_dataset_builder(str(root), cache_dir=str(scratch))
+        found = {str(split): [Path(name) for name in names] for split, names in builder.config.data_files.items()}
+    except Exception as error:  # the library's, fsspec's and pyarrow's
+        raise say.error(f"cannot be laid out as a data set ({_first_line(error)})") from None
+    for file in (file for files in found.values() for file in files):
+        if not file.is_relative_to(root) or file.suffix.lower() != ".parquet":
+            raise say.error(file, "is named by its README, and is no Parquet file in this folder")
+    columns = {split: _check_files(root, files, data, say) for split, files in found.items()}
+    try:
+        builder.download_and_prepare()
+        tables = {split: builder.as_dataset(split) for split in found}
+    except Exception as error:
+        for file in (file for files in found.values() for file in files):
+            _require_readable(root, file, say)
+        raise say.error(f"its files do not fit together ({_first_line(error)})") from None
+    rows: dict[str, Rows] = {}
+    names: tuple[str, ...] = ()
+    for split, table in tables.items():
+        image, label, counts = columns[split]
+        if isinstance(table.features[label], datasets.ClassLabel):
+            names = tuple(map(str, table.features[label].names))
+        if isinstance(table.features[image], datasets.Image):
+            table = table.cast_column(image, datasets.Image(decode=False))
+        labels = table.data.column(label)
+        rows[split] = _ParquetRows(table.select_columns([image]), image, labels.to_numpy().astype(np.int64), counts)
+    return Splits(rows, names)
+
+
+def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tuple[str, str, list[tuple[str, int]]]:
+    """The image and label columns of a split's files, and how many rows each file has. Raises ConfigError."""
+    import pyarrow.parquet as pq
+
+    image, label = "", ""
+    counts = []
+    for file in files:
+        name = file.relative_to(root)
+        try:
+            with pq.ParquetFile(file) as opened:
+                schema, rows = opened.schema_arrow, opened.metadata.num_rows
+                if not label:
+                    image, label = _columns(schema, data, say, name)
+                _check_types(schema, image, label, say, name)
+                if rows == 0:
+                    raise say.error(name, f"column {label} has no rows")
+                if nulls := sum(
+                    opened.read_row_group(g, [label])[label].null_count for g in range(opened.num_row_groups)
+                ):
+                    raise say.error(name, f"column {label} is empty in {nulls:,} rows")
+        except ConfigError:
+            raise
+        except Exception as error:  # damaged in whatever way
+            raise say.error(name, f"is damaged ({_first_line(error)}); fetch that file again") from None
+        counts.append((str(name), rows))
+    return image, label, counts
+
+
+def _columns(schema: Any, data: Data, say: _Say, name: Path) -> tuple[str, str]:
+    """Which columns hold images and labels: the ones named, the usual ones, or the only ones that can."""
+    images = [field.name for field in schema if _holds_images(field.type)]
+    labels = [field.name for field in schema if _holds_labels(field.type)]
+    usual = ("label", "labels", "fine_label", "class", "target")
+    image = data.image or _pick(schema.names, images, ("img", "image", "images"))
+    label = data.label or _pick(schema.names, labels, (data.facts.label, *usual) if data.facts else usual)
+    if image is None:
+        raise say.error(name, _which("image", images, "images (bytes, or a struct of them)", schema.names))
+    if label is None:
+        raise say.error(name, _which("label", labels, "labels (whole numbers)", schema.names))
+    return image, label
+
+
+def _which(field: str, fitting: Sequence[str], what: str, names: Sequence[str]) -> str:
+    found = f"columns {', '.join(fitting)} could all be it" if fitting else f"no column holds {what}"
+    return f"{found}; there are {', '.join(names)}; name one as data.{field}"
+
+
+def _pick(names: Sequence[str], fitting: Sequence[str], usual: Sequence[str]) -> str | None:
+    """A column of a usual name, even one that does not fit, so that it is named; else the only one that fits."""
+    found = [name for name in usual if name in names]
+    return found[0] if found else fitting[0] if len(fitting) == 1 else None
+
+
+def _check_types(schema: Any, image: str, label: str, say: _Say, name: Path) -> None:
+    for column in (image, label):
+        if schema.names.count(column) != 1:
+            count = "more than one" if column in schema.names else "no"
+            raise say.error(name, f"there is {count} column {column}; there are {', '.join(schema.names)}")
+    if not _holds_images(kind := schema.field(image).type):
+        raise say.error(name, f"column {image} holds {kind}, not images: bytes, or a struct with a field bytes")
+    if not _holds_labels(kind := schema.field(label).type):
+        raise say.error(name, f"column {label} holds {kind}; labels are whole numbers from 0")
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        return "bytes" in names and _is_bytes(kind.field("bytes").type)
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_labels(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind)
+
+
+def _require_readable(root: Path, file: Path, say: _Say) -> None:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            for _ in opened.iter_batches(1_000):
+                pass
+    except Exception as error:
+        raise say.error(file.relative_to(root), f"is damaged ({_first_line(error)}); fetch that file again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
+def _read_class_folders(root: Path, files: Sequence[Path], data: Data, say: _Say) -> Splits:
+    """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` where no folder is called like a split."""
+    parts = [file.relative_to(root).parts for file in files]
+    by_split: dict[str, list[tuple[str, Path]]] = {}
+    splits = {first for first, *rest in parts if rest} & {*SPLIT_NAMES, *(name for _, name in data.splits if name)}
+    for file, (first, *rest) in zip(files, parts, strict=True):
+        if splits and first not in splits:
+            raise say.error(file, f"lies in none of the split folders {', '.join(sorted(splits))}")
+        inside = rest if splits else [first, *rest]
+        label = inside[0] if len(inside) > 1 else ""
+        by_split.setdefault(first if splits else "train", []).append((label, file))
+    names = tuple(sorted({label for entries in by_split.values() for label, _ in entries if label}))
+    if not names:
+        raise say.error("its images lie in no folders of classes")
+    place = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
+    rows: dict[str, Rows] = {}
+    for split, entries in by_split.items():
+        if len({not label for label, _ in entries}) > 1:
+            raise say.error(next(file for label, file in entries if not label), "lies in no class folder, others do")
+        entries.sort(key=lambda entry: (place[entry[0]], entry[1]))
+        labels = np.asarray([place[label] for label, _ in entries], dtype=np.int64)
+        rows[split] = FileRows([file for _, file in entries], labels)
+    return Splits(rows, names)

@@ -1,0 +1,90 @@
+"""What identifies the data sets that are known by name: a source that differs is refused, not trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NAMED_SOURCES = ("torchvision", "digits")
+"""Words that `data.source` takes for a source, not for a folder; repr_ray.data.sources reads them."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A published data set. Sizes are in pixels, None where images differ; `labels` are class names in their order.
+
+    `torchvision` is the name of its class there, `source` what to say where torchvision has none, `label` the column
+    of its classes in Parquet files where it is not called so. `tail`: held-out images are the last ones of the
+    training set, as they always were for this name; other names draw them by class.
+    """
+
+    classes: int
+    channels: int
+    size: int | None
+    train: int
+    test: int
+    labels: tuple[str, ...] = ()
+    torchvision: str = ""
+    source: str = "a folder of its files"
+    label: str = "label"
+    tail: bool = False
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_DIGITS = _names("0 1 2 3 4 5 6 7 8 9")
+
+FACTS: Mapping[str, Facts] = {
+    "digits": Facts(10, 1, 8, 1_437, 360, _DIGITS, tail=True),
+    "cifar10": Facts(
+        10,
+        3,
+        32,
+        50_000,
+        10_000,
+        _names("airplane automobile bird cat deer dog frog horse ship truck"),
+        "CIFAR10",
+        "hf:uoft-cs/cifar10",
+        tail=True,
+    ),
+    "cifar100": Facts(
+        100,
+        3,
+        32,
+        50_000,
+        10_000,
+        _names(
+            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel"
+            " can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur"
+            " dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion"
+            " lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree"
+            " pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea"
+            " seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table"
+            " tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman"
+            " worm"
+        ),
+        "CIFAR100",
+        "hf:uoft-cs/cifar100",
+        "fine_label",
+        tail=True,
+    ),
+    "mnist": Facts(10, 1, 28, 60_000, 10_000, _DIGITS, "MNIST", "hf:ylecun/mnist"),
+    "fashion_mnist": Facts(
+        10,
+        1,
+        28,
+        60_000,
+        10_000,
+        ("T-shirt/top", *_names("Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"), "Ankle boot"),
+        "FashionMNIST",
+        "hf:zalando-datasets/fashion_mnist",
+    ),
+    "svhn": Facts(10, 3, 32, 73_257, 26_032, _DIGITS, "SVHN", "hf:ufldl-stanford/svhn"),
+    "stl10": Facts(
+        10, 3, 96, 5_000, 8_000, _names("airplane bird car cat deer dog horse monkey ship truck"), "STL10"
+    ),
+    "tiny_imagenet": Facts(200, 3, 64, 100_000, 10_000, source="hf:zh-plus/tiny-imagenet"),
+    "imagenette": Facts(10, 3, None, 9_469, 3_925, torchvision="Imagenette", source="hf:frgfm/imagenette"),
+    "imagenet": Facts(1_000, 3, None, 1_281_167, 50_000, source="hf:ILSVRC/imagenet-1k"),
+}
+"""To add a data set: a line here. Names that are not here need `data.source`, and are read as they are found."""
