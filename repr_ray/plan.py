@@ -106,6 +106,8 @@ def plan(experiment: Experiment) -> list[Trial]:
             " raise that, or take fewer seeds or values"
         )
     raw = experiment.model_dump(exclude={"grid", "seeds"}) | {"seeds": [0]}
+    varied = {key.partition(".")[0] for key in shared}
+    raw |= {block: getattr(experiment, block) for block in ("data", "model", "train") if block not in varied}  # valid
     cells = []
     for point in _points(shared):
         for scheme in experiment.schemes:

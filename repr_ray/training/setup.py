@@ -155,19 +155,19 @@ def _refusing(trial: Trial, kind: str) -> Iterator[None]:
 
 def _check_logits(trial: Trial, model: nn.Module) -> None:
     """Raise ConfigError unless a network of the user's gives logits for images of the data set."""
-    dataset = DATASETS[trial.data.name]
+    known = shape_of(trial.data)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"made {type(model).__name__}, expected torch.nn.Module")
-    shape = (2, dataset.channels, dataset.image_size, dataset.image_size)
+    shape = (2, known.channels, known.size, known.size)
     try:
         with torch.no_grad():
             logits = model(torch.zeros(shape))
     except Exception as error:
         raise ConfigError(f"cannot take images {shape}: {first_line(error)}") from None
-    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
+    if not isinstance(logits, Tensor) or logits.shape != (2, known.classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"gives {found} for images {shape}, expected logits {(2, dataset.classes)}: one number a class"
+            f"gives {found} for images {shape}, expected logits {(2, known.classes)}: one number a class"
         )
 
 
@@ -177,9 +177,9 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
         raise ConfigError(
             f"{trial.settings.kind} made {type(scheme).__name__}, expected a subclass of repr_ray.Scheme"
         )
-    dataset = DATASETS[trial.data.name]
-    images = torch.zeros(2, dataset.channels, dataset.image_size, dataset.image_size)
-    loss = scheme.loss(torch.zeros(2, dataset.classes), torch.zeros(2, dtype=torch.long), images)
+    known = shape_of(trial.data)
+    images = torch.zeros(2, known.channels, known.size, known.size)
+    loss = scheme.loss(torch.zeros(2, known.classes), torch.zeros(2, dtype=torch.long), images)
     if not isinstance(loss, Tensor) or loss.dim():
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(f"a loss is one number, summed over the batch; found {found}")
