@@ -128,6 +128,9 @@ def test_it_is_accessible_and_fits(browser: Any, page: Path, width: int, dark: b
     axe = pytest.importorskip("axe_core_python")
     view(browser, page, width, dark)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    wider = "return [...document.querySelectorAll(arguments[0])].filter((e) => e.scrollWidth > e.clientWidth).length"
+    assert browser.execute_script(wider, "figure .scroll") == 0  # no picture is cut or moves sideways
+    assert width < 1280 or browser.execute_script(wider, ".scroll") == 0  # nor a column of a table
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true;")
     browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text())
     found = browser.execute_async_script("const done = arguments[0]; axe.run().then(done)")

@@ -14,6 +14,7 @@ from repr_ray.results import plots, store
 from repr_ray.results.compare import compare
 from repr_ray.results.plots import style
 from repr_ray.results.plots.block import Block
+from repr_ray.results.plots.grid import ablations
 
 Make = Callable[..., Path]
 BASE = [0.70, 0.71, 0.72]
@@ -104,6 +105,16 @@ def test_an_ablation_over_one_field_is_a_line(tmp_path: Path) -> None:
     grid = {f"repr ranking.score={name}": [0.7, 0.71] for name in ("random", "magnitude")}
     results = make_experiment(tmp_path / "grid", {"standard": [0.7, 0.71]} | grid, epochs=8)
     assert "ranking.score" in drawn(tmp_path, results)["ablation-01"].title
+
+
+def test_levels_over_decades_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    grid = {f"repr rate={rate}": [0.7, 0.71] for rate in (0.001, 0.01, 0.1)}
+    results = make_experiment(tmp_path / "grid", {"standard": [0.7, 0.71]} | grid, epochs=8)
+    (tmp_path / "work").mkdir()
+    [(made, _, _)] = ablations(compare(store.gather([results], tmp_path / "work")))
+    [axis] = made.axes
+    assert axis.get_xscale() == "log"
+    assert axis.get_xticks().tolist() == pytest.approx([0.001, 0.01, 0.1])
 
 
 def test_several_blocks_and_the_limit_on_them(tmp_path: Path) -> None:

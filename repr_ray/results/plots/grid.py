@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from repr_ray.results.compare import Comparison, points, records
 from repr_ray.results.plots.style import BLUE, LETTER, Panels, every, plain, short
@@ -53,8 +54,10 @@ def ablations(comparison: Comparison) -> Iterator[tuple[Figure, str, str]]:
 def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
     [field] = fields
     numbers = all(_level(level)[0] == 0 for level in levels[field])
-    # Equal steps where the levels are not numbers, or spread over more than a decade
-    even = not numbers or _level(levels[field][-1])[1] > 12 * abs(_level(levels[field][0])[1])
+    # A logarithmic axis where they spread over more than a decade; equal steps where they are no positive numbers
+    wide = numbers and _level(levels[field][-1])[1] > 12 * abs(_level(levels[field][0])[1])
+    logarithmic = wide and _level(levels[field][0])[1] > 0
+    even = not numbers or (wide and not logarithmic)
     named = every(np.arange(len(levels[field])), _NUMBERS if numbers else len(levels[field])).tolist()
     names = [short(levels[field][place], 14) for place in named]
     longest = max(len(line) for name in names for line in name.split("\n")) * LETTER
@@ -71,6 +74,10 @@ def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
     if measure == "difference":
         axis.axhline(0, color="black", linewidth=0.9)
+    if logarithmic:
+        axis.set_xscale("log")
+        axis.set_xticks([_level(levels[field][place])[1] for place in named], names)
+        axis.xaxis.set_minor_locator(NullLocator())
     if even:
         axis.set_xticks(named, names, rotation=90 if upright else 0)
     axis.set_ylabel(short(what, 34))
