@@ -826,7 +826,7 @@ def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith(os.path.dirname(torch.__file__)) or file == __file__ or "<" in file
+    return file.startswith(os.path.dirname(torch.__file__)) or file == __file__ or "<" in file  # noqa: PTH120 - the method knows no files
 
 
 def _not_silent(site: str) -> str:
