@@ -226,10 +226,15 @@ def kind_of(family: type[Component], kind: Any) -> type[Component]:
     return family.kinds[kind]
 
 
+def is_path(name: str) -> bool:
+    """Whether a name has the form `module:object`."""
+    return re.fullmatch(_PATH, name) is not None
+
+
 def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
     """`module:object` of a component that is not built in. Raises ValueError when there is none."""
     path = name if ":" in name else _installed(family).get(name)
-    if path is None or not re.fullmatch(_PATH, path):
+    if path is None or not is_path(path):
         known = [*(key for key in builtin if ":" not in key), *_installed(family)]
         there = ", ".join(map(repr, known))
         raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from repr_ray.components import Component, Count, Fraction, Natural, Settings
+from repr_ray.components import ByName, Component, Count, Fraction, Natural, Settings, is_path
 from repr_ray.documents import DEEPEST, read_yaml
 from repr_ray.facts import FACTS, NAMED_SOURCES, Facts
 from repr_ray.method.settings import Scheme
@@ -27,6 +27,10 @@ Side = Annotated[int, Field(ge=1, le=4_096)]
 
 class ConfigError(ValueError):
     """Input that cannot be used: one line per error, each naming the field and the way out."""
+
+
+SOURCE = ByName("source", {})
+"""Sources of one's own: functions from `Data` to a `repr_ray.data.source.Source`."""
 
 
 class ChannelStatistics(Settings):
@@ -151,7 +155,7 @@ class Data(Settings):
         description=(
             "`torchvision` (downloaded when missing), `torchvision:CLASS`, `digits`, `hf:OWNER/NAME[@REVISION]`, or a"
             " folder or URL: of Parquet, of one folder a class (below `train`, `val`, `test`, or none), or of"
-            " torchvision's own files"
+            " torchvision's own files; or one of your own, `my_module:name`"
         ),
     )
     image: str | None = Field(default=None, description="the column of images in Parquet, where it is not found")
@@ -215,6 +219,9 @@ class Data(Settings):
             pattern, form = _SOURCE_FORMS[kind]
             if not re.fullmatch(pattern, rest):
                 raise ValueError(f"expected {form}")
+            return source
+        if is_path(source) and not Path(source).exists():
+            SOURCE.get(source)
             return source
         try:
             return str(Path(source).expanduser().resolve())

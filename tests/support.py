@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,15 @@ from repr_ray.plan import Trial, plan
 from repr_ray.runners import local
 
 ROOT = Path(__file__).resolve().parent.parent
+
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def example_override(name: str) -> str:
+    """The override of a config that the first lines of an example name."""
+    [override] = re.findall(r"^`repr-ray launch '(.*)'`$", (ROOT / "examples" / f"{name}.py").read_text(), re.M)
+    return override
+
 
 STANDARD = {"standard": {"kind": "standard"}}
 

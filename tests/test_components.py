@@ -13,12 +13,13 @@ import jsonschema
 import pytest
 import torch
 import yaml
-from support import ROOT, TINY, launch, results_of, rows, write_config
+from support import EXAMPLES, ROOT, TINY, example_override, launch, results_of, rows, write_config
 
 from repr_ray import components, report
 from repr_ray import launch as launch_module
 from repr_ray.components import Component
-from repr_ray.config import ConfigError, Experiment, validate
+from repr_ray.config import ConfigError, Experiment, load, validate
+from repr_ray.data.decoded import load as load_images
 from repr_ray.method.settings import RePrSettings
 from repr_ray.plan import Trial, plan
 from repr_ray.runners import local
@@ -183,6 +184,18 @@ def test_one_of_every_family_trains_together(write: Write, tmp_path: Path) -> No
     assert digests["images"] == {"mine:net", "mine:Slow", "mine:zigzag", "mine:loud", "mine:flat"}
 
 
+def test_the_examples_train_together(write: Write, tmp_path: Path) -> None:
+    """Each with the override that its first lines name; they are short enough to be read at a glance."""
+    for name in EXAMPLES:
+        source = (ROOT / "examples" / f"{name}.py").read_text()
+        assert source.count("\n") <= 30, name
+        write(f"{name}.py", source)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"train": TINY["train"] | {"epochs": 10}}))
+    trials, results = trained(tmp_path / "r", load("tiny.yaml", [example_override(name) for name in EXAMPLES]))
+    assert {name.partition(":")[0] for result in results.values() for name in result["plug_ins"]} == set(EXAMPLES)
+    assert len({result["checksum"] for result in results.values()}) == len(trials) == 4
+
+
 @pytest.mark.parametrize(
     ("model", "attribute"),
     [
@@ -310,6 +323,40 @@ def test_components_of_the_wrong_kind_are_refused_before_training(
         [check(trial) for trial in plan(experiment(**changes))]
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 3", "data.source=own:f: made int, expected repr_ray.data.source.Source"),
+        ("raise KeyError('x')", "data.source=own:f: KeyError: 'x'"),
+        ("return Source(lambda scratch: [])", "data.source=own:f: made list, expected repr_ray.data.source.Splits"),
+        ("return Source(lambda scratch: 1 / 0)", "data.source=own:f: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_source_that_gives_no_images_is_refused(write: Write, body: str, message: str) -> None:
+    write("own.py", f"from repr_ray.data.source import Source\n\ndef f(data):\n    {body}\n")
+    [trial] = plan(experiment(data={"name": "mine", "source": "own:f"}))
+    with pytest.raises(ConfigError) as caught:
+        load_images(trial.data)
+    assert str(caught.value) == message
+    with pytest.raises(ConfigError, match="module own has no g"):
+        experiment(data={"name": "mine", "source": "own:g"})
+    with pytest.raises(ConfigError, match="there is no module nowhere"):
+        experiment(data={"name": "mine", "source": "nowhere:f"})
+
+
+def test_a_source_that_changed_is_read_again(write: Write) -> None:
+    source = (ROOT / "examples" / "negatives.py").read_text()
+    data = {"name": "negatives", "source": "changing:negatives", "validation_images": 100}
+    counts = []
+    for text in (source, source.replace("255 - np", "np")):
+        write("changing.py", text)
+        sys.modules.pop("changing", None)
+        [trial] = plan(experiment(data=data))
+        counts.append(load_images(trial.data).digest)
+        assert trial.plug_ins.keys() == {"changing:negatives"}
+    assert len(set(counts)) == 2
 
 
 HOOKS = {

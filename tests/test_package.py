@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from support import ROOT, TINY, results_of
+from support import EXAMPLES, ROOT, TINY, example_override, results_of
 
 import repr_ray
 from repr_ray.__main__ import main
 from repr_ray.config import ConfigError, load, shipped
-
-EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -35,10 +33,12 @@ def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProc
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The sdist, and the wheel made from it."""
     tree, out = tmp_path_factory.mktemp("tree") / "project", tmp_path_factory.mktemp("dist")
-    ignored = shutil.ignore_patterns(
-        ".venv", ".uv", ".git", "results", "*.egg-info", "__pycache__", ".*_cache", "build"
+    skipped = {".venv", ".uv", ".git", "results", "build", "dist"}
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=lambda folder, names: skipped.intersection(names) if Path(folder) == ROOT else {"__pycache__"},
     )
-    shutil.copytree(ROOT, tree, ignore=ignored)
     done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, cwd=out)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
@@ -76,16 +76,12 @@ def test_a_wheel_works_from_an_empty_folder(installed: Path, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_the_examples_train_from_a_wheel_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """Each with the override that its first lines name."""
-    overrides = []
-    for name in EXAMPLES:
-        source = (ROOT / "examples" / f"{name}.py").read_text()
-        (tmp_path / f"{name}.py").write_text(source)
-        [override] = re.findall(r"^`repr-ray launch '(.*)'`$", source, flags=re.M)
-        overrides.append(override)
-        assert source.count("\n") <= 30, "ten to twenty lines and a docstring"
-    config = TINY | {"train": TINY["train"] | {"epochs": 12}}
+    shutil.copytree(ROOT / "examples", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    overrides = [example_override(name) for name in EXAMPLES]
+    config = TINY | {"train": TINY["train"] | {"epochs": 10}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     done = run(
         *(installed / "repr-ray", "launch", "--runner", "local", "--config", "tiny.yaml", *overrides), cwd=tmp_path
@@ -95,8 +91,6 @@ def test_the_examples_train_from_a_wheel_in_an_empty_folder(installed: Path, tmp
     used = {name.partition(":")[0] for result in results.values() for name in result["plug_ins"]}
     assert used == set(EXAMPLES)
     assert len({result["checksum"] for result in results.values()}) == len(results) == 4
-    page = tmp_path / "results" / "tiny" / "report.html"
-    page.unlink()
     for command in ([installed / "repr-ray", "report"], [installed / "python", "-m", "repr_ray.report"]):
         done = run(*command, "results/tiny", "--format", "md", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -145,16 +139,19 @@ def test_a_config_is_found_by_name_and_a_file_comes_first(tmp_path: Path, monkey
 METHOD_ALONE = """
 import sys
 
-allowed = set(sys.argv[1].split(","))
+finders = list(sys.meta_path)
+allowed = set(sys.argv[1].split(",")) | {"repr_ray"} | sys.stdlib_module_names
 
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed | {"repr_ray"} | sys.stdlib_module_names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Only:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in allowed or top.startswith("_sysconfigdata"):
+            return next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
 
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path[:] = [Only]
 import torch
 from torch import nn
 from repr_ray import RePr

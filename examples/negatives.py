@@ -1,0 +1,23 @@
+"""Images of your own, where no folder of them will do: scikit-learn's digits, white on black.
+
+`repr-ray launch 'data={name: negatives, source: negatives:negatives, validation_images: 200}'`
+"""
+
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from repr_ray.config import Data
+from repr_ray.data.source import ArrayRows, Source, Splits
+
+
+def negatives(data: Data) -> Source:
+    """Decoded images (uint8, n x height x width x channels) and labels; a test set is drawn from them by class."""
+
+    def read(scratch: Path) -> Splits:
+        pixels, labels = load_digits(return_X_y=True)
+        images = 255 - np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        return Splits({"train": ArrayRows(images, labels.astype(np.int64))}, tuple("0123456789"))
+
+    return Source(read)
