@@ -1,11 +1,15 @@
 """Schemes over data sets and networks, against the worked examples of Demsar (JMLR 7, 2006)."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from repr_ray.results.across import Across, across
+from repr_ray.results.plots.across import overview
+from repr_ray.results.plots.style import save, styled
 
 # Table 6 there: AUC of C4.5 with m, cf, both tuned. Two voting results that are printed alike differ in rank there.
 NAMES = ["C4.5", "m", "cf", "m+cf"]
@@ -107,3 +111,15 @@ def test_what_has_gaps_is_left_out() -> None:
     assert len(found.notes) == 2
     assert across(rows, "none") is None
     assert across(rows[rows["scheme"] == "C4.5"], "C4.5") is None
+
+
+def test_pictures_over_data_sets(tmp_path: Path) -> None:
+    with styled():
+        made = {
+            name: save(figure, tmp_path / name, title, alt) for name, figure, title, alt in overview(of(AUC, NAMES))
+        }
+        pair = [name for name, *_ in overview(of([line[:2] for line in AUC], NAMES[:2]))]
+    assert list(made) == ["critical-difference", "differences-map"]
+    assert "m+cf 1.96; m 2.00" in made["critical-difference"].alt
+    assert all(picture.png.stat().st_size > 1000 and picture.svg.exists() for picture in made.values())
+    assert pair == ["differences-map"]  # no Nemenyi for a single scheme

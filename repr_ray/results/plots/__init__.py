@@ -8,6 +8,7 @@
 | `scores.py` | how the filters' scores spread |
 | `overlap.py` | how orthogonal the filters of a layer are over time |
 | `grid.py` | what a grid of schemes shows |
+| `across.py` | mean ranks and differences over data sets and networks |
 
 Each takes a `block.Block` and gives a figure in the manner of `style.py`. Accuracies are percent, epochs that train a
 sub-network have a grey band.
@@ -19,7 +20,9 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from repr_ray.results.across import across
 from repr_ray.results.compare import BLOCK, Comparison
+from repr_ray.results.plots.across import overview
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.curves import apart, together
 from repr_ray.results.plots.differences import differences
@@ -70,6 +73,10 @@ def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30
             save(figure, folder / f"ablation-{place:02d}", title, alt)
             for place, (figure, title, alt) in enumerate(ablations(comparison), 1)
         ]
+        if found := across(comparison.table, comparison.baseline):
+            studies = [
+                save(figure, folder / name, title, alt) for name, figure, title, alt in overview(found)
+            ] + studies
     return studies + [picture for pictures in made for picture in pictures]
 
 

@@ -112,7 +112,7 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
                 image[i, j] = 100 * row[f"{measure}_mean"]
                 sure = "*" if row["verdict"] in ("better", "worse") else ""
                 text = points(image[i, j] / 100, signed) + sure
-                ink = "white" if _luminance(colours(scale(image[i, j]))) < 0.18 else "black"
+                ink = "white" if luminance(colours(scale(image[i, j]))) < 0.18 else "black"
                 axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
         axis.imshow(image, aspect="auto", norm=scale, cmap=colours)
         axis.set_xticks(range(len(levels[across])), [short(x, 8) for x in levels[across]])
@@ -123,7 +123,7 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     return panels.figure
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def luminance(colour: tuple[float, ...]) -> float:
     """WCAG 2 relative luminance; at 0.18 black and white stand out about equally well."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
