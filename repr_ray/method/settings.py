@@ -188,9 +188,9 @@ class SchemeSettings(Component):
         `compact` asks for S2 on a smaller copy of the network.
         """
 
-    def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0) -> Any:
-        """The scheme (repr_ray.Scheme) attached to a model and its optimizer."""
-        return self.build(model, optimizer, epochs=epochs, seed=seed)
+    def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0, example: Any = None) -> Any:
+        """The scheme (repr_ray.Scheme) attached to a model, of which `example` is an input, and its optimizer."""
+        return self.build(model, optimizer, epochs=epochs, seed=seed, example=example)
 
     @property
     def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:

@@ -6,7 +6,6 @@ rule below that says when zero in gives zero out. What has no rule makes a filte
 """
 
 import math
-import os.path
 import sys
 import traceback
 from collections import Counter
@@ -762,7 +761,7 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
     left as it was. Raises CannotTrace when it cannot be run, or when what it does depends on the values of tensors.
     """
     furthest: tuple[int, Exception] = (-1, CannotTrace("it takes no input"))
-    with _left_as_it_was(model):
+    with torch.device("cpu"), _left_as_it_was(model):  # the caller may be making all else on another device
         for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
             trace = Trace(model)
             try:
@@ -826,7 +825,7 @@ def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith(os.path.dirname(torch.__file__)) or file == __file__ or "<" in file  # noqa: PTH120 - the method knows no files
+    return file.startswith(torch.__path__[0]) or file == __file__ or "<" in file
 
 
 def _not_silent(site: str) -> str:

@@ -6,6 +6,7 @@ keyword arguments, and of `classes`, `channels` and `image_size` what it needs. 
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -126,28 +127,132 @@ class Vgg(ModelSettings):
         return f"vgg{self.depth}-bn"
 
 
-class Torchvision(ModelSettings):
-    """A network of torchvision, untrained, made for ImageNet's larger images."""
+class Library(ModelSettings):
+    """A network of a library, made for ImageNet's larger images, with keyword arguments of its own.
+
+    Its weights are random, or those of a file that `torch.save` wrote: a `state_dict`, or a mapping that has one
+    under `state_dict` or `model`. The layer that gives the logits may be for other classes, and is random then.
+    """
+
+    name: str
+    options: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="keyword arguments of the network, as its library documents them"
+    )
+    weights: str | None = Field(default=None, description="a file of weights to start from, on every node")
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, weights: str | None) -> str | None:
+        """Workers have other working directories."""
+        return weights and str(Path(weights).expanduser().resolve())
+
+    @property
+    def label(self) -> str:
+        """The name in tables: torchvision-resnet50, with the options and the file of weights where there are any."""
+        options = [f"{key}={value}" for key, value in self.options.items()]
+        start = [f"from-{Path(self.weights).stem}"] if self.weights else []
+        return re.sub(r"[^\w.=-]+", "-", "-".join([str(self.kind), self.name, *options, *start]))
+
+
+class Torchvision(Library):
+    """A network of torchvision."""
 
     builds: ClassVar[str] = "repr_ray.models.zoo:torchvision"
 
     kind: Literal["torchvision"]
     name: Literal[
+        "alexnet",
+        "convnext_base",
+        "convnext_large",
+        "convnext_small",
+        "convnext_tiny",
+        "densenet121",
+        "densenet161",
+        "densenet169",
+        "densenet201",
+        "efficientnet_b0",
+        "efficientnet_b1",
+        "efficientnet_b2",
+        "efficientnet_b3",
+        "efficientnet_b4",
+        "efficientnet_b5",
+        "efficientnet_b6",
+        "efficientnet_b7",
+        "efficientnet_v2_l",
+        "efficientnet_v2_m",
+        "efficientnet_v2_s",
+        "googlenet",
+        "inception_v3",
+        "maxvit_t",
+        "mnasnet0_5",
+        "mnasnet0_75",
+        "mnasnet1_0",
+        "mnasnet1_3",
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+        "mobilenet_v3_small",
+        "regnet_x_16gf",
+        "regnet_x_1_6gf",
+        "regnet_x_32gf",
+        "regnet_x_3_2gf",
+        "regnet_x_400mf",
+        "regnet_x_800mf",
+        "regnet_x_8gf",
+        "regnet_y_128gf",
+        "regnet_y_16gf",
+        "regnet_y_1_6gf",
+        "regnet_y_32gf",
+        "regnet_y_3_2gf",
+        "regnet_y_400mf",
+        "regnet_y_800mf",
+        "regnet_y_8gf",
+        "resnet101",
+        "resnet152",
         "resnet18",
         "resnet34",
         "resnet50",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
         "resnext50_32x4d",
+        "shufflenet_v2_x0_5",
+        "shufflenet_v2_x1_0",
+        "shufflenet_v2_x1_5",
+        "shufflenet_v2_x2_0",
+        "squeezenet1_0",
+        "squeezenet1_1",
+        "swin_b",
+        "swin_s",
+        "swin_t",
+        "swin_v2_b",
+        "swin_v2_s",
+        "swin_v2_t",
+        "vgg11",
         "vgg11_bn",
+        "vgg13",
+        "vgg13_bn",
         "vgg16",
         "vgg16_bn",
-        "densenet121",
-        "mobilenet_v2",
+        "vgg19",
+        "vgg19_bn",
+        "vit_b_16",
+        "vit_b_32",
+        "vit_h_14",
+        "vit_l_16",
+        "vit_l_32",
+        "wide_resnet101_2",
+        "wide_resnet50_2",
     ] = Field(description="the network's name in torchvision.models")
 
-    @property
-    def label(self) -> str:
-        """The name in tables: torchvision-resnet50."""
-        return f"torchvision-{self.name}"
+
+class Timm(Library):
+    """A network of timm, which the optional extra `repr-ray[timm]` installs."""
+
+    builds: ClassVar[str] = "repr_ray.models.zoo:timm"
+
+    kind: Literal["timm"]
+    name: Annotated[str, Field(pattern=r"^[\w.]+$", max_length=200)] = Field(
+        description="the network's name in timm.list_models()"
+    )
 
 
 Model = Annotated[ModelSettings, ByKind()]

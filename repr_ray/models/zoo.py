@@ -1,13 +1,113 @@
-"""Networks of torchvision, untrained."""
+"""Networks of torchvision and timm, untrained or from a file of weights."""
 
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
 from torch import nn
 
 
-def torchvision(*, name: str, classes: int, channels: int, image_size: int) -> nn.Module:
-    """torchvision.models.NAME. Raises ValueError for images that do not have three channels."""
-    from torchvision.models import get_model
+def torchvision(
+    *, name: str, options: Mapping[str, Any], weights: str | None, classes: int, channels: int, image_size: int
+) -> nn.Module:
+    """torchvision.models.NAME(**options).
+
+    Raises ValueError for images of other than three channels, and for options that the network does not take.
+    """
+    from torchvision.models import get_model, get_model_builder
 
     if channels != 3:
         raise ValueError(f"model: torchvision's {name} takes images of 3 channels, not {channels}")
-    model: nn.Module = get_model(name, weights=None, num_classes=classes)
+    _refuse_given(options, "weights", "num_classes")
+    model = _made(name, get_model_builder(name), get_model, options, num_classes=classes, weights=None)
+    return _started(model, weights, classes)
+
+
+def timm(
+    *, name: str, options: Mapping[str, Any], weights: str | None, classes: int, channels: int, image_size: int
+) -> nn.Module:
+    """timm.create_model(NAME, **options).
+
+    Raises ValueError where timm is missing, has no such network, or the network takes no such option.
+    """
+    try:
+        library = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model.kind=timm: {error}; pip install 'repr-ray[timm]'") from None
+    if not library.is_model(name):
+        near = difflib.get_close_matches(name, library.list_models(), n=1)
+        raise ValueError(
+            f"model.name={name}: timm has no such network" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    _refuse_given(options, "pretrained", "num_classes", "in_chans", "checkpoint_path", "pretrained_cfg")
+    given = {"num_classes": classes, "in_chans": channels, "pretrained": False}
+    return _started(_made(name, None, library.create_model, options, **given), weights, classes)
+
+
+def _refuse_given(options: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if name in options:
+            raise ValueError(f"model.options.{name}: it is set by the images and by model.weights; leave it away")
+
+
+def _made(
+    name: str,
+    builder: Callable[..., Any] | None,
+    make: Callable[..., nn.Module],
+    options: Mapping[str, Any],
+    **given: Any,
+) -> nn.Module:
+    """The network. Raises ValueError for options that it does not take."""
+    taken = inspect.signature(builder).parameters if builder else {}
+    if taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        for option in options:
+            if option not in taken:
+                raise ValueError(f"model.options.{option}: {name} takes {', '.join(taken)}")
+    try:
+        try:
+            return make(name, **given, **options)
+        except NotImplementedError:  # it computes with tensors while it is made: not on a device without data
+            device = torch.get_default_device()
+            with torch.device("cpu"):
+                return make(name, **given, **options).to(device)
+    except Exception as error:
+        if not options:
+            raise
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"model.options: {name}: {what}") from error
+
+
+def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
+    """The network with the weights of a file, read without running what is in it.
+
+    Raises ValueError for a file that cannot be read, or that has other weights than the network.
+    """
+    if file is None:
+        return model
+    try:
+        saved: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"model.weights={file}: cannot be read as weights: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
+            saved = saved[key]
+    if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
+        raise ValueError(f"model.weights={file}: no mapping of names to tensors, as state_dict() gives it")
+    own = model.state_dict()
+    missing, unknown = own.keys() - saved.keys(), saved.keys() - own.keys()
+    for what, names in (("lacks", missing), ("has what the network has not:", unknown)):
+        if names := {name for name in names if not name.endswith("num_batches_tracked")}:
+            raise ValueError(f"model.weights={file}: {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)")
+    other = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+    head = [name for name in other if len(own[name]) == classes and own[name].shape[1:] == saved[name].shape[1:]]
+    if odd := sorted(set(other) - set(head)):
+        shapes = f"{tuple(saved[odd[0]].shape)} in the file, {tuple(own[odd[0]].shape)} in the network"
+        raise ValueError(f"model.weights={file}: {odd[0]} is {shapes}; check model.name and model.options")
+    if next(iter(own.values())).is_meta:
+        return model
+    model.load_state_dict({name: value for name, value in saved.items() if name not in head}, strict=False)
     return model

@@ -70,7 +70,8 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
     model = build_model(trial).to(device).to(memory_format=torch.channels_last)
     optimizer = trial.train.optimizer.optimizer(model.parameters())
-    scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, derive_seed(trial.seed, "scheme"))
+    seed = derive_seed(trial.seed, "scheme")
+    scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, seed, example_of(trial))
     decoded = load(trial.data, seed=derive_seed(trial.seed, "data"))
     return Setup(
         trial=trial,
@@ -112,6 +113,12 @@ def build_model(trial: Trial) -> nn.Module:
     return network
 
 
+def example_of(trial: Trial) -> Tensor:
+    """Two images in the shape of the trial's, without data."""
+    images = shape_of(trial.data)
+    return torch.empty(2, images.channels, images.size, images.size, device="meta")
+
+
 def check(trial: Trial) -> Mapping[str, str]:
     """Build the trial's network and scheme without data, and without memory unless it has plug-ins.
 
@@ -133,7 +140,7 @@ def check(trial: Trial) -> Mapping[str, str]:
             if not 0 <= rate < math.inf:
                 raise ConfigError(f"{rate} is no learning rate")
         with _refusing(trial, trial.settings.kind):
-            scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs)
+            scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
             if trial.settings.kind in trial.plug_ins:
                 _check_loss(trial, scheme)
     return scheme.left_out

@@ -1,0 +1,130 @@
+"""How many filters of other people's networks can be dropped, and why the others cannot.
+
+python -m benchmarks.coverage [torchvision] [timm] [--every N] [--names NAME ...]: every network of a library that has
+convolutions beside the one that cuts an image into patches, its weights on the meta device, nothing downloaded.
+Written to benchmarks/results/coverage_LIBRARY.md. `timm` is the optional extra `repr-ray[timm]`.
+"""
+
+import argparse
+import importlib
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.tables import CPU, write
+from repr_ray.method.filters import map_filters
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What of one network can be dropped; `refused` says why nothing can."""
+
+    name: str
+    dense: int
+    droppable: int
+    reasons: Counter[str]
+    refused: str
+    seconds: float
+
+
+def main() -> None:
+    """Follow the networks and write a table a library."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("libraries", nargs="*", default=["torchvision"])
+    parser.add_argument("--every", type=int, default=1, help="only every n-th network")
+    parser.add_argument("--names", nargs="*", help="only these")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for library in args.libraries:
+        every = []
+        for name in (args.names or networks(library))[:: args.every]:
+            model = make(library, name)
+            if is_convolutional(model):
+                every.append(reach(name, model))
+                print(row(every[-1]), flush=True)
+        if not args.names:
+            title = f"Filters of {library}'s networks that can be dropped"
+            write(f"coverage_{library}", title, table(every), CPU, 1)
+
+
+def networks(library: str) -> list[str]:
+    """The classifiers of a library, without those made for quantised arithmetic."""
+    if library == "torchvision":
+        from torchvision import models
+
+        return models.list_models(module=models)
+    names: list[str] = importlib.import_module("timm").list_models()
+    return [name for name in names if not name.startswith("test_")]
+
+
+def make(library: str, name: str) -> nn.Module:
+    """A network without weights."""
+    try:
+        with torch.device("meta"):
+            return build(library, name)
+    except NotImplementedError:  # it computes with tensors while it is made
+        return build(library, name)
+
+
+def build(library: str, name: str) -> nn.Module:
+    """A network of a library, untrained."""
+    if library == "torchvision":
+        from torchvision.models import get_model
+
+        return get_model(name, weights=None)
+    return importlib.import_module("timm").create_model(name, pretrained=False)
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether it has more than the few convolutions that make patches of an image, or stand before attention."""
+    convs = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    mixers = sum("attention" in type(module).__name__.lower() for module in model.modules())
+    return convs > max(5, 2 * mixers)
+
+
+def reach(name: str, model: nn.Module) -> Reached:
+    """Follow one network."""
+    dense = {n: m.out_channels for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
+    start = time.perf_counter()
+    try:
+        found = map_filters(model)
+    except ValueError as error:
+        return Reached(name, sum(dense.values()), 0, Counter(), str(error), time.perf_counter() - start)
+    reasons: Counter[str] = Counter()
+    for layer, reason in found.left_out.items():
+        if layer in dense:
+            kind = reason.partition("reaches ")[2].partition(",")[0].rpartition(".")[2]
+            reasons[f"reaches {kind}" if kind else reason] += dense[layer]
+    droppable = sum(layer.filters for layer in found.layers)
+    return Reached(name, sum(dense.values()), droppable, reasons, "", time.perf_counter() - start)
+
+
+def row(of: Reached) -> str:
+    """One line of the table."""
+    why = of.refused or "; ".join(f"{reason} ({count})" for reason, count in of.reasons.most_common(3))
+    share = of.droppable / of.dense if of.dense else 0
+    attaches = "no" if of.refused else "yes"
+    return f"| {of.name} | {attaches} | {of.droppable} of {of.dense} | {share:.0%} | {why} | {of.seconds:.1f} |"
+
+
+def table(every: list[Reached]) -> list[str]:
+    """Totals, and a line for each network."""
+    attached = [of for of in every if not of.refused]
+    half = sum(2 * of.droppable >= of.dense for of in attached)
+    return [
+        f"{len(attached)} of {len(every)} convolutional networks attach, {half} with at least half of their dense"
+        " filters (those of grouped and depthwise convolutions do not count).",
+        "",
+        "| network | attaches | dense filters reached | share | why the others are left out (filters) | seconds |",
+        "|:---|:---|---:|---:|:---|---:|",
+        *map(row, every),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Networks made at random, and families of torchvision and timm: whatever a dropped filter holds, nothing changes."""
+
+import importlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import assert_silent, tensors
+from torch import Tensor, nn
+
+from repr_ray.method.compact import SubNetwork
+from repr_ray.method.filters import FilterMap, map_filters
+from repr_ray.method.masks import Masks
+
+OPERATIONS = (
+    "conv",
+    "bias",
+    "strided",
+    "grouped",
+    "depthwise",
+    "multiplied",
+    "norm",
+    "gated",
+    "self_gated",
+    "squeeze",
+    "shuffle",
+    "split",
+    "permute",
+    "concatenate",
+    "residual",
+    "pad",
+    "pool",
+    "upsample",
+    "prelu",
+    "swish",
+    "sigmoid",
+    "tanh",
+    "group_norm",
+    "layer_norm",
+    "gather",
+    "roll",
+    "flip",
+    "inplace_add",
+    "dropout",
+    "unnormed_channels",
+    "maximum",
+    "linear_channels",
+)
+
+
+class Anything(nn.Module):
+    """A network that does a list of operations one after the other; every map has a multiple of four channels."""
+
+    def __init__(self, operations: list[str], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.operations = operations
+        self.parts = nn.ModuleDict()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        channels = 8
+        for i, operation in enumerate(operations):
+            made = self.make(operation, channels)
+            if made is not None:
+                self.parts[str(i)] = made
+            channels = {"concatenate": channels + 4, "multiplied": 2 * channels, "split": channels // 2 * 2}.get(
+                operation, channels
+            )
+            if operation in ("conv", "bias"):
+                channels = 12
+        self.last = nn.Conv2d(channels, 8, 1)
+        self.linear = nn.Linear(8, 3)
+
+    def make(self, operation: str, c: int) -> nn.Module | None:
+        return {
+            "conv": lambda: nn.Conv2d(c, 12, 3, padding=1, bias=False),
+            "bias": lambda: nn.Conv2d(c, 12, 1),
+            "strided": lambda: nn.Conv2d(c, c, 3, padding=1, stride=1),
+            "grouped": lambda: nn.Conv2d(c, c, 3, padding=1, groups=2),
+            "depthwise": lambda: nn.Conv2d(c, c, 3, padding=1, groups=c),
+            "multiplied": lambda: nn.Conv2d(c, 2 * c, 3, padding=1, groups=c),
+            "norm": lambda: nn.BatchNorm2d(c),
+            "gated": lambda: nn.Conv2d(c, c, 1),
+            "squeeze": lambda: nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1), nn.Sigmoid()),
+            "split": lambda: nn.Conv2d(c // 2, c // 2, 3, padding=1),
+            "concatenate": lambda: nn.Conv2d(c, 4, 3, padding=1),
+            "residual": lambda: nn.Conv2d(c, c, 3, padding=1),
+            "prelu": lambda: nn.PReLU(c),
+            "group_norm": lambda: nn.GroupNorm(2, c),
+            "layer_norm": lambda: nn.LayerNorm(c),
+            "dropout": lambda: nn.Dropout2d(0.0),
+            "linear_channels": lambda: nn.Linear(c, c),
+            "unnormed_channels": lambda: nn.BatchNorm2d(c, affine=False),
+        }.get(operation, lambda: None)()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        for i, operation in enumerate(self.operations):
+            x = self.apply_one(operation, self.parts[str(i)] if str(i) in self.parts else nn.Identity(), x)
+        return self.linear(F.relu(self.last(x)).mean((2, 3)))
+
+    def apply_one(self, operation: str, part: nn.Module, x: Tensor) -> Tensor:
+        c = x.shape[1]
+        match operation:
+            case "gated":
+                return x * torch.tanh(part(x))
+            case "self_gated":
+                return x * torch.sigmoid(x)
+            case "squeeze":
+                return x * part(x.mean((2, 3), keepdim=True))
+            case "shuffle":
+                return x.view(len(x), 2, c // 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+            case "split":
+                kept, changed = x.chunk(2, 1)
+                return torch.cat([kept, F.relu(part(changed))], 1)
+            case "permute" | "layer_norm" | "linear_channels":
+                return part(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            case "concatenate":
+                return torch.cat([part(x), x], 1)
+            case "residual":
+                return F.relu(x + part(x))
+            case "inplace_add":
+                y = F.relu(x) * 2
+                y[:, : c // 2] += x[:, c // 2 :]
+                return y
+            case "pad":
+                return F.pad(x, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]
+            case "pool":
+                return F.max_pool2d(x, 3, 1, 1) + F.avg_pool2d(x, 3, 1, 1)
+            case "upsample":
+                return F.avg_pool2d(F.interpolate(x, scale_factor=2.0), 2)
+            case "swish":
+                return F.silu(x)
+            case "sigmoid":
+                return torch.sigmoid(x)
+            case "tanh":
+                return torch.tanh(x)
+            case "gather":
+                return x[:, torch.arange(c).flip(0)]
+            case "roll":
+                return x.roll(1, 1)
+            case "flip":
+                return x.flip(1)
+            case "maximum":
+                return torch.maximum(x, x.flip(1))
+        return part(x)
+
+
+def unsettled(model: nn.Module) -> nn.Module:
+    """Norms and statistics as after training, and no randomness in the forward pass."""
+    g = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        for name, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.2), ("running_var", 0.5)):
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor) and tensor.dim() == 1:
+                tensor.data.copy_(torch.rand(tensor.shape, generator=g) + low)
+        if isinstance(getattr(module, "p", None), float):
+            module.p = 0.0
+        if isinstance(getattr(module, "drop_prob", None), float):
+            module.drop_prob = 0.0
+    return model
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The first output, for networks with several in training mode."""
+    out = model(images)
+    return out if isinstance(out, Tensor) else out[0] if isinstance(out, tuple) else next(iter(out.values()))
+
+
+def assert_safe(model: nn.Module, found: FilterMap, images: Tensor) -> None:
+    """Drop in every layer, perturb all that belongs to the dropped, bring back, train a step."""
+    g, own = torch.Generator().manual_seed(1), tensors(model)
+    masks = Masks(model, found)
+    dropped = {layer.name: torch.rand(layer.filters, generator=g) < 0.4 for layer in found.layers}
+    masks.set(dropped)
+    before = {name: tensor.detach().clone() for name, tensor in own.items()}
+    with torch.no_grad():
+        for training in (False, True):
+            model.train(training)
+            masks.apply()
+            assert_silent(model, masks)
+            torch.manual_seed(0)
+            expected = logits(model, images)
+            for layer in found.layers:
+                for part in layer.parts:
+                    mask = part.mask(own[part.tensor].shape, dropped[layer.name])
+                    noise = torch.rand(own[part.tensor].shape, generator=g) + 0.1
+                    own[part.tensor].copy_(torch.where(mask, noise.to(own[part.tensor]), own[part.tensor]))
+            masks.apply()
+            torch.manual_seed(0)
+            # a statistic of BatchNorm moves in the forward pass, but in training it is not read
+            assert torch.equal(logits(model, images), expected), training
+            for name, tensor in own.items():
+                tensor.copy_(before[name])
+    masks.set({})
+    labels = torch.zeros(len(images), dtype=torch.long)
+    outputs = model(images)
+    sum(F.cross_entropy(one, labels) for one in ([outputs] if isinstance(outputs, Tensor) else outputs)).backward()
+    for layer in found.layers:
+        gradient = own[layer.kernel].grad
+        assert gradient is not None and gradient.isfinite().all()
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=6), st.integers(0, 2**16))
+def test_networks_made_at_random(operations: list[str], seed: int) -> None:
+    model = unsettled(Anything(operations, seed))
+    images = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+    try:
+        found = map_filters(model, images)
+    except ValueError as error:
+        assert "can be dropped from" in str(error)
+        return
+    convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert {layer.name for layer in found.layers} | set(found.left_out) == set(convs)
+    assert_safe(model, found, images)
+    model.zero_grad()
+    assert_compact(model, found, images)
+
+
+def assert_compact(model: nn.Module, found: FilterMap, images: Tensor) -> None:
+    """The smaller network computes what the masked one computes, or is refused by name."""
+    model = model.double().eval()
+    masks, g = Masks(model, found), torch.Generator().manual_seed(2)
+    dropped = {layer.name: torch.rand(layer.filters, generator=g) < 0.4 for layer in found.layers}
+    for mask in dropped.values():
+        mask[0] = False
+    masks.set(dropped)
+    masks.apply()
+    found = FilterMap(found.layers, found.left_out, (images.double(),))
+    masks.filter_map = found
+    try:
+        sub = SubNetwork(model, torch.optim.SGD(model.parameters(), 0.1), masks)
+    except ValueError as error:
+        assert "compact sub-network: " in str(error)
+        return
+    torch.testing.assert_close(sub.model.eval()(images.double()), model(images.double()), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in itertools.pairwise(sorted(OPERATIONS))])
+def test_neighbours(pair: tuple[str, str]) -> None:
+    """Every operation at least twice, whatever the random ones were."""
+    test_networks_made_at_random.hypothesis.inner_test(list(pair), 3)
+
+
+SMALL = {
+    "torchvision": "shufflenet_v2_x0_5 mobilenet_v3_small squeezenet1_1 mnasnet0_5 googlenet regnet_y_400mf"
+    " efficientnet_b0 convnext_tiny inception_v3",
+    "timm": "lcnet_050 ghostnet_100 tf_mobilenetv3_small_minimal_100 repvgg_a0 hardcorenas_a",
+}
+
+
+@pytest.mark.parametrize(
+    "library, name",
+    [
+        pytest.param(library, name, marks=[] if i == 0 else [pytest.mark.slow])
+        for library in SMALL
+        for i, name in enumerate(SMALL[library].split())
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_small_networks_of_libraries(library: str, name: str) -> None:
+    package = pytest.importorskip("timm" if library == "timm" else "torchvision.models")
+    torch.manual_seed(0)
+    make = package.create_model if library == "timm" else importlib.import_module("torchvision.models").get_model
+    model = unsettled(make(name, num_classes=4))
+    side = 96 if name == "inception_v3" else 64
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    found = map_filters(model, images)
+    dense = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
+    assert 2 * sum(layer.filters for layer in found.layers) >= dense
+    assert_safe(model, found, images)
+    model.zero_grad()
+    assert_compact(model, found, images)
