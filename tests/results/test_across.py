@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from repr_ray.results.across import Across, across
-from repr_ray.results.plots.across import overview
+from repr_ray.results.plots.datasets import overview
 from repr_ray.results.plots.style import save, styled
 
 # Table 6 there: AUC of C4.5 with m, cf, both tuned. Two voting results that are printed alike differ in rank there.

@@ -8,7 +8,7 @@
 | `scores.py` | how the filters' scores spread |
 | `overlap.py` | how orthogonal the filters of a layer are over time |
 | `grid.py` | what a grid of schemes shows |
-| `across.py` | mean ranks and differences over data sets and networks |
+| `datasets.py` | mean ranks and differences over data sets and networks |
 
 Each takes a `block.Block` and gives a figure in the manner of `style.py`. Accuracies are percent, epochs that train a
 sub-network have a grey band.
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from repr_ray.results.across import across
 from repr_ray.results.compare import BLOCK, Comparison
-from repr_ray.results.plots.across import overview
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.curves import apart, together
+from repr_ray.results.plots.datasets import overview
 from repr_ray.results.plots.differences import differences
 from repr_ray.results.plots.filters import filters
 from repr_ray.results.plots.grid import ablations
