@@ -77,8 +77,8 @@ def train(
 
         monkeypatch.setattr(local, "run", runner)
         monkeypatch.setattr(launch, "_report", say_answers)
-        monkeypatch.setattr(launch, "_check", lambda console, trials: None)
-        monkeypatch.setattr(launch, "_load", lambda console, data: dict.fromkeys(data, "c0ffee"))
+        monkeypatch.setattr(launch, "_check", lambda *_: None)
+        monkeypatch.setattr(launch, "_load", lambda _, data: dict.fromkeys(data, "c0ffee"))
         results = config.parent / "results"
         status = launch.main(["--config", str(config), "--results", str(results), "--runner", "local", *more])
         captured = capsys.readouterr()
