@@ -1,0 +1,138 @@
+"""Tuning before the comparison: every scheme is tried at as many points of its search space as every other.
+
+A point is a full-length trial of its own seeds, which the comparison never uses; the point with the highest
+validation accuracy is chosen for a scheme. Points depend on the experiment and on what earlier points gave, never on
+the runner or the order in which trials end, so that a launch that resumes asks for the same trials.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from repr_ray.components import Count, Settings
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Pair = tuple[float, float]
+Point = dict[str, Any]
+"""The values of dotted fields, as in `key=value`."""
+
+
+class Range(Settings):
+    """The values that a field is tuned over: one of a uniform or log-uniform range, whole numbers, or a choice."""
+
+    uniform: Pair | None = None
+    log_uniform: Pair | None = None
+    integer: tuple[int, int] | None = Field(default=None, description="whole numbers, both ends included")
+    choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Range":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"one of {', '.join(type(self).model_fields)}, for example {{log_uniform: [0.001, 0.1]}}")
+        if given[0] != "choice":
+            low, high = getattr(self, given[0])
+            if not low < high:
+                raise ValueError(f"{given[0]}: the first number is the smaller one")
+            if given[0] == "log_uniform" and low <= 0:
+                raise ValueError("log_uniform: numbers above 0")
+        return self
+
+    def at(self, share: float) -> Any:
+        """The value at a share of the range, from 0 (included) to 1 (excluded)."""
+        if self.choice is not None:
+            return self.choice[int(share * len(self.choice))]
+        if self.integer is not None:
+            low, high = self.integer
+            return low + int(share * (high - low + 1))
+        if self.log_uniform is not None:
+            low, high = self.log_uniform
+            return float(f"{low * (high / low) ** share:.4g}")
+        assert self.uniform is not None
+        low, high = self.uniform
+        return float(f"{low + share * (high - low):.4g}")
+
+
+class Tuning(Settings):
+    """What is tuned, the same number of full-length trials for every scheme, and how points are chosen.
+
+    `space` has the dotted fields that all schemes are tuned over (of `train`, `model` or `data`), `schemes` those of
+    a scheme's own, by its name. `budget` points are tried for each scheme, each with all `seeds`, which must not be
+    seeds of the comparison. The searcher is `quasi_random` (a scrambled Sobol sequence) or `optuna`, whose points
+    depend on earlier ones, `together` at a time.
+    """
+
+    space: dict[str, Range] = Field(default_factory=dict)
+    schemes: dict[str, dict[str, Range]] = Field(default_factory=dict)
+    budget: Annotated[int, Field(ge=2, le=10_000)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1_000_000,)
+    searcher: Literal["quasi_random", "optuna"] = "quasi_random"
+    together: Count = 4
+
+    def of(self, scheme: str) -> dict[str, Range]:
+        """The search space of a scheme by dotted field."""
+        own = {f"schemes.{scheme}.{field}": values for field, values in self.schemes.get(scheme, {}).items()}
+        return self.space | own
+
+    def points(self, scheme: str, accuracies: Sequence[float | None]) -> list[Point]:
+        """The points of a scheme that are known so far, `budget` in the end.
+
+        `accuracies` are those of the first points, in their order: validation accuracy in [0, 1], a mean over seeds,
+        and None for one that has not ended.
+        """
+        space = self.of(scheme)
+        if not space:
+            return [{}]  # nothing to tune: a single point stands for all
+        return self._quasi_random(space) if self.searcher == "quasi_random" else self._optuna(space, accuracies)
+
+    def _quasi_random(self, space: Mapping[str, Range]) -> list[Point]:
+        from scipy.stats import qmc
+
+        sobol = qmc.Sobol(len(space), rng=0)
+        shares = sobol.random_base2((self.budget - 1).bit_length())[: self.budget]
+        return [
+            {field: values.at(float(share)) for (field, values), share in zip(space.items(), row, strict=True)}
+            for row in shares
+        ]
+
+    def _optuna(self, space: Mapping[str, Range], accuracies: Sequence[float | None]) -> list[Point]:
+        """Asked `together` at a time, so that what is known does not depend on which trial ended first."""
+        from ray import tune
+        from ray.tune.search.optuna import OptunaSearch
+
+        search = OptunaSearch(
+            space={field: _for_tune(values, tune) for field, values in space.items()},
+            metric="accuracy",
+            mode="max",
+            seed=0,
+        )
+        points: list[Point] = []
+        while len(points) < self.budget:
+            batch = range(len(points), min(len(points) + self.together, self.budget))
+            points += [dict(search.suggest(str(number))) for number in batch]
+            known = list(accuracies[batch.start : batch.stop])
+            if len(known) < len(batch) or None in known:
+                break
+            for number, accuracy in zip(batch, known, strict=True):
+                search.on_trial_complete(str(number), {"accuracy": accuracy})
+        return points
+
+
+def best(points: Sequence[Point], accuracies: Sequence[float | None]) -> Point:
+    """The point with the highest validation accuracy, the first of equals. Raises ValueError when one is missing."""
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    if len(known) < len(points):
+        raise ValueError(f"{len(points) - len(known)} of {len(points)} points have not been tried")
+    return points[known.index(max(known))]
+
+
+def _for_tune(values: Range, tune: Any) -> Any:
+    if values.choice is not None:
+        return tune.choice(list(values.choice))
+    if values.integer is not None:
+        return tune.randint(values.integer[0], values.integer[1] + 1)
+    if values.log_uniform is not None:
+        return tune.loguniform(*values.log_uniform)
+    assert values.uniform is not None
+    return tune.uniform(*values.uniform)
