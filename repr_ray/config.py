@@ -17,6 +17,7 @@ from repr_ray.method.settings import Scheme
 from repr_ray.models.settings import ConvNet, Model
 from repr_ray.optim.optimizers import Optimizer, Sgd
 from repr_ray.optim.rates import Constant, Rate
+from repr_ray.tuning import Tuning
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -396,6 +397,9 @@ class Experiment(Settings):
             "32]`"
         ),
     )
+    tuning: Tuning | None = Field(
+        default=None, description="settings that are chosen for every scheme, by validation, before the comparison"
+    )
     baseline: str = Field(default="standard", description="the scheme that the others are compared with")
     resources: Resources = Field(default=Resources(), description="where and how a trial runs")
     most_trials: Count = Field(
@@ -419,6 +423,8 @@ class Experiment(Settings):
                 f"seeds: looks compare schemes with the baseline {self.baseline!r}; have it and another in schemes,"
                 " or give a list of seeds"
             )
+        if self.tuning:
+            self._check_tuning(self.tuning)
         for name, scheme in self.schemes.items():
             if not name or not name.isprintable():
                 raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
@@ -438,6 +444,20 @@ class Experiment(Settings):
                 f"{r.workers}: give each worker at least one image"
             )
         return self
+
+    def _check_tuning(self, tuning: Tuning) -> None:
+        """Tuning chooses by validation images, with seeds of its own, for schemes that there are."""
+        if not self.data.validation_images:
+            raise ValueError("tuning: settings are chosen by validation accuracy; set data.validation_images")
+        if both := sorted(set(tuning.seeds) & set(self.every_seed)):
+            raise ValueError(f"tuning.seeds: {both[0]} is a seed of the comparison too; choose others")
+        if unknown := [name for name in tuning.schemes if name not in self.schemes]:
+            raise ValueError(f"tuning.schemes: no scheme {unknown[0]!r}; there are {', '.join(self.schemes)}")
+        for field in tuning.space:
+            if field.partition(".")[0] not in ("data", "model", "train"):
+                raise ValueError(f"tuning.space: {field}: fields of data, model and train; others in tuning.schemes")
+        if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.grid]:
+            raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:

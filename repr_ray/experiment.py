@@ -249,7 +249,7 @@ def refuse_other_plug_ins(folder: Path, trials: Iterable[Trial]) -> None:
 
 
 def _flat(experiment: Experiment) -> dict[tuple[str, ...], Any]:
-    raw = experiment.model_dump(mode="json", include={"data", "model", "train", "schemes"})
+    raw = experiment.model_dump(mode="json", include={"data", "model", "train", "schemes", "tuning"})
     del raw["data"]["source"], raw["data"]["partial"]
     return dict(_leaves(raw, ()))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repr_ray import estimate, looks
+from repr_ray import estimate, stages
 from repr_ray.config import ConfigError, Data, load
 from repr_ray.data.shape import shape_is_known, shape_of
 from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
@@ -67,8 +67,9 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
     where = shown(location)
     if args.dry_run:
         _show_data(console, every)
-        _show_plan(console, every, where)
-        if said := looks.bounds_line(experiment, every):
+        shown_trials = every if experiment.tuning is None else stages.called_for(experiment, Path("none"))
+        _show_plan(console, shown_trials, where)
+        if said := stages.stages_line(experiment, every):
             console.print(said, soft_wrap=True)
         _show_cost(console, every, location, [a for a in arguments if a != "--dry-run"])
         return 0
@@ -78,9 +79,9 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         merged = merge(storage.path, experiment, storage)
         moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
-        trials = looks.called_for(experiment, every, storage.path)
+        trials = stages.called_for(experiment, storage.path)
         folders = [TrialFolder(storage.path, trial) for trial in trials]
-        pending = [folder.trial for folder in folders if not folder.done]
+        pending = [folder.trial for folder in folders if not stages.ended(folder)]
         for folder in folders:
             if broken := folder.broken:
                 console.print(f"{shown(folder.path)}: {broken}: it runs again", style="yellow", soft_wrap=True)
@@ -89,7 +90,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         digests = {}
         if pending or moved:
             everything = plan(merged)
-            digests = _load(console, {trial.data for trial in everything})
+            digests = _load(console, {trial.data for trial in [*everything, *trials]})
             refuse_other_data(storage.path, everything, digests)
         if pending:
             disk, enough = estimate.disk_line(pending, location)
@@ -104,14 +105,17 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             while pending:
                 _run(console, trials, pending, digests, storage, args.runner, command)
                 tried |= {trial.name for trial in pending}
-                trials = looks.called_for(experiment, every, storage.path)
+                trials = stages.called_for(experiment, storage.path)
                 folders = [TrialFolder(storage.path, trial) for trial in trials]
-                pending = [folder.trial for folder in folders if not folder.done and folder.trial.name not in tried]
+                ended = {folder.trial.name for folder in folders if stages.ended(folder)}
+                pending = [trial for trial in trials if trial.name not in tried | ended]
                 if pending:
-                    console.print(f"not decided yet: {len(pending)} more trials to run", soft_wrap=True)
+                    console.print(
+                        f"{stages.why(experiment, pending)}: {len(pending)} more trials to run", soft_wrap=True
+                    )
             _report(console, storage, args.mlflow)
             _first_failure(console, folders)
-        return 0 if all(folder.done for folder in folders) else 1
+        return 0 if all(map(stages.ended, folders)) else 1
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -285,7 +289,7 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
     """The last line of a log: what went wrong first."""
-    failed = {folder.path / "error.json": folder for folder in folders if folder.failed and not folder.done}
+    failed = {folder.path / "error.json": folder for folder in folders if folder.failed and not stages.ended(folder)}
     if failed:
         first = min(failed, key=lambda path: path.stat().st_mtime)
         told = f"failed: {len(failed)} of {len(folders)} trials, the first with {failed[first].message}"

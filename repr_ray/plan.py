@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ LONGEST = 100
 class Trial:
     """One training run. `scheme` and `variant` are the labels in tables, the rest is resolved settings.
 
-    `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others.
+    `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others. `stage` is
+    `tuning` for a trial that tries a point of the search space; `tuned` has the values of that point, or of the one
+    that was chosen.
     """
 
     experiment: str
@@ -32,6 +35,8 @@ class Trial:
     train: Train
     settings: SchemeSettings
     resources: Resources
+    stage: str = ""
+    tuned: tuple[tuple[str, Any], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -64,8 +69,8 @@ class Trial:
 
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
-        plug_ins = {"plug_ins": self.plug_ins} if self.plug_ins else {}
-        return plug_ins | {
+        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.plug_ins}
+        return {name: value for name, value in given.items() if value} | {
             "experiment": self.experiment,
             "dataset": self.data.name,
             "model": self.model.label,
@@ -82,8 +87,41 @@ class Trial:
         return {name: block.model_dump(mode="json") for name, block in blocks.items()}
 
 
-def plan(experiment: Experiment) -> list[Trial]:
-    """Every trial that an experiment may take: seeds vary slowest, so that an unfinished study compares schemes.
+@dataclass(frozen=True)
+class Cell:
+    """A scheme in one setting of the grid: what its trials share but the seed. `experiment` has the setting."""
+
+    scheme: str
+    label: str
+    variant: str
+    experiment: Experiment
+
+    def trials(self, seeds: Iterable[int], values: Mapping[str, Any] | None = None, stage: str = "") -> list[Trial]:
+        """A trial for each seed, with other `values` of dotted fields that tuning has chosen, or tries."""
+        values = values or {}
+        resolved = self.experiment
+        if values:
+            resolved = _resolve(resolved.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}, values)
+        return [
+            Trial(
+                experiment=resolved.name,
+                scheme=self.label,
+                variant=self.variant,
+                seed=seed,
+                data=resolved.data,
+                model=resolved.model,
+                train=resolved.train,
+                settings=resolved.schemes[self.scheme],
+                resources=resolved.resources,
+                stage=stage,
+                tuned=tuple(values.items()),
+            )
+            for seed in seeds
+        ]
+
+
+def cells(experiment: Experiment) -> list[Cell]:
+    """Every scheme in every setting of the grid.
 
     Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
     """
@@ -99,39 +137,38 @@ def plan(experiment: Experiment) -> list[Trial]:
             raise ConfigError(f"grid.{key}: no such scheme; there are {', '.join(experiment.schemes)}")
         else:
             own[scheme][key] = values
-    count = len(experiment.every_seed) * _size(shared) * sum(map(_size, own.values()))
+    tuning = experiment.tuning.budget * len(experiment.tuning.seeds) if experiment.tuning else 0
+    count = (len(experiment.every_seed) + tuning) * _size(shared) * sum(map(_size, own.values()))
     if count > experiment.most_trials:
         raise ConfigError(
             f"grid: {count:,} trials, more than most_trials={experiment.most_trials:,};"
             " raise that, or take fewer seeds or values"
         )
-    raw = experiment.model_dump(exclude={"grid", "seeds"}) | {"seeds": [0]}
+    raw = experiment.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}
     varied = {key.partition(".")[0] for key in shared}
     raw |= {block: getattr(experiment, block) for block in ("data", "model", "train") if block not in varied}  # valid
-    cells = []
+    found = []
     for point in _points(shared):
         for scheme in experiment.schemes:
             for own_point in _points(own[scheme]):
                 label = " ".join([scheme, *_labels(own_point, f"schemes.{scheme}.")])
                 fields = point | own_point
-                cells.append(
-                    (scheme, label, " ".join(_labels(point, "")), _resolve(raw, fields) if fields else experiment)
-                )
-    trials = [
-        Trial(
-            experiment=experiment.name,
-            scheme=label,
-            variant=variant,
-            seed=seed,
-            data=resolved.data,
-            model=resolved.model,
-            train=resolved.train,
-            settings=resolved.schemes[scheme],
-            resources=resolved.resources,
-        )
-        for seed in experiment.every_seed
-        for scheme, label, variant, resolved in cells
-    ]
+                resolved = _resolve(raw, fields) if fields else experiment
+                found.append(Cell(scheme, label, " ".join(_labels(point, "")), resolved))
+    return found
+
+
+def plan(experiment: Experiment) -> list[Trial]:
+    """Every trial that the comparison may take: seeds vary slowest, so that an unfinished study compares schemes.
+
+    Raises ConfigError as `cells` does, and for two schemes that are the same.
+    """
+    every = [cell.trials(experiment.every_seed) for cell in cells(experiment)]
+    return distinct([trial for of_seed in zip(*every, strict=True) for trial in of_seed])
+
+
+def distinct(trials: list[Trial]) -> list[Trial]:
+    """The trials. Raises ConfigError where two would share a folder."""
     folders: dict[str, Trial] = {}
     for trial in trials:
         other = folders.setdefault(trial.name.casefold(), trial)  # some file systems do not tell A from a
@@ -155,7 +192,7 @@ def _points(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _resolve(raw: dict[str, Any], point: dict[str, Any]) -> Experiment:
+def _resolve(raw: dict[str, Any], point: Mapping[str, Any]) -> Experiment:
     for key, value in point.items():
         raw = replace(raw, key, value)
     return validate(raw, "grid")

@@ -30,7 +30,9 @@ class Range(Settings):
     def _one(self) -> "Range":
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"one of {', '.join(type(self).model_fields)}, for example {{log_uniform: [0.001, 0.1]}}")
+            raise ValueError(
+                f"one of {', '.join(type(self).model_fields)}, for example {{log_uniform: [0.001, 0.1]}}"
+            )
         if given[0] != "choice":
             low, high = getattr(self, given[0])
             if not low < high:
@@ -44,13 +46,12 @@ class Range(Settings):
         if self.choice is not None:
             return self.choice[int(share * len(self.choice))]
         if self.integer is not None:
-            low, high = self.integer
-            return low + int(share * (high - low + 1))
+            first, last = self.integer
+            return first + int(share * (last - first + 1))
         if self.log_uniform is not None:
             low, high = self.log_uniform
             return float(f"{low * (high / low) ** share:.4g}")
-        assert self.uniform is not None
-        low, high = self.uniform
+        low, high = self.uniform or (0.0, 1.0)
         return float(f"{low + share * (high - low):.4g}")
 
 
@@ -110,7 +111,7 @@ class Tuning(Settings):
         points: list[Point] = []
         while len(points) < self.budget:
             batch = range(len(points), min(len(points) + self.together, self.budget))
-            points += [dict(search.suggest(str(number))) for number in batch]
+            points += [dict(search.suggest(str(number)) or {}) for number in batch]
             known = list(accuracies[batch.start : batch.stop])
             if len(known) < len(batch) or None in known:
                 break
@@ -134,5 +135,4 @@ def _for_tune(values: Range, tune: Any) -> Any:
         return tune.randint(values.integer[0], values.integer[1] + 1)
     if values.log_uniform is not None:
         return tune.loguniform(*values.log_uniform)
-    assert values.uniform is not None
-    return tune.uniform(*values.uniform)
+    return tune.uniform(*(values.uniform or (0.0, 1.0)))

@@ -89,7 +89,7 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     """Compare the schemes of the gathered trials with `baseline` (else the experiments' own, or `standard`)."""
     baseline = baseline or tables.baseline or "standard"
     notes: list[str] = []
-    trials = _one_a_seed(_unambiguous(tables.trials, notes), notes)
+    trials = _one_a_seed(_unambiguous(tables.trials[tables.trials["stage"] != "tuning"], notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
     tested: list[tuple[dict[str, Any], Array]] = []
@@ -221,8 +221,8 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Put what differs into the variant or the scheme where one name stands for different settings or data."""
     trials = trials.copy()
-    settings = {text: whole(json.loads(text)) for text in trials["settings"].fillna("{}").unique()}
-    blocks = trials["settings"].fillna("{}").map(settings)
+    texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}")
+    blocks = texts.map({text: _untuned(*map(json.loads, text.split("\n"))) for text in texts.unique()})
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
     for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, scheme)):
@@ -237,6 +237,19 @@ def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
                 labels[rows] = (trials.loc[rows, column] + " " + texts[rows].map(said)).str.strip()
         trials[column] = labels
     return _by_data(trials, notes)
+
+
+def _untuned(settings: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
+    """All settings but those that were tuned for each scheme: the comparison is of schemes at their chosen values."""
+    block = whole(settings)
+    for field in tuned:
+        *path, last = field.split(".")
+        inner: Any = block
+        for part in path:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.pop(last, None)
+    return block
 
 
 def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,11 @@ from repr_ray.results.design import Design, common, design_of
 from repr_ray.results.files import MARK, replacing
 from repr_ray.text import line
 
-VERSION = "3"  # of the tables' columns
-_ADDED = {"2": {"trials": ("data_digest",), "layers": ("zero",)}}  # earlier versions read too, and what they lack
+VERSION = "4"  # of the tables' columns
+_ADDED: dict[str, dict[str, tuple[str, ...]]] = {
+    "2": {"trials": ("data_digest", "stage", "tuned"), "layers": ("zero",)},
+    "3": {"trials": ("stage", "tuned")},
+}  # earlier versions read too, and what they lack
 _VERSION_KEY = f"{MARK}.tables".encode()
 _COUNTING_KEY = f"{MARK}.counting".encode()
 _BATCH = 64  # trials read at once, and a Parquet row group at most
@@ -107,7 +110,7 @@ SCHEMAS = {
         | {"best_val_epoch": _INT, "best_val_test_accuracy": _REAL}
         | {"best_test_epoch": _INT, "best_test_accuracy": _REAL}
         | {name: _TYPES[kind] for name, kind in RESULT_FIELDS.items()}
-        | dict.fromkeys((*_AS_JSON, "settings", "resources"), _TEXT)
+        | dict.fromkeys((*_AS_JSON, "settings", "resources", "stage", "tuned"), _TEXT)
     ),
     "epochs": _schema({k: _NAME if t == _TEXT else t for k, t in (_ID | _EPOCH).items()}),
     "layers": _schema({"trial": _NAME, "epoch": _INT, "layer": _NAME} | {field.name: field.type for field in _LAYER}),
@@ -352,10 +355,10 @@ def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
         result, error = _result(path, notes), _or_nothing(read_json, path / "error.json", notes)
         row: dict[str, Any] = dict.fromkeys(SCHEMAS["trials"].names)
         row |= {key: config.get(key) for key in ("dataset", "model", "scheme", "seed", "epochs", "data_digest")}
-        row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint")}
+        row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint", "stage")}
         row |= {key: result[key] for key in RESULT_FIELDS if key in result}
         row |= {key: json.dumps(result[key], sort_keys=True) for key in _AS_JSON if key in result}
-        row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in ("settings", "resources")}
+        row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in ("settings", "resources", "tuned")}
         row["trial"] = path.name
         row["status"] = "done" if result else _status(error) if error else "waiting"
         if error and not result:
@@ -393,7 +396,7 @@ def _problem(row: dict[str, Any]) -> str:
             return f"{key} has {len(row[key]):,} characters, more than {_LONGEST}"
     if row["seed"] < 0 or not 0 < (row["epochs"] or 1) <= _EPOCHS:
         return f"seed={row['seed']}, epochs={row['epochs']}: out of range"
-    blocks = {key: _block(row[key]) for key in ("settings", "resources", *_AS_JSON)}
+    blocks = {key: _block(row[key]) for key in ("settings", "resources", "tuned", *_AS_JSON)}
     inner = blocks["settings"] if isinstance(blocks["settings"], dict) else {}
     blocks |= {key: inner.get(key) for key in ("data", "model", "train", "scheme")}
     if wrong := [key for key, value in blocks.items() if not isinstance(value or {}, dict)]:

@@ -13,6 +13,7 @@ from support import launch, results_of, rows, tiny, write_config
 
 from repr_ray.plan import Trial
 from repr_ray.training import loop, memory, setup
+from repr_ray.training.messages import Preempted
 from repr_ray.training.trial import run_trial
 
 CPU = torch.device("cpu")
@@ -123,7 +124,7 @@ def test_a_stopped_trial_resumes_to_the_same_bits(device: torch.device, tmp_path
     trial = fp32(resources={"cuda_graph": graph})
     undisturbed = run(trial, tmp_path / "undisturbed", device)
     steps = iter(range(1000))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Preempted):
         run(trial, tmp_path / "stopped", device, stop=lambda: next(steps) == 13)
     assert run(trial, tmp_path / "stopped", device)["checksum"] == undisturbed["checksum"]
 
