@@ -79,7 +79,9 @@ def test_it_opens_alone_and_quietly(browser: Any, page: Path) -> None:
 
 def test_the_answer_is_on_top_and_failures_come_first(browser: Any, page: Path) -> None:
     view(browser, page)
-    assert browser.execute_script("return document.querySelector('.answer').textContent").startswith("Of 2 schemes")
+    assert browser.execute_script("return document.querySelector('.answer').textContent").startswith(
+        "Of 2 comparisons"
+    )
     titles = browser.execute_script("return [...document.querySelectorAll('h2')].map((h) => h.textContent)")
     assert titles[:2] == ["Failed trials", "Schemes"]
     assert titles[-1] == "How to reproduce"
