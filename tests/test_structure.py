@@ -13,13 +13,14 @@ PACKAGE = ROOT / "repr_ray"
 LAYERS = [
     ["__main__"],
     ["launch", "explain"],
+    ["stages"],
     ["looks"],
     ["runners", "progress", "experiment", "estimate"],
     ["training"],
     ["data"],
     ["plan"],
     ["config"],
-    ["method", "models", "optim"],
+    ["method", "models", "optim", "tuning"],
     ["components", "distributed", "facts"],
     ["remote"],
     ["records"],
@@ -27,7 +28,7 @@ LAYERS = [
     ["documents", "storage", "scratch", "text"],
 ]
 RESULTS = LAYERS.index(["plan"])
-REPORT = [["launch"], ["looks"], ["report"], ["results"], *LAYERS[RESULTS:]]
+REPORT = [["launch"], ["stages"], ["looks"], ["report"], ["results"], *LAYERS[RESULTS:]]
 
 
 def imports(path: Path) -> set[str]:
