@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
 from repr_ray.components import ByName, Component, Count, Fraction, Natural, Settings, is_path
 from repr_ray.documents import DEEPEST, read_yaml
 from repr_ray.facts import FACTS, NAMED_SOURCES, Facts

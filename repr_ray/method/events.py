@@ -7,9 +7,10 @@ from dataclasses import dataclass
 class LayerEvent:
     """What one drop or re-initialisation did to one layer of J filters.
 
-    `dropped` marks the filters dropped (or brought back), `overlap_*` is the layer's mean |cos| between filters and
-    `zero` the number of its filters whose kernel is all zeros, after the event. `largest_cos`, `relaxed` and
-    `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes after it was drawn.
+    `dropped` marks the filters that the event is about (dropped, brought back, ...), `overlap_*` is the layer's mean
+    |cos| between filters and `zero` the number of its filters whose kernel is all zeros, after the event.
+    `largest_cos`, `relaxed` and `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes
+    after it was drawn. Where single weights are masked, `scores` are their shares of each filter's weights.
     """
 
     cycle: int
@@ -30,12 +31,23 @@ NEARLY_ALL = 0.85
 """Share of a layer's filters from which dropping them calls for a warning."""
 
 
+_VERBS = {
+    "drop": "dropped",
+    "reinit": "brought back",
+    "renew": "re-initialised",
+    "shrink": "shrank and perturbed",
+    "mask": "masked",
+    "unmask": "lets train again",
+}
+
+
 def describe(events: list[LayerEvent], width: int | None = None) -> str:
-    """One line for a person: filters dropped or brought back per layer.
+    """One line for a person: what was done to how many filters, or weights, of each layer.
 
     Where it would be longer than `width`, the layers that lost most stand in it.
     """
-    verb = {"drop": "dropped", "reinit": "brought back"}[events[0].event]
+    event = events[0].event
+    verb = _VERBS.get(event, event)
     total = sum(sum(e.dropped) for e in events)
     everything = sum(len(e.dropped) for e in events)
     begin = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters"
@@ -43,6 +55,9 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
     end = f"; {relaxed} by the relaxed rule (orthogonal to the most overlapping filters alone)" if relaxed else ""
     end += f"; {last} by the last resort (no direction was left)" if last else ""
     layers = [f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events]
+    if event in ("mask", "unmask"):
+        begin = f"{verb} weights of {everything} filters"
+        layers = [f"{e.layer} {sum(e.scores or ()) / len(e.dropped):.0%}" for e in events]
     line = f"{begin}: {'  '.join(layers)}{end}"
     if width is None or len(line) <= width:
         return line
@@ -60,7 +75,7 @@ def warnings(events: list[LayerEvent]) -> dict[str, str]:
     zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
     if zero:
         found["zero"] = f"the kernel is all zeros in {', '.join(zero)}"
-    if not any(sum(e.dropped) for e in events):
+    if events[0].event == "drop" and not any(sum(e.dropped) for e in events):
         found["nothing"] = "nothing was dropped, raise prune_ratio or exclude fewer layers"
     nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
     if nearly:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray import distributed
+from repr_ray.method import optimizer_state
 from repr_ray.method.compact import SubNetwork
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.directions import default_init
@@ -62,7 +63,6 @@ class RePr(Scheme):
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
         self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.bias == "unmasked")
-        self.epoch = -1
         self._before: dict[str, Tensor] = {}
         self._returned: dict[str, Tensor] = {}
 
@@ -97,13 +97,8 @@ class RePr(Scheme):
                 f"ranking.score={self.settings.ranking.score} is measured on images: start_epoch(epoch, batches) with"
                 " batches=lambda: an iterator of (images, labels), training or held-out ones"
             )
-        if epoch != self.epoch + 1:
-            raise ValueError(
-                f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"
-                " (and load_state_dict first when resuming)"
-            )
         before = self.epoch, self._before
-        self.epoch = epoch
+        self._enter(epoch)
         try:
             if self.schedule.drops_at(epoch):
                 return self._drop(batches, progress)
@@ -150,8 +145,7 @@ class RePr(Scheme):
         def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in tensors.items()}
 
-        return {
-            "epoch": self.epoch,
+        return super().state_dict() | {
             "dropped": copied(self.masks.dropped),
             "before": copied(self._before),
             "epochs": self.epochs,
@@ -174,7 +168,7 @@ class RePr(Scheme):
         )
         if not fits:
             raise ValueError("state: it belongs to another network: its layers or their filters are not this one's")
-        self.epoch = state["epoch"]
+        super().load_state_dict(state)
         self.masks.set(state["dropped"])
         self._returned = {}
         self._before = {name: value.to(tensors[name].device, copy=True) for name, value in state["before"].items()}
@@ -236,7 +230,9 @@ class RePr(Scheme):
         if self.settings.reinit.optimizer_state == "reset":
             for layer, part in parts:
                 if part.role != "input" or self.settings.reinit.next_layer != "keep":
-                    self._reset_optimizer_state(tensors[part.tensor], part, self.masks.dropped[layer.name])
+                    tensor = tensors[part.tensor]
+                    mask = part.mask(tensor.shape, self.masks.dropped[layer.name])
+                    optimizer_state.reset(self.optimizer, tensor, mask)
         self._returned = {name: mask.clone() for name, mask in self.masks.dropped.items()}
         self.masks.set({})
         self._before = {}
@@ -310,12 +306,6 @@ class RePr(Scheme):
         if choice == "default":
             return default_init(tensor.shape, fan_in, generator).to(tensor)
         return torch.full_like(tensor, part.role in ("gamma", "variance"))
-
-    def _reset_optimizer_state(self, tensor: Tensor, part: Part, dropped: Tensor) -> None:
-        """Zero the momenta of what was re-drawn: they belong to filters that are gone."""
-        for state in self.optimizer.state.get(tensor, {}).values():
-            if isinstance(state, Tensor) and state.shape == tensor.shape:
-                state.masked_fill_(part.mask(tensor.shape, dropped), 0.0)
 
     def _assert_still_dropped(self, tensors: Mapping[str, Tensor]) -> None:
         for layer in self.masks.layers:

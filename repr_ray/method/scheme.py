@@ -1,15 +1,16 @@
 """The interface of training schemes, and standard training, which walks the same path as all others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray.method.compact import SubNetwork
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import unwrap
+from repr_ray.method.loss_settings import LossSettings
+from repr_ray.method.losses import LossTerm
 from repr_ray.method.measurement import Batches, Progress
 from repr_ray.method.schedule import Phase
 from repr_ray.method.settings import SchemeSettings, StandardSettings
@@ -19,11 +20,23 @@ class Scheme:
     """Standard training: nothing is dropped. The interface of every scheme, whose hooks are all optional.
 
     `start_epoch` comes before the first batch of every epoch, `loss` and `penalty` make the objective of a step,
-    `before_step` comes between its backward pass and the optimizer's step, `after_step` after that. A subclass has
-    its settings in a nested class `Settings(SchemeSettings)`, and finds them in `self.settings`.
+    `before_step` comes between its backward pass and the optimizer's step, `after_step` after that, and `end_epoch`
+    after the last batch, before the network is evaluated. A subclass has its settings in a nested class
+    `Settings(SchemeSettings)`, and finds them in `self.settings`.
     """
 
     Settings: ClassVar[type[SchemeSettings]] = StandardSettings
+
+    recorded: ClassVar[bool] = True
+    """Whether `after_step` does the same in every step, so that it may be recorded in a CUDA graph with the step."""
+
+    term: LossTerm = LossTerm()
+    """What the loss is made of; set by `settings.loss`."""
+
+    fresh: Callable[[], nn.Module] | None = None
+    """Makes a network like the model as it is before training, for schemes that start parts of it again."""
+
+    epoch = -1
 
     def __init__(
         self,
@@ -44,6 +57,8 @@ class Scheme:
         self.optimizer = optimizer
         self.epochs = epochs
         self.seed = seed
+        if self.settings.loss:
+            self.carry(self.settings.loss)
 
     @property
     def phase(self) -> Phase:
@@ -70,6 +85,11 @@ class Scheme:
         """How many filters are dropped in this epoch."""
         return sum(int(mask.sum()) for mask in self.dropped.values())
 
+    @property
+    def rate_factor(self) -> float:
+        """What the learning rate of this epoch is multiplied by."""
+        return 1.0
+
     def start_epoch(
         self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
     ) -> list[LayerEvent]:
@@ -79,15 +99,33 @@ class Scheme:
         data: training or held-out images, never those of the test set. `progress(done, total)` is called with
         the number of filters ranked or brought back so far, and that of all.
         """
+        self.epoch = epoch
+        self.term.start_epoch(epoch)
+        return []
+
+    def end_epoch(self) -> list[LayerEvent]:
+        """Do what is due after this epoch's last step, on all ranks alike; returns events like `start_epoch`."""
         return []
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         """The loss of a batch, summed over its images: float32 logits (n x classes), labels (n), images (n x ...)."""
-        return F.cross_entropy(logits, labels, reduction="sum")
+        return self.term.loss(logits, labels, images)
 
     def penalty(self) -> Tensor | None:
         """What is added to the mean loss over a batch, from the weights alone; None adds nothing."""
-        return None
+        return self.term.penalty()
+
+    def objective(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """What a loop of your own minimises: the mean loss over a batch, and the penalty."""
+        mean, penalty = self.loss(logits.float(), labels, images) / len(labels), self.penalty()
+        return mean if penalty is None else mean + penalty
+
+    def carry(self, loss: LossSettings) -> None:
+        """Train with a loss term. Raises ValueError where the scheme has a loss or a penalty of its own."""
+        self.term = loss.build(self.model)
+        for part in ("loss", "penalty"):
+            if part in self.term.changes and getattr(type(self), part) is not getattr(Scheme, part):
+                raise ValueError(f"loss: {loss.kind}: {type(self).__name__} has a {part} of its own; leave one away")
 
     def before_step(self) -> None:
         """Change gradients before the optimizer sees them."""
@@ -100,8 +138,21 @@ class Scheme:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume between two epochs."""
-        return {}
+        """Everything needed to resume between two steps."""
+        return {"epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state_dict()`."""
+        self.epoch = state.get("epoch", -1)
+        if self.epoch >= 0:
+            self.term.start_epoch(self.epoch)
+
+    def _enter(self, epoch: int) -> None:
+        """Begin an epoch. Raises ValueError when one is left out."""
+        if epoch != self.epoch + 1:
+            raise ValueError(
+                f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"
+                " (and load_state_dict first when resuming)"
+            )
+        self.epoch = epoch
+        self.term.start_epoch(epoch)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from repr_ray.components import ByKind, ByName, Component, Settings
+from repr_ray.method.loss_settings import Loss
 from repr_ray.method.schedule import Schedule
 
 WEIGHT_SCORES = ("orthogonality", "magnitude_l1", "magnitude_l2", "random")
@@ -171,10 +172,12 @@ class Reinit(Settings):
 
 
 class SchemeSettings(Component):
-    """A training scheme."""
+    """A training scheme. It trains with cross entropy, or with the `loss` that it is given."""
 
     family: ClassVar[str] = "scheme"
     given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
+
+    loss: Loss | None = None
 
     @classmethod
     def accept(cls, target: Any) -> None:
@@ -187,10 +190,18 @@ class SchemeSettings(Component):
 
         `compact` asks for S2 on a smaller copy of the network.
         """
+        if compact and self.loss and self.loss.penalises:
+            raise ValueError(
+                f"loss: {self.loss.kind} is a penalty on all weights, and train.compact_sub_network trains a network"
+                " that lacks some; turn that off"
+            )
 
     def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0, example: Any = None) -> Any:
         """The scheme (repr_ray.Scheme) attached to a model, of which `example` is an input, and its optimizer."""
-        return self.build(model, optimizer, epochs=epochs, seed=seed, example=example)
+        made = self.build(model, optimizer, epochs=epochs, seed=seed, example=example)
+        if self.loss:
+            made.carry(self.loss)
+        return made
 
     @property
     def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:
@@ -250,6 +261,7 @@ class RePrSettings(SchemeSettings):
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Cycles fit into the training, and there are images for a ranking that needs them."""
+        super().check(epochs, held_out, compact)
         Schedule.fit(epochs, self.s1, self.s2, self.cycles, self.last_cycle)
         if self.bias == "unmasked" and compact:
             raise ValueError(

@@ -55,7 +55,7 @@ def run_epoch(
 ) -> dict[str, Any]:
     """Train one epoch and evaluate it: its row of the `epochs` table.
 
-    `record` takes what the scheme did before it, `progress(filters done, filters in all)` is called while
+    `record` takes what the scheme did before and after it, `progress(filters done, filters in all)` is called while
     it ranks filters or brings them back. `part` goes on with an epoch that was left half-way. Raises Preempted
     once a rank's `stop()` says so, Diverged, and RanksDiffer when the ranks no longer hold the same model.
     """
@@ -69,6 +69,9 @@ def run_epoch(
     loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
     training_seconds = perf_counter() - training_started
     _assert_finite_loss(loss, "training", epoch)
+    events = setup.scheme.end_epoch()
+    if record:
+        record(epoch, events)
     distributed.assert_same_model(setup.model, f"after epoch {epoch}")
     distributed.broadcast(setup.model.buffers())
     due = (epoch + 1) % trial.train.evaluate_every == 0 or epoch + 1 == trial.train.epochs
@@ -117,10 +120,11 @@ def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop =
     steps = -(-len(setup.train) // train.batch_size)
     done = part["steps"] if part else 0
     step.totals.copy_(_go_on(part["ranks"][distributed.rank()], setup)) if part else step.totals.zero_()
-    rate = train.optimizer.learning_rate
+    base, factor = train.optimizer.learning_rate, setup.scheme.rate_factor
+    rate = base * factor
     with step.epoch():
         for number, batch in enumerate(setup.train.shuffled(train.batch_size, order, done), start=done):
-            rate = train.schedule.rate(train.optimizer.learning_rate, epoch * steps + number, steps, train.epochs)
+            rate = factor * train.schedule.rate(base, epoch * steps + number, steps, train.epochs)
             step(batch, rate)
             if number + 1 < steps and _agree_to_stop(stop, number, setup):
                 raise Preempted("asked to stop", _leave(number + 1, perf_counter() - started, step.totals, setup))

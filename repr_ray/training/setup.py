@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     optimizer = trial.train.optimizer.optimizer(model.parameters())
     seed = derive_seed(trial.seed, "scheme")
     scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, seed, example_of(trial))
+    scheme.fresh = partial(build_model, trial)
     decoded = load(trial.data, seed=derive_seed(trial.seed, "data"))
     return Setup(
         trial=trial,
@@ -139,9 +141,10 @@ def check(trial: Trial) -> Mapping[str, str]:
             rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
             if not 0 <= rate < math.inf:
                 raise ConfigError(f"{rate} is no learning rate")
-        with _refusing(trial, trial.settings.kind):
+        loss = trial.settings.loss
+        with _refusing(trial, trial.settings.kind), _refusing(trial, loss.kind if loss else ""):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
-            if trial.settings.kind in trial.plug_ins:
+            if trial.settings.kind in trial.plug_ins or (loss and loss.kind in trial.plug_ins):
                 _check_loss(trial, scheme)
     return scheme.left_out
 
@@ -186,6 +189,7 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
         )
     known = shape_of(trial.data)
     images = torch.zeros(2, known.channels, known.size, known.size)
+    scheme.term.teacher = lambda images: torch.zeros(len(images), known.classes)
     loss = scheme.loss(torch.zeros(2, known.classes), torch.zeros(2, dtype=torch.long), images)
     if not isinstance(loss, Tensor) or loss.dim():
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

@@ -26,7 +26,8 @@ class Step:
         self.totals = torch.zeros(2, device=setup.device)
         self.sub: SubNetwork | None = None
         self.forward = setup.forward
-        self.own_loss = type(setup.scheme).loss is not Scheme.loss
+        scheme = setup.scheme
+        self.own_loss = type(scheme).loss is not Scheme.loss or "loss" in scheme.term.changes
 
     @contextmanager
     def epoch(self) -> Iterator[None]:
@@ -46,8 +47,16 @@ class Step:
 
         The slice's loss is scaled so that DDP's average over ranks is the mean over the global batch.
         """
+        self._set_rate(learning_rate)
+        self._run(batch)
+        if not self.sub and not self.setup.scheme.recorded:
+            self.setup.scheme.after_step()
+
+    def _set_rate(self, learning_rate: float) -> None:
         for group in self.setup.optimizer.param_groups:
             group["lr"] = learning_rate
+
+    def _run(self, batch: Batch) -> None:
         self._train(batch.images, batch.labels, distributed.world_size() / batch.size)
 
     def _train(self, images: Tensor, labels: Tensor, scale: float) -> None:
@@ -60,6 +69,11 @@ class Step:
         penalty = scheme.penalty()
         objective = loss * scale if penalty is None else loss * scale + penalty
         if self.sub:
+            if penalty is not None:
+                raise ValueError(
+                    f"train.compact_sub_network: the penalty of {scheme.settings.kind} is on weights that the smaller"
+                    " network lacks; turn that off"
+                )
             objective.backward()
             self.sub.step()
         else:
@@ -67,7 +81,8 @@ class Step:
             objective.backward()
             scheme.before_step()
             setup.optimizer.step()
-            scheme.after_step()
+            if scheme.recorded:
+                scheme.after_step()
         if self.own_loss:  # the tables tell the cross-entropy of every scheme
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         self.totals += sums(loss, logits, labels)
@@ -90,7 +105,7 @@ class GraphedStep(Step):
         self.warm = 0
         self.images = self.labels = torch.empty(0)
 
-    def __call__(self, batch: Batch, learning_rate: float) -> None:
+    def _set_rate(self, learning_rate: float) -> None:
         for group in self.setup.optimizer.param_groups:
             if not isinstance(group["lr"], Tensor) or group["lr"].device != self.setup.device:
                 # recorded as a number, also as one read from a checkpoint's tensor, it could not be changed any more
@@ -98,6 +113,8 @@ class GraphedStep(Step):
             group["lr"].fill_(learning_rate)
             if "capturable" in group:
                 group["capturable"] = True
+
+    def _run(self, batch: Batch) -> None:
         if self.sub or self.warm < self.WARM_UP or batch.size != self.setup.trial.train.batch_size:
             self.warm += self.sub is None
             self._train_beside(batch)

@@ -159,8 +159,8 @@ class _Run:
         self.tell(Note(text, self.trial.name))
 
     def _record(self, epoch: int, events: list[LayerEvent]) -> None:
-        """What the scheme did before an epoch; a warning of one kind is told once, and logged each time."""
-        self.events = events
+        """What the scheme did before or after an epoch; a warning of one kind is told once, and logged each time."""
+        self.events = self.events + events
         if not self.lead or not events:
             return
         self.cycles.extend(asdict(event) for event in events)

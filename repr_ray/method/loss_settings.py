@@ -1,0 +1,111 @@
+"""What can be set about losses. No torch here, so that a config is checked before torch is imported.
+
+A scheme carries one: `schemes.NAME.loss: {kind: ...}`. To add one: a settings class here that names what it builds, a
+subclass of `LossTerm`; `loss: {kind: my_module:Mine}` takes one of your own.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from repr_ray.components import ByKind, Component, Count
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class LossSettings(Component):
+    """A loss."""
+
+    family: ClassVar[str] = "loss"
+    given: ClassVar[frozenset[str]] = frozenset({"model"})
+
+    penalises: ClassVar[bool] = False
+    """Whether it is a penalty on weights."""
+
+    needs_teacher: ClassVar[bool] = False
+    """Whether it learns from another network, trained before."""
+
+    @classmethod
+    def accept(cls, target: Any) -> None:
+        """A loss has the methods of repr_ray.LossTerm."""
+        if not hasattr(target, "penalty"):
+            raise ValueError(f"{target.__name__} is no loss: a loss is a subclass of repr_ray.LossTerm")
+
+
+class LabelSmoothing(LossSettings):
+    """Cross entropy with labels that leave `smoothing` evenly to all classes, arXiv 1512.00567, section 7."""
+
+    builds: ClassVar[str] = "repr_ray.method.losses:LabelSmoothing"
+
+    kind: Literal["label_smoothing"]
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Distillation(LossSettings):
+    """Distillation from the baseline's network of the same seed, at the end of its training.
+
+    The loss is (1 - `alpha`) CE + `alpha` T^2 KL(teacher || student), both softened by the `temperature` T. By
+    default as born-again networks with labels (arXiv 1805.04770, section 3): the same network, T = 1, both losses
+    alike. Knowledge distillation (arXiv 1503.02531) takes T from 2 to 20.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.losses:Distillation"
+    needs_teacher: ClassVar[bool] = True
+
+    kind: Literal["distillation"]
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Orthogonality(LossSettings):
+    """Cross entropy + `weight` x sum over convolutions of sum|W^W^T - I|, the orthogonality loss of arXiv 1811.07275.
+
+    W^ has a filter a row, scaled to length 1.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.losses:Orthogonality"
+    penalises: ClassVar[bool] = True
+
+    kind: Literal["orthogonality"]
+    weight: Weight = 0.01
+
+
+class Srip(LossSettings):
+    """Cross entropy + `weight` x sum over layers of sigma(W^T W - I)^2, arXiv 1810.09102, eqs. 7 and 8.
+
+    W has a filter of a convolution, or an output of a linear layer, a column; sigma is the spectral norm, by two
+    steps of the power iteration from a random vector. From each epoch of `decay` on, the weight is multiplied by the
+    number beside it: by default as in the authors' code, which trains 200 epochs.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.losses:Srip"
+    penalises: ClassVar[bool] = True
+
+    kind: Literal["srip"]
+    weight: Weight = 0.1
+    decay: tuple[tuple[Count, Weight], ...] = ((20, 1e-3), (50, 1e-4), (70, 1e-6), (120, 0.0))
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Srip":
+        epochs = [epoch for epoch, _ in self.decay]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"decay: epochs must ascend, not {', '.join(map(str, epochs))}")
+        return self
+
+
+class Ocnn(LossSettings):
+    """Cross entropy + `weight` x sum over convolutions of ||Conv(K, K) - I_0||^2, arXiv 1911.12207, eq. 9.
+
+    K is convolved with itself at the layer's stride S, padded by floor((k - 1) / S) S; I_0 is the identity at the
+    centre. The first convolution is left out. The authors' code takes the norm without the square: `squared: false`.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.losses:Ocnn"
+    penalises: ClassVar[bool] = True
+
+    kind: Literal["ocnn"]
+    weight: Weight = 0.1
+    squared: bool = True
+
+
+Loss = Annotated[LossSettings, ByKind()]

@@ -1,0 +1,125 @@
+"""Dense-sparse-dense training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.method import optimizer_state
+from repr_ray.method.events import LayerEvent
+from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.rivals.settings import DSDSettings
+from repr_ray.method.schedule import Phase
+from repr_ray.method.scheme import Scheme
+from repr_ray.method.scores import overlap, zero_filters
+
+
+class DSD(Scheme):
+    """DSD, Han et al., arXiv 1607.04381, algorithm 1: see `DSDSettings`.
+
+    Like RePr in a loop; the loop multiplies its learning rate by `rate_factor`. Weights that were masked start again
+    from zero, without momentum. The events `mask` and `unmask` have a layer's masked share of each filter's weights
+    as scores, and mark the filters of which nothing is left.
+    """
+
+    Settings = DSDSettings
+    settings: DSDSettings
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: DSDSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        **fields: Any,
+    ) -> None:
+        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+        self.sparse_at, self.dense_at = self.settings.phases(epochs)
+        named = {name: m.weight for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        self.weights: dict[str, Tensor] = {}
+        for name, weight in named.items():
+            if not any(weight is other for other in self.weights.values()):
+                self.weights[name] = weight
+        self.masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in self.weights.items()}
+
+    @property
+    def phase(self) -> Phase:
+        return "sub" if self.sparse_at <= self.epoch < self.dense_at else "full"
+
+    @property
+    def rate_factor(self) -> float:
+        return self.settings.final_rate if self.epoch >= self.dense_at else 1.0
+
+    @torch.no_grad()
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """Mask the smallest weights, or let them train again; see `Scheme.start_epoch`.
+
+        Raises RuntimeError when masked weights have moved because `after_step` was not called.
+        """
+        self._enter(epoch)
+        if epoch == self.sparse_at:
+            return self._mask()
+        if epoch == self.dense_at:
+            return self._unmask()
+        return []
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep masked weights at exactly zero, whatever momentum or weight decay did to them."""
+        if self.phase == "sub":
+            for name, weight in self.weights.items():
+                weight.masked_fill_(self.masks[name], 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"masks": self.masks if self.phase == "sub" else {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, mask in state["masks"].items():
+            self.masks[name].copy_(mask)
+
+    def _mask(self) -> list[LayerEvent]:
+        before = {name: overlap(weight) for name, weight in self.weights.items()}
+        if distributed.rank() == 0:
+            for name, weight in self.weights.items():
+                order = weight.flatten().abs().argsort(stable=True)
+                smallest = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+                smallest[order[: int(self.settings.sparsity * weight.numel() + 1e-9)]] = True
+                self.masks[name].copy_(smallest.view(weight.shape))
+        distributed.broadcast(self.masks.values())
+        self.after_step()
+        return self._events("mask", before)
+
+    def _unmask(self) -> list[LayerEvent]:
+        for name, weight in self.weights.items():
+            if weight.masked_select(self.masks[name]).any():
+                raise RuntimeError(
+                    f"masked weights of {name} have moved: call after_step() after every optimizer step"
+                )
+            optimizer_state.reset(self.optimizer, weight, self.masks[name])
+        return self._events("unmask", {name: overlap(weight) for name, weight in self.weights.items()})
+
+    def _events(self, event: str, before: Mapping[str, float]) -> list[LayerEvent]:
+        if distributed.rank() > 0:
+            return []
+        return [
+            LayerEvent(
+                cycle=self.cycle,
+                event=event,
+                epoch=self.epoch,
+                layer=name,
+                dropped=tuple(mask.flatten(1).all(1).int().tolist()),
+                overlap_before=before[name],
+                overlap_after=overlap(self.weights[name]),
+                scores=tuple(mask.flatten(1).double().mean(1).tolist()),
+                zero=zero_filters(self.weights[name]),
+            )
+            for name, mask in self.masks.items()
+        ]

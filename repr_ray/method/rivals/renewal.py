@@ -1,0 +1,188 @@
+"""Schemes that give a network, or its later part, a new beginning every few epochs."""
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.method import optimizer_state
+from repr_ray.method.events import LayerEvent
+from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.rivals.settings import (
+    LaterLayerForgettingSettings,
+    RenewalSettings,
+    RifleSettings,
+    ShrinkPerturbSettings,
+)
+from repr_ray.method.scheme import Scheme
+from repr_ray.method.scores import overlap, zero_filters
+
+
+class Renewal(Scheme):
+    """Every few epochs some tensors of the network are made anew, from a network as it is at the beginning.
+
+    Such a network comes from `fresh`, a function without arguments; by default it is a copy of the model in which
+    every module's `reset_parameters` was called. Rank 0 draws, everyone receives.
+    """
+
+    Settings = RenewalSettings
+    settings: RenewalSettings
+    event = "renew"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: RenewalSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        **fields: Any,
+    ) -> None:
+        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+        self.every = self.settings.interval(epochs)
+        self.tensors = self._renewed()
+
+    @property
+    def cycle(self) -> int:
+        return max(self.epoch, 0) // self.every
+
+    @torch.no_grad()
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """Renew what the scheme renews, when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
+
+        Raises ValueError for a module that cannot be initialised because it has no `reset_parameters`.
+        """
+        self._enter(epoch)
+        if epoch == 0 and self.fresh is None:
+            _assert_resettable(self.model)
+        if epoch == 0 or epoch % self.every or epoch + self.every > self.epochs:
+            return []
+        layers = [
+            (name, module.weight)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and f"{name}.weight" in self.tensors
+        ]
+        before = [overlap(weight) for _, weight in layers]
+        if distributed.rank() == 0:
+            fresh = self._fresh()
+            for name, tensor in self.tensors.items():
+                self._renew(tensor, fresh[name].to(tensor.device, tensor.dtype))
+        distributed.broadcast(self.tensors.values())
+        if self.settings.optimizer_state == "reset":
+            for tensor in self.tensors.values():
+                optimizer_state.reset(self.optimizer, tensor)
+        return [
+            LayerEvent(
+                cycle=self.cycle,
+                event=self.event,
+                epoch=epoch,
+                layer=name,
+                dropped=(1,) * len(weight),
+                overlap_before=was,
+                overlap_after=overlap(weight),
+                zero=zero_filters(weight),
+            )
+            for (name, weight), was in zip(layers if distributed.rank() == 0 else [], before, strict=False)
+        ]
+
+    def _renewed(self) -> dict[str, Tensor]:
+        """Parameters and buffers that are made anew, by name."""
+        raise NotImplementedError
+
+    def _renew(self, tensor: Tensor, fresh: Tensor) -> None:
+        tensor.copy_(fresh)
+
+    def _fresh(self) -> dict[str, Tensor]:
+        """Parameters and buffers of a network at its beginning; the training's random numbers go on as they were."""
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed((self.seed << 20) + self.epoch)
+        try:
+            network = self.fresh() if self.fresh else _reset_copy(self.model)
+        finally:
+            torch.set_rng_state(state)
+        return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+class ShrinkPerturb(Renewal):
+    """Shrink and perturb, Ash and Adams, arXiv 1910.08475: see `ShrinkPerturbSettings`.
+
+    Batch norms' running statistics stay; the optimizer starts again, as in the authors' code.
+    """
+
+    Settings = ShrinkPerturbSettings
+    settings: ShrinkPerturbSettings
+    event = "shrink"
+
+    def _renewed(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
+
+    def _renew(self, tensor: Tensor, fresh: Tensor) -> None:
+        tensor.mul_(self.settings.shrink).add_(fresh, alpha=self.settings.perturb)
+
+
+class LaterLayerForgetting(Renewal):
+    """Later-layer forgetting, Zhou et al., arXiv 2202.00155: see `LaterLayerForgettingSettings`."""
+
+    Settings = LaterLayerForgettingSettings
+    settings: LaterLayerForgettingSettings
+
+    def _renewed(self) -> dict[str, Tensor]:
+        layers = _layers(self.model)
+        first = self.settings.from_layer or layers[len(layers) // 2]
+        names = list(self.model.state_dict())
+        places = [place for place, name in enumerate(names) if name.startswith(f"{first}.")]
+        if not places:
+            near = difflib.get_close_matches(first, layers, n=1)
+            raise ValueError(
+                f"from_layer={first}: the network has no such layer; "
+                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)}")
+            )
+        return _tensors(self.model, names[places[0] :])
+
+
+class Rifle(Renewal):
+    """RIFLE, Li et al., arXiv 2007.03349: see `RifleSettings`. The classifier is the last layer of the network."""
+
+    Settings = RifleSettings
+    settings: RifleSettings
+
+    def _renewed(self) -> dict[str, Tensor]:
+        last = _layers(self.model)[-1]
+        return _tensors(self.model, [name for name in self.model.state_dict() if name.startswith(f"{last}.")])
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """Convolutions and linear layers, in the order in which the network has them."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def _tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    everything: Mapping[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: everything[name] for name in names if name in everything}
+
+
+def _assert_resettable(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        own = next(module.parameters(recurse=False), None) is not None
+        if own and not hasattr(module, "reset_parameters"):
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) has parameters and no reset_parameters():"
+                " give it one, or set the scheme's `fresh` to a function that makes a new network"
+            )
+
+
+def _reset_copy(model: nn.Module) -> nn.Module:
+    network = copy.deepcopy(model).cpu()
+    for module in network.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.reset_parameters()  # type: ignore[operator]
+    return network

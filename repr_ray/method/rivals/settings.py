@@ -1,0 +1,148 @@
+"""What can be set about the rivals of RePr. No torch here, so that a config is checked before torch is imported."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from repr_ray.components import Count, Fraction
+from repr_ray.method.settings import SchemeSettings
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DSDSettings(SchemeSettings):
+    """Dense-sparse-dense training, arXiv 1607.04381: one pass, by default a third of the training each.
+
+    Before epoch `sparse_at` the `sparsity` share of the smallest weights of each convolution and linear layer is
+    set to zero and held there; from epoch `dense_at` all train again, at `final_rate` times the learning rate. The
+    paper trains each phase until it converges and prunes 25% to 50%, 30% in most of its tables.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.dsd:DSD"
+
+    kind: Literal["dsd"] = "dsd"
+    sparsity: Share = 0.3
+    sparse_at: Count | None = None
+    dense_at: Count | None = None
+    final_rate: Annotated[float, Field(gt=0)] = 0.1
+
+    def phases(self, epochs: int) -> tuple[int, int]:
+        """The first sparse epoch and the first dense one after it. Raises ValueError when they do not fit."""
+        sparse = self.sparse_at or max(1, epochs // 3)
+        dense = self.dense_at or max(sparse + 1, 2 * epochs // 3)
+        if not sparse < dense < epochs:
+            raise ValueError(
+                f"sparse_at={sparse} and dense_at={dense}: a training of {epochs} epochs needs"
+                " 0 < sparse_at < dense_at < epochs"
+            )
+        return sparse, dense
+
+    def check(self, epochs: int, held_out: int, compact: bool) -> None:
+        """Three phases fit into the training."""
+        super().check(epochs, held_out, compact)
+        self.phases(epochs)
+
+
+class SoftFilterPruningSettings(SchemeSettings):
+    """Soft filter pruning, arXiv 1808.06866, algorithm 1.
+
+    After every `every` epochs, before the network is evaluated, the `prune_ratio` share of each layer's filters with
+    the smallest L2 norm is set to zero; they go on training.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.soft_filter_pruning:SoftFilterPruning"
+
+    kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
+    prune_ratio: Share = 0.3
+    every: Count = 1
+
+
+class RenewalSettings(SchemeSettings):
+    """Something starts anew before every `every` epochs, where as many are left; what, its subclasses say."""
+
+    generations: ClassVar[int] = 10
+    """Parts the training falls into where `every` is not given."""
+
+    every: Count | None = None
+    optimizer_state: Literal["reset", "keep"] = "reset"
+
+    def interval(self, epochs: int) -> int:
+        """Epochs between two beginnings. Raises ValueError where there would be none."""
+        every = self.every or max(1, epochs // self.generations)
+        if 2 * every > epochs:
+            raise ValueError(f"every={every}: nothing is done in {epochs} epochs; train longer, or lower every")
+        return every
+
+    def check(self, epochs: int, held_out: int, compact: bool) -> None:
+        """There is a second generation."""
+        super().check(epochs, held_out, compact)
+        self.interval(epochs)
+
+
+class ShrinkPerturbSettings(RenewalSettings):
+    """Shrink and perturb, arXiv 1910.08475, section 4.
+
+    Every parameter becomes `shrink` times itself plus `perturb` times that of a network at its beginning. The
+    strengths are those that arXiv 2206.10011 uses on a fixed data set; the source shrinks whenever data is added.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.renewal:ShrinkPerturb"
+
+    kind: Literal["shrink_perturb"] = "shrink_perturb"
+    shrink: Annotated[float, Field(ge=0, le=1)] = 0.4
+    perturb: Annotated[float, Field(ge=0)] = 0.1
+
+
+class LaterLayerForgettingSettings(RenewalSettings):
+    """Later-layer forgetting, arXiv 2202.00155, section 4: layers are re-initialised from `from_layer` on.
+
+    The layer goes by its name, or by that of the block it begins; by default the second half of the layers, in the order
+    in which the network has them, starts again (the paper's layer 10 of ResNet-18), in ten generations.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"
+
+    kind: Literal["later_layer_forgetting"] = "later_layer_forgetting"
+    from_layer: str | None = None
+
+
+class RifleSettings(RenewalSettings):
+    """RIFLE, arXiv 2007.03349: the last layer, the classifier, is re-initialised, by default three times."""
+
+    generations: ClassVar[int] = 4
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.renewal:Rifle"
+
+    kind: Literal["rifle"] = "rifle"
+
+
+class ContinualBackpropSettings(SchemeSettings):
+    """Continual backpropagation, arXiv 2306.13812, algorithm 1 (arXiv 2108.06325); a unit is a filter.
+
+    A filter's utility is u <- `decay` u + (1 - `decay`) mean|h| sum|w_out|. In every step the share
+    `replacement_rate` of a layer's filters that are older than `maturity` steps is due to be replaced, one at a
+    time, by fresh ones whose outgoing weights are zero: those of least utility.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.continual_backprop:ContinualBackprop"
+
+    kind: Literal["continual_backprop"] = "continual_backprop"
+    replacement_rate: Share = 1e-4
+    decay: Fraction = 0.99
+    maturity: Count = 1_000
+    optimizer_state: Literal["reset", "keep"] = "reset"
+
+
+class ReDoSettings(SchemeSettings):
+    """ReDo, arXiv 2302.12902, algorithm 1; a unit is a filter.
+
+    Every `every` steps filters whose mean |activation| over the batch is at most `threshold` times the layer's mean
+    are dormant (definition 3.1): they are re-initialised, and their outgoing weights become zero.
+    """
+
+    builds: ClassVar[str] = "repr_ray.method.rivals.redo:ReDo"
+
+    kind: Literal["redo"] = "redo"
+    threshold: Annotated[float, Field(ge=0)] = 0.025
+    every: Count = 1_000
+    optimizer_state: Literal["reset", "keep"] = "reset"

@@ -1,0 +1,123 @@
+"""Soft filter pruning."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.method.events import LayerEvent
+from repr_ray.method.filters import map_filters
+from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.rivals.settings import SoftFilterPruningSettings
+from repr_ray.method.scheme import Scheme
+from repr_ray.method.scores import magnitude_l2, overlap, zero_filters
+
+
+class SoftFilterPruning(Scheme):
+    """SFP, He et al., arXiv 1808.06866, algorithm 1: see `SoftFilterPruningSettings`.
+
+        for epoch in range(100):
+            sfp.start_epoch(epoch)
+            ...  # train
+            sfp.end_epoch()
+            ...  # evaluate the pruned network
+
+    As in the authors' code, batch norms and the optimizer's state are left alone. The bias of a convolution, which
+    their networks do not have, goes with its kernel.
+    """
+
+    Settings = SoftFilterPruningSettings
+    settings: SoftFilterPruningSettings
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: SoftFilterPruningSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        example: Any = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+        self.filter_map = map_filters(self.model, example)
+        tensors = dict(self.model.named_parameters())
+        self._dropped = {
+            layer.name: torch.zeros(layer.filters, dtype=torch.bool, device=tensors[layer.kernel].device)
+            for layer in self.filter_map.layers
+        }
+        self.ended = True
+
+    @property
+    def cycle(self) -> int:
+        return max(self.epoch, 0) // self.settings.every
+
+    @property
+    def dropped(self) -> Mapping[str, Tensor]:
+        """The filters that were set to zero after the last epoch that did."""
+        return self._dropped
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return self.filter_map.left_out
+
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """See `Scheme.start_epoch`. Raises ValueError when `end_epoch` was not called after the last one."""
+        if not self.ended:
+            raise ValueError(f"start_epoch({epoch}): call end_epoch() after every epoch, before the evaluation")
+        self._enter(epoch)
+        self.ended = False
+        return []
+
+    @torch.no_grad()
+    def end_epoch(self) -> list[LayerEvent]:
+        """Set the weakest filters of every layer to zero."""
+        self.ended = True
+        if (self.epoch + 1) % self.settings.every:
+            return []
+        tensors, layers = dict(self.model.named_parameters()), self.filter_map.layers
+        norms: dict[str, Tensor] = {}
+        before: dict[str, float] = {}
+        if distributed.rank() == 0:
+            for layer in layers:
+                kernel = tensors[layer.kernel]
+                norms[layer.name] = -magnitude_l2(kernel, torch.Generator())
+                before[layer.name] = overlap(kernel)
+                count = int(self.settings.prune_ratio * layer.filters + 1e-9)
+                weakest = norms[layer.name].argsort(stable=True)[:count]
+                self._dropped[layer.name].zero_()[weakest] = True
+        distributed.broadcast(self._dropped.values())
+        for layer in layers:
+            for part in layer.parts:
+                if part.role in ("kernel", "bias"):
+                    tensor = tensors[part.tensor]
+                    tensor.masked_fill_(part.mask(tensor.shape, self._dropped[layer.name]), 0.0)
+        return [
+            LayerEvent(
+                cycle=self.cycle,
+                event="drop",
+                epoch=self.epoch,
+                layer=layer.name,
+                dropped=tuple(self._dropped[layer.name].int().tolist()),
+                overlap_before=before[layer.name],
+                overlap_after=overlap(tensors[layer.kernel]),
+                scores=tuple(norms[layer.name].tolist()),
+                zero=zero_filters(tensors[layer.kernel]),
+            )
+            for layer in (layers if distributed.rank() == 0 else ())
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"ended": self.ended, "dropped": dict(self._dropped)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ended = state["ended"]
+        for name, mask in state["dropped"].items():
+            self._dropped[name].copy_(mask)

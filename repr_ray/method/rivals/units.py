@@ -1,0 +1,229 @@
+"""What schemes need that watch single filters while the network trains, and replace some of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from repr_ray import distributed
+from repr_ray.method import optimizer_state
+from repr_ray.method.events import LayerEvent
+from repr_ray.method.filters import ConvLayer, Part, map_filters
+from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.scheme import Scheme
+from repr_ray.method.scores import overlap, zero_filters
+from repr_ray.method.settings import SchemeSettings
+
+
+@dataclass
+class Reader:
+    """Sums mean|h| over images of what a layer reads, for each unit of the layers before it.
+
+    `places` (units x entries each) are a unit's entries in the input, over which its mean is taken as over pixels;
+    `sums` is where it goes; `images` counts.
+    """
+
+    places: list[Tensor]
+    sums: list[Tensor]
+    images: Tensor | None = None
+
+    def listen(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook; listens in training only."""
+        if not module.training:
+            return
+        with torch.no_grad():
+            x = inputs[0].detach()
+            if isinstance(module, nn.Conv2d):
+                over: tuple[int, ...] = (0, 2, 3)
+            else:  # features last, or maps that the layer flattens
+                over = tuple(range(x.dim() - 1)) if x.shape[-1] == module.in_features else (0,)
+            norms = torch.linalg.vector_norm(x, 1, over, dtype=torch.promote_types(x.dtype, torch.float32))
+            each = math.prod(x.shape[dim] for dim in over) // len(x)
+            for places, total in zip(self.places, self.sums, strict=True):
+                total += norms.flatten()[places].mean(1) / each
+            if self.images is not None:
+                self.images += len(x)
+
+
+class Outgoing(NamedTuple):
+    """Weights that read the filters of a layer: the part, each filter's entries in it, and where mean|h| is summed."""
+
+    layer: ConvLayer
+    part: Part
+    places: Tensor
+    sums: Tensor
+
+
+class UnitScheme(Scheme):
+    """Watches mean|h| of every filter whose output the network reads through weights of its own.
+
+    h is what those weights multiply: after batch norm, nonlinearity and pooling. Filters whose maps are summed with
+    another path have no outgoing weights of their own and are left alone, as are those nothing can be told of.
+
+    Forward hooks sum on the device, over the ranks' images together. Attach it before the first forward pass of a
+    network that is compiled: torch.compile does not look whether hooks were added since.
+    """
+
+    recorded = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: SchemeSettings | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        example: Any = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+        found = map_filters(self.model, example)
+        inputs = {layer.name: [p for p in layer.parts if p.role == "input"] for layer in found.layers}
+        unlike = {layer.name: why for layer in found.layers if (why := self._unlike(layer, inputs[layer.name]))}
+        self.layers = tuple(layer for layer in found.layers if layer.name not in unlike)
+        self._left_out = dict(found.left_out) | unlike
+        if not self.layers:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self._left_out.items())
+            raise ValueError(f"{self.settings.kind}: no convolution has outgoing weights of its own ({why})")
+        self._tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        device = next(self.model.parameters()).device
+        outgoing = [(layer, part) for layer in self.layers for part in inputs[layer.name]]
+        self._seen = torch.zeros(sum(layer.filters for layer, _ in outgoing) + 1, device=device)
+        slices = self._seen[:-1].split([layer.filters for layer, _ in outgoing])
+        self._outgoing = [
+            Outgoing(layer, part, torch.tensor(part.places, device=device).view(layer.filters, -1), own)
+            for (layer, part), own in zip(outgoing, slices, strict=True)
+        ]
+        self._missed = torch.zeros((), dtype=torch.bool, device=device)
+        self._replaced = torch.zeros(sum(layer.filters for layer in self.layers), dtype=torch.bool, device=device)
+        self._sizes = [layer.filters for layer in self.layers]
+        self._listen()
+        self.steps = 0
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return self._left_out
+
+    def start_epoch(
+        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+    ) -> list[LayerEvent]:
+        """See `Scheme.start_epoch`. Raises RuntimeError when a step passed without a forward pass being seen."""
+        self._assert_seen()
+        self._enter(epoch)
+        return []
+
+    def end_epoch(self) -> list[LayerEvent]:
+        """What was replaced in this epoch, where anything was."""
+        self._assert_seen()
+        replaced = self._replaced.tolist()
+        self._replaced.zero_()
+        if distributed.rank() > 0 or not any(replaced):
+            return []
+        places = torch.tensor([0, *self._sizes]).cumsum(0).tolist()
+        kernels = [self._tensors[layer.kernel] for layer in self.layers]
+        return [
+            LayerEvent(
+                cycle=self.cycle,
+                event="renew",
+                epoch=self.epoch,
+                layer=layer.name,
+                dropped=tuple(map(int, replaced[first:last])),
+                overlap_before=(now := overlap(kernel)),
+                overlap_after=now,
+                scores=self._scores(slice(first, last)),
+                zero=zero_filters(kernel),
+            )
+            for layer, kernel, first, last in zip(self.layers, kernels, places, places[1:], strict=False)
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"steps": self.steps, "replaced": self._replaced}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.steps = state["steps"]
+        self._replaced.copy_(state["replaced"])
+
+    def _scores(self, places: slice) -> tuple[float, ...] | None:
+        """The scores of some units for the table of cycles."""
+        return None
+
+    def _unlike(self, layer: ConvLayer, inputs: list[Part]) -> str | None:
+        """Why filters of a layer are no units, or None."""
+        if layer.joined or not inputs:
+            return "its maps are joined with another path, no weights read them alone"
+        modules = dict(self.model.named_modules())
+        for part in inputs:
+            reader = modules.get(part.tensor.removesuffix(".weight"))
+            if not isinstance(reader, nn.Conv2d | nn.Linear) or part.dim != 1:
+                return f"{part.tensor}, which reads it, is not the weight of a convolution or linear layer"
+            each, left = divmod(len(part.places), layer.filters)
+            if left or list(part.filters) != [f for f in range(layer.filters) for _ in range(each)]:
+                return f"{part.tensor} does not read all its filters alike"
+        return None
+
+    def _listen(self) -> None:
+        readers: dict[str, Reader] = {}
+        for outgoing in self._outgoing:
+            reader = readers.setdefault(outgoing.part.tensor.removesuffix(".weight"), Reader([], []))
+            reader.places.append(outgoing.places)
+            reader.sums.append(outgoing.sums)
+        next(iter(readers.values())).images = self._seen[-1]
+        self._handles = [
+            self.model.get_submodule(name).register_forward_pre_hook(reader.listen)
+            for name, reader in readers.items()
+        ]
+
+    def _means(self) -> list[Tensor]:
+        """mean|h| over the images of a step on all ranks, for the units of each outgoing part; clears the sums."""
+        distributed.all_reduce(self._seen)
+        self._missed |= self._seen[-1] == 0
+        means = (self._seen[:-1] / self._seen[-1].clamp_min(1)).split(
+            [outgoing.layer.filters for outgoing in self._outgoing]
+        )
+        self._seen.zero_()
+        return list(means)
+
+    def _assert_seen(self) -> None:
+        if self._missed:
+            raise RuntimeError(
+                f"{self.settings.kind}: its hooks have seen no forward pass in training mode before an after_step():"
+                " attach it before the first call of a compiled model, and call torch._dynamo.reset() first where one"
+                " of its class has been compiled before"
+            )
+
+    def _replace(self, units: Tensor) -> None:
+        """Give units (bool, over all layers) fresh incoming weights as PyTorch draws them, and none outgoing.
+
+        Bias and batch norm start again too, as in the code of continual backprop for residual networks.
+        """
+        distributed.broadcast([units])
+        self._replaced |= units
+        generator = torch.Generator(units.device).manual_seed((self.seed << 20) + self.steps)
+        for layer, mask in zip(self.layers, units.split(self._sizes), strict=True):
+            for part in layer.parts:
+                tensor = self._tensors[part.tensor]
+                own = part.mask(tensor.shape, mask)
+                if part.role == "kernel":
+                    self._redraw(layer, tensor, own, generator)
+                else:
+                    tensor.masked_fill_(own, float(part.role in ("gamma", "variance")))
+                if self.settings.optimizer_state == "reset":
+                    optimizer_state.reset(self.optimizer, tensor, own)
+
+    def _redraw(self, layer: ConvLayer, kernel: Tensor, own: Tensor, generator: torch.Generator) -> None:
+        """Uniform in +-1/sqrt(fan in), what PyTorch's default of a convolution comes to."""
+        fresh = torch.rand(kernel.shape, generator=generator, device=kernel.device, dtype=torch.float32)
+        bound = kernel[0].numel() ** -0.5
+        kernel.copy_(torch.where(own, ((2 * fresh - 1) * bound).to(kernel.dtype), kernel))
+        distributed.broadcast([kernel])
