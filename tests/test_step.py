@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from support import results_of, rows, tiny
+from support import STANDARD, results_of, rows, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -67,11 +67,13 @@ class Recorded(GraphedStep):
         phase = self.setup.scheme.phase
         self.addresses[phase] = self.memory()
         before = [tensor.detach().clone() for tensor in self.tensors()]
+        random = torch.get_rng_state()
         self.setup.optimizer.zero_grad()
         tape = Tape()
         with tape:
             self._train(self.images, self.labels, scale)
-        with torch.no_grad():  # a graph does not run while it is recorded
+        torch.set_rng_state(random)  # a graph does not run while it is recorded
+        with torch.no_grad():
             for tensor, value in zip(self.tensors(), before, strict=True):
                 tensor.copy_(value)
 
@@ -102,6 +104,47 @@ def test_recorded_and_plain_steps_train_alike(
     plain, recorded = (results_of(tmp_path / name)[one.name] for name in ("plain", "recorded"))
     assert plain["checksum"] == recorded["checksum"]
     assert rows(tmp_path / "plain", one.name, "epochs") == rows(tmp_path / "recorded", one.name, "epochs")
+
+
+RIVALS = {
+    "dsd": {"sparse_at": 2, "dense_at": 4},
+    "continual_backprop": {"replacement_rate": 0.1, "maturity": 4},
+    "redo": {"every": 7, "threshold": 0.8},
+    "standard": {"loss": {"kind": "srip", "decay": [[2, 0.5]]}},
+}
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_recorded_steps_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is done between steps, and what changes with the epoch, is not frozen in a record."""
+    one = tiny(train={"epochs": 5, "batch_size": 64}, schemes={"x": {"kind": kind, **RIVALS[kind]}, **STANDARD})
+    [one] = [trial for trial in one if trial.scheme == "x"]
+    trial.run_trial(one, tmp_path / "plain", CPU, print, {})
+    monkeypatch.setattr(setup, "make_step", Recorded)
+    trial.run_trial(one, tmp_path / "recorded", CPU, print, {})
+    plain, recorded = (results_of(tmp_path / name)[one.name] for name in ("plain", "recorded"))
+    assert plain["checksum"] == recorded["checksum"]
+    assert bool(rows(tmp_path / "plain", one.name, "cycles")) == (kind != "standard")
+    for table in ("epochs", "cycles"):
+        assert rows(tmp_path / "plain", one.name, table) == rows(tmp_path / "recorded", one.name, table)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RIVALS if kind != "dsd"])
+def test_rivals_never_wait_for_the_device(kind: str) -> None:
+    """However many steps an epoch has, also where filters are replaced in its middle."""
+    counts = {}
+    for batch in (64, 16):
+        schemes = {"x": {"kind": kind, **RIVALS[kind]}, **STANDARD}
+        [one] = [t for t in tiny(train={"batch_size": batch}, schemes=schemes) if t.scheme == "x"]
+        one = setup.set_up(one, CPU)
+        one.scheme.start_epoch(0)
+        loop.train_epoch(one, 0)
+        with torch.profiler.profile() as profile:
+            loop.train_epoch(one, 0)
+        assert kind == "standard" or one.scheme._replaced.any()
+        names = Counter(event.name for event in profile.events())
+        counts[batch] = {name: names[name] for name in ("aten::item", "aten::_local_scalar_dense", "aten::nonzero")}
+    assert counts[64] == counts[16]
 
 
 def test_without_a_gpu_the_plain_step_is_taken(tmp_path: Path) -> None:

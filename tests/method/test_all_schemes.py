@@ -90,7 +90,7 @@ def test_events_are_told_in_a_line(case: str) -> None:
         if events := epoch_of(*parts, epoch):
             line = describe(events)
             assert "\n" not in line and all(event.layer in line for event in events)
-            assert len(describe(events, 60)) <= 60
+            assert len(describe(events, 90)) <= 90
             assert all(len(event.dropped) == len(event.scores or event.dropped) for event in events)
 
 
