@@ -32,10 +32,14 @@ class Part:
         mask = torch.zeros(shape[self.dim] * self.groups, dtype=torch.bool, device=filters.device)
         places, owners = torch.tensor([self.places, self.filters], device=filters.device)
         mask[places] = filters[owners]
+        return self.lay_out(mask, shape)
+
+    def lay_out(self, entries: Tensor, shape: torch.Size) -> Tensor:
+        """A value for each entry along `dim`, so that it broadcasts to `shape`."""
         if self.groups > 1:  # the rows of a group read the group's channels
-            mask = mask.view(self.groups, 1, -1).expand(-1, shape[0] // self.groups, -1)
-            return mask.reshape(shape[0], shape[1], *[1] * (len(shape) - 2))
-        return mask.view([-1 if dim == self.dim else 1 for dim in range(len(shape))])
+            entries = entries.view(self.groups, 1, -1).expand(-1, shape[0] // self.groups, -1)
+            return entries.reshape(shape[0], shape[1], *[1] * (len(shape) - 2))
+        return entries.view([-1 if dim == self.dim else 1 for dim in range(len(shape))])
 
     def places_of(self, filter: int) -> list[int]:
         """The entries along `dim` that one filter owns."""

@@ -66,7 +66,7 @@ class ContinualBackprop(UnitScheme):
         for mean, (layer, part, places, _) in zip(self._means(), self._outgoing, strict=True):
             if part.tensor not in magnitudes:
                 weight = self._tensors[part.tensor].detach()
-                of_groups = weight.flatten(2).view(part.groups, -1, weight.shape[1], weight[0, 0].numel())
+                of_groups = weight.reshape(part.groups, -1, weight.shape[1], weight[0, 0].numel())
                 magnitudes[part.tensor] = torch.linalg.vector_norm(of_groups, 1, (1, 3)).flatten()
             sums[layer.name] += mean * magnitudes[part.tensor][places].sum(1)
         return torch.cat(list(sums.values()))

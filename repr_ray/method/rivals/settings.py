@@ -96,8 +96,8 @@ class ShrinkPerturbSettings(RenewalSettings):
 class LaterLayerForgettingSettings(RenewalSettings):
     """Later-layer forgetting, arXiv 2202.00155, section 4: layers are re-initialised from `from_layer` on.
 
-    The layer goes by its name, or by that of the block it begins; by default the second half of the layers, in the order
-    in which the network has them, starts again (the paper's layer 10 of ResNet-18), in ten generations.
+    The layer goes by its name, or by that of the block it begins; by default the second half of the layers, in the
+    order in which the network has them, starts again (the paper's layer 10 of ResNet-18), in ten generations.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"

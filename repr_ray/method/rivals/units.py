@@ -50,7 +50,7 @@ class Reader:
 
 
 class Outgoing(NamedTuple):
-    """Weights that read the filters of a layer: the part, each filter's entries in it, and where mean|h| is summed."""
+    """Weights that read a layer's filters: the part, each filter's entries in it, and where mean|h| is summed."""
 
     layer: ConvLayer
     part: Part
@@ -102,6 +102,9 @@ class UnitScheme(Scheme):
         self._missed = torch.zeros((), dtype=torch.bool, device=device)
         self._replaced = torch.zeros(sum(layer.filters for layer in self.layers), dtype=torch.bool, device=device)
         self._sizes = [layer.filters for layer in self.layers]
+        self._owners = {
+            (layer.name, part): self._owner(layer, part).to(device) for layer in self.layers for part in layer.parts
+        }
         self._listen()
         self.steps = 0
 
@@ -172,6 +175,13 @@ class UnitScheme(Scheme):
                 return f"{part.tensor} does not read all its filters alike"
         return None
 
+    def _owner(self, layer: ConvLayer, part: Part) -> Tensor:
+        """Which filter owns the entries of a part, laid out as its tensor; the number of filters where none does."""
+        shape = self._tensors[part.tensor].shape
+        owners = torch.full((shape[part.dim] * part.groups,), layer.filters, device="cpu")
+        owners[list(part.places)] = torch.tensor(part.filters, device="cpu")
+        return part.lay_out(owners, shape)
+
     def _listen(self) -> None:
         readers: dict[str, Reader] = {}
         for outgoing in self._outgoing:
@@ -211,9 +221,10 @@ class UnitScheme(Scheme):
         self._replaced |= units
         generator = torch.Generator(units.device).manual_seed((self.seed << 20) + self.steps)
         for layer, mask in zip(self.layers, units.split(self._sizes), strict=True):
+            padded = torch.cat([mask, mask.new_zeros(1)])
             for part in layer.parts:
                 tensor = self._tensors[part.tensor]
-                own = part.mask(tensor.shape, mask)
+                own = padded[self._owners[layer.name, part]]
                 if part.role == "kernel":
                     self._redraw(layer, tensor, own, generator)
                 else:
