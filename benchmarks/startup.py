@@ -16,7 +16,7 @@ from benchmarks.trials import STANDARD, results_of, trials
 from repr_ray.data.decoded import load
 from repr_ray.runners import ray as on_ray
 
-WAYS = {"in its Tune process": (1, on_ray._train_here), "Train worker group": (1, on_ray._train_on_ranks)}
+WAYS = {"in its Tune process": (1, on_ray.train_here), "Train worker group": (1, on_ray.train_on_ranks)}
 TWO = "Train worker group of two"
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3)
     args = parser.parse_args()
     arms = []
-    for name, (workers, function) in {**WAYS, TWO: (2, on_ray._train_on_ranks)}.items():
-        on_ray._train_here = function
+    for name, (workers, function) in {**WAYS, TWO: (2, on_ray.train_on_ranks)}.items():
+        on_ray.train_here = function
         planned = trials(
             {"kind": "convnet", "depth": 1, "width": 4},
             {"name": "digits", "train_images": 128},
@@ -44,7 +44,7 @@ def main() -> None:
         ended = [started, *(datetime.fromisoformat(result["finished"]).timestamp() for result in results)]
         costs = [b - a - r["wall_seconds"] for a, b, r in zip(ended, ended[1:], results, strict=False)]
         arms += [Arm("first trial, with Ray's start", name, costs[:1]), Arm("every later trial", name, costs[1:])]
-    on_ray._train_here = WAYS["in its Tune process"][1]
+    on_ray.train_here = WAYS["in its Tune process"][1]
     lines = ratio_table(sorted(arms, key=lambda arm: arm.setting), "Train worker group", "seconds")
     write("startup", "What it costs to start a trial", lines, CPU, os.cpu_count() or 1)
 

@@ -31,7 +31,12 @@ started() { # COUNT NAME: whether that many nodes of this name are up
     (($(grep -ls "Ray runtime started" "$folder/$2"*.log | wc -l) == $1))
 }
 
+running() { # whether the head of our cluster is up
+    [[ -e $folder/head.pid ]] && kill -0 "$(<"$folder/head.pid")" 2>/dev/null
+}
+
 add() {
+    running || { echo "there is no cluster at $folder: cluster/local.sh start first, or set LOCAL_CLUSTER" >&2; exit 1; }
     local number=1 && while [[ -e $folder/worker$number ]]; do number=$((number + 1)); done
     node "worker$number" $((port + 2 + number)) --address="127.0.0.1:$port" "$@"
     await started 1 "worker$number"
@@ -50,6 +55,10 @@ start() {
     done
     await started "$count" worker
     await curl --silent --output /dev/null "http://127.0.0.1:$dashboard/api/version"
+    # The job's environment: a cluster on one machine needs no mounted folder, and keeps results when it is stopped.
+    { sed -n '1,/^env_vars:/p' "$(dirname "$0")/runtime_env.yaml"
+      printf '  %s: %s\n' REPR_RAY_RESULTS "'${PWD//\'/\'\'}/results'" RAY_JOB_STOP_WAIT_TIME_S '"30"'; } >"$folder/runtime_env.yaml"
+    echo "submit with --runtime-env '$folder/runtime_env.yaml', which puts results in $PWD/results" >&2
     echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
 }
 

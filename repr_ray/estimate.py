@@ -32,6 +32,10 @@ NEWEST = 20
 """Finished trials that are asked for their speed."""
 
 
+SMALL = 1e12
+"""Weights times pixels times images that one core trains in the ten seconds that Ray takes to start; measured."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Elements of a network's parameters and buffers, and the number of its convolutions."""
@@ -78,6 +82,18 @@ def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
         pixels //= 1 if net.pool == "none" else 2
     parameters += classes * (net.width * pixels**2 + 1)
     return Size(parameters, net.depth * (2 * net.width + 1) * net.batch_norm, net.depth)
+
+
+def starts_longer_than_it_trains(trials: Sequence[Trial]) -> bool:
+    """Whether a core trains these trials in about the time that Ray takes to start."""
+    return sum(map(_work, trials)) < SMALL and trials[0].resources.workers == 1
+
+
+def _work(trial: Trial) -> float:
+    """Weights times pixels times images: what training takes of a network of convolutions, or less."""
+    dataset = DATASETS[trial.data.name]
+    images = trial.train.epochs * min(trial.data.train_images or dataset.train_images, dataset.train_images)
+    return float(size(trial.model, trial.data.name).parameters) * dataset.image_size**2 * images
 
 
 def disk(trial: Trial) -> int:

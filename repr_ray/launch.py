@@ -6,21 +6,25 @@ Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interr
 import argparse
 import contextlib
 import errno
+import functools
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from repr_ray import estimate, stages
 from repr_ray.config import ConfigError, Data, load
 from repr_ray.data.shape import shape_is_known, shape_of
 from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.plan import Trial, plan
 from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
+from repr_ray.report import job_console
+from repr_ray.runners import signals
 from repr_ray.training.folder import TrialFolder
 
 if TYPE_CHECKING:
@@ -33,11 +37,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """Run the command line, called `prog` in its help; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser(prog or " ".join(_COMMAND)).parse_intermixed_args(arguments)
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
     try:
-        return _launch(console, args, arguments)
+        return _launch(job_console(), args, arguments)
     except ConfigError as error:
         print(shown(error), file=sys.stderr)
         return 2
@@ -55,12 +56,15 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
             raise
-        word = "interrupted" if number == signal.SIGINT else "terminated"
-        print(f"\n{word}; the same command resumes from the last checkpoints", file=sys.stderr)
+        print(
+            f"\n{_ENDED[signal.Signals(number)]}; the same command resumes from the last checkpoints", file=sys.stderr
+        )
         return 128 + number
 
 
 def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from repr_ray import estimate, stages  # not at the top: --help is for the impatient
+
     experiment = load(args.config, args.overrides)
     every = plan(experiment)
     location = at(args.results, experiment.name)
@@ -75,7 +79,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         return 0
     if args.mlflow:
         _check_mlflow(args.mlflow)
-    with _open(location) as storage:
+    with contextlib.ExitStack() as stack:
+        storage = stack.enter_context(_open(location))
         merged = merge(storage.path, experiment, storage)
         moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
@@ -92,18 +97,24 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             everything = plan(merged)
             digests = _load(console, {trial.data for trial in [*everything, *trials]})
             refuse_other_data(storage.path, everything, digests)
+        refuse_other_plug_ins(storage.path, trials)
+        runner = _runner(args.runner, stack) if pending else None
         if pending:
+            if args.runner == "ray" and estimate.starts_longer_than_it_trains(pending):
+                console.print(
+                    "these trials are small: --runner local trains them at once, without Ray", soft_wrap=True
+                )
             disk, enough = estimate.disk_line(pending, location)
             if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
                 console.print(disk, style="yellow", soft_wrap=True)
+            console.print("building every network once, to check it", soft_wrap=True)
             _check(pending)
-        refuse_other_plug_ins(storage.path, trials)
         with claim(storage.path, experiment, storage):
             if not pending:
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
             command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
-            while pending:
-                _run(console, trials, pending, digests, storage, args.runner, command)
+            while runner and pending:
+                _run(console, trials, pending, digests, storage, runner, command)
                 tried |= {trial.name for trial in pending}
                 trials = stages.called_for(experiment, storage.path)
                 folders = [TrialFolder(storage.path, trial) for trial in trials]
@@ -151,11 +162,10 @@ def _run(
     pending: list[Trial],
     digests: Mapping[Data, str],
     storage: Folder,
-    runner: str,
+    runner: Callable[..., None],
     command: str,
 ) -> None:
     from repr_ray.progress import Progress
-    from repr_ray.runners import local, ray
     from repr_ray.training.provenance import commit
 
     for trial in pending:
@@ -163,7 +173,7 @@ def _run(
     storage.push()
     origin = {"command": command, "commit": commit()}
     with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
-        (ray if runner == "ray" else local).run(pending, storage.location, progress.update, origin)
+        runner(pending, storage.location, progress.update, origin)
     storage.pull(wanted=light)
 
 
@@ -196,6 +206,15 @@ def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
     for text in dict.fromkeys(f"WARNING: data: {one.warning}" for one in loaded.values() if one.warning):
         console.print(text, style="yellow", soft_wrap=True)
     return {data: one.digest for data, one in loaded.items()}
+
+
+def _runner(name: str, stack: contextlib.ExitStack) -> Callable[..., None]:
+    """What runs the trials. Ray takes its time to start: from now on, while something else is done."""
+    from repr_ray.runners import local, ray
+
+    if name == "local":
+        return local.run
+    return functools.partial(ray.run, connection=stack.enter_context(ray.Connection()))
 
 
 def _check(trials: list[Trial]) -> None:
@@ -234,6 +253,8 @@ def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
 
 def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arguments: list[str]) -> None:
     """The disk and the time that the trials still to run will take; object storage is not asked what it has."""
+    from repr_ray import estimate
+
     here = results if isinstance(results, Path) else None
     pending = [trial for trial in trials if not (here and TrialFolder(here, trial).done)]
     if not all(shape_is_known(trial.data) for trial in pending):
@@ -296,12 +317,23 @@ def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
         console.print(f"\n{told}\ntraceback in {first}", soft_wrap=True)
 
 
+_ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+
+UNDISTURBED = 5.0
+"""Seconds that a launch has to leave in order before another signal interrupts that."""
+
+
 class _Stopped(BaseException):
     """A signal, raised in the main thread."""
 
+    since = -inf
+
 
 def _stop(number: int, frame: object) -> None:
-    raise _Stopped(number)
+    signals.leave_terminal(number)
+    if monotonic() - _Stopped.since > UNDISTURBED:
+        _Stopped.since = monotonic()
+        raise _Stopped(number)
 
 
 def _signal_behind(error: BaseException | None) -> int | None:
@@ -314,9 +346,8 @@ def _signal_behind(error: BaseException | None) -> int | None:
 
 
 def command(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command line in a process of its own: signals end it with a message, and status 130 or 143."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, _stop)
+    """Run the command line in a process of its own: signals end it with a message, and 128 + their number as status."""
+    signals.install(dict.fromkeys(signals.handlers(), _stop))
     status = main(arguments, prog)
     if status > 128:  # taking the interpreter down would take seconds, and nothing is left to do
         sys.stdout.flush()

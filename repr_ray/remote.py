@@ -64,6 +64,9 @@ def shown(text: object) -> str:
     return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s]*)(?:\?[^\s;,]*)?", r"\1\2", plain)
 
 
+CLOCK = ".clock"
+"""A file that is written to learn the storage's time. There is one, so that killed launches leave no more."""
+
 _MIRRORED: dict[Path, str] = {}
 
 
@@ -216,10 +219,11 @@ class Remote(Folder):
 
     def now(self) -> float:
         """The storage's time: that of a file stored now, which shows that it lets us."""
-        probe = f".probe-{uuid.uuid4().hex[:8]}"
-        self.write(probe, b"")
-        now = self.time(probe)
-        self.delete(probe)
+        now = -math.inf
+        while now == -math.inf:  # another launch may have deleted it
+            self.write(CLOCK, b"")
+            now = self.time(CLOCK)
+        self.delete(CLOCK)
         return now
 
     def _put(self, target: str, content: bytes) -> None:

@@ -123,6 +123,16 @@ def report(
     return comparison
 
 
+def job_console() -> "Console":
+    """Standard output; in a job log as wide as the tables are made for, unless COLUMNS says how wide it is."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = 100
+    return console
+
+
 def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
     """Log the trials that have ended to an MLflow store; see `repr_ray.results.mlflow.log_to_mlflow`."""
     from repr_ray.results.mlflow import log_to_mlflow
@@ -139,11 +149,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
     if unknown := [name for name in formats if name not in FORMATS]:
         parser.error(f"--format {','.join(unknown)}: known are {','.join(FORMATS)}")
 
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a job log: as wide as the tables are made for
-        console.width = max(console.width, 100)
+    console = job_console()
     stack = contextlib.ExitStack()
     try:
         folders = [stack.enter_context(opened(folder, waits=())) for folder in dict.fromkeys(options.results)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from repr_ray.config import ConfigError, Resources
 from repr_ray.plan import Trial
+from repr_ray.runners import signals
 from repr_ray.training.messages import Tell
 
 
@@ -36,12 +37,12 @@ def run(
             f"resources.gpus_per_worker={gpus:g}: this machine has {torch.cuda.device_count()}; use fewer, or auto"
         )
     device = torch.device("cuda" if gpus else "cpu")
-    with _signals_wait() as signals:
+    with _signals_wait() as came:
         for trial in trials:
             try:
-                run_trial(trial, results, device, tell, origin | {"gpus": gpus}, stop=lambda: bool(signals))
+                run_trial(trial, results, device, tell, origin | {"gpus": gpus}, stop=lambda: bool(came))
             except Exception:  # the trial's folder says why
-                if signals:
+                if came:
                     break
 
 
@@ -52,26 +53,24 @@ SAVE_SECONDS = 1.5
 def _signals_wait() -> Iterator[list[int]]:
     """The signals that came, each passed on to its former handler at the end, or `SAVE_SECONDS` after it came."""
     came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = signals.handlers()
 
     def pass_on(number: int, frame: object) -> None:
-        for own, handler in handlers.items():
-            signal.signal(own, handler)
+        signals.install(handlers)
         signal.raise_signal(came[0])
 
     def wait(number: int, frame: object) -> None:
         came.append(number)
+        signals.leave_terminal(number)
         signal.signal(signal.SIGALRM, pass_on)
         signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
 
-    for number in handlers:
-        signal.signal(number, wait)
+    signals.install(dict.fromkeys(handlers, wait))
     try:
         yield came
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signals.install(handlers)
     if came:
         signal.raise_signal(came[0])
 

@@ -12,8 +12,10 @@ import io
 import logging
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -23,10 +25,10 @@ from repr_ray.config import ConfigError, Resources
 from repr_ray.estimate import amount, size
 from repr_ray.plan import Trial
 from repr_ray.remote import Folder, StorageError, light, opened
-from repr_ray.runners import ray_private
+from repr_ray.runners import ray_private, signals
 from repr_ray.runners.capacity import Room, trials_per_gpu
 from repr_ray.runners.mailbox import Mailbox
-from repr_ray.runners.ray_trial import Launch, require_seen, train_here, train_on_ranks
+from repr_ray.runners.ray_trial import PROBE, Launch, prepare, require_seen, train_here, train_on_ranks
 from repr_ray.scratch import scratch
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.memory import measure_memory
@@ -49,42 +51,103 @@ SAVE_SECONDS = 1.5
 """How long a launch that was told to end waits for its trials to save: three seconds later it may be killed."""
 
 # Trials train in a thread, which would get an arena of its own, whose large blocks `keep_freed_memory` cannot keep.
-_WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
-
-_STOP = (signal.SIGINT, signal.SIGTERM)
+_WORKERS = {"MALLOC_ARENA_MAX": "1"}
 
 _HEAD = {"node:__internal_head__": 0.001}
 """Places what needs no resources of its own on the head node, also where that has no CPUs."""
 
 
-def run(trials: Sequence[Trial], results: Path | str, tell: Tell, origin: dict[str, Any]) -> None:
+class Connection:
+    """Ray: the cluster that `RAY_ADDRESS` or a running `ray start` names, else one of our own on this machine.
+
+    Ray starts in a thread, so that the caller can do something else meanwhile. The thread lasts until `close`: the
+    processes that it has started end with it.
+    """
+
+    def __init__(self) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.joins = ray_private.cluster_is_running()
+        self.up: Future[None] = Future()
+        self.over = threading.Event()
+        threading.Thread(target=self._hold, daemon=True).start()
+
+    def _hold(self) -> None:
+        try:
+            import ray
+
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            environment: Any = {"env_vars": _WORKERS}
+            if not self.joins:  # its processes inherit what they need, and those that Ray keeps ready can be used
+                ray_private.listen_on_loopback()
+                os.environ.update(_WORKERS)
+                environment = None
+            ray.init(
+                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment
+            )
+        except BaseException as error:
+            self.up.set_exception(error)
+        else:
+            self.up.set_result(None)
+            self.over.wait()
+
+    def warm_up(self, processes: int, resources: Resources) -> None:
+        """Have so many processes of a cluster of our own import what trials need, while the launcher imports Tune."""
+        import ray
+
+        if not self.joins:
+            for _ in range(processes):
+                ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Disconnect; end a cluster of our own."""
+        if not self.over.is_set() and not self.up.exception():
+            import ray
+
+            ray.shutdown()
+        self.over.set()
+
+
+def run(
+    trials: Sequence[Trial],
+    results: Path | str,
+    tell: Tell,
+    origin: dict[str, Any],
+    connection: Connection | None = None,
+) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    Joins the cluster that `RAY_ADDRESS` or a running `ray start` names, else starts one on this machine. Raises
-    ConfigError when no trial can get its resources (on a cluster that was joined: within `resources.wait_minutes`),
-    or when a node does not see `results`.
+    `connection` is closed at the end; without one, Ray is joined or started now. Raises ConfigError when no trial
+    can get its resources (on a cluster that was joined: within `resources.wait_minutes`), or when a node does not
+    see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
             f"--results: {results} is the job's own copy of the working folder and goes with the job;"
             " give a folder that every node sees, or set REPR_RAY_RESULTS in the job's environment"
         )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     import ray
-    from ray import tune
 
-    joins = ray_private.cluster_is_running()
-    if not joins:
-        ray_private.listen_on_loopback()
     resources = trials[0].resources
     with contextlib.ExitStack() as stack:
-        handlers = {number: signal.getsignal(number) for number in _STOP}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_WORKERS)
+        connection = stack.enter_context(connection or Connection())
+        tell(
+            Note(
+                "joining the Ray cluster" if connection.joins else "Ray starts on this machine, in ten seconds or so"
+            )
+        )
+        connection.up.result()
+        handlers = signals.handlers()
+        wait_minutes = resources.wait_minutes if connection.joins else 0  # else nobody adds nodes
+        room = _wait_for_room(resources, tell, wait_minutes)
+        tell(Note("Ray is up, the processes of the trials start"))
+        connection.warm_up(min(len(trials), room.trials()) * resources.workers, resources)
+        from ray import tune  # takes seconds
+
         logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # what failed is told by us, in a line
-        stack.callback(ray.shutdown)
-        _install(handlers)  # Ray has put its own in their place, which abort with a stack trace
-        room = _wait_for_room(resources, tell, resources.wait_minutes if joins else 0)  # else nobody adds nodes
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         if room.gpus and resources.trials_per_gpu != 1:
@@ -118,7 +181,7 @@ def run(trials: Sequence[Trial], results: Path | str, tell: Tell, origin: dict[s
         )
         # Tune prints its own tables at any verbosity; ours go to the terminal itself
         with contextlib.redirect_stdout(io.StringIO()):
-            _install(dict.fromkeys(_STOP, watch.stop))
+            signals.install(dict.fromkeys(handlers, watch.stop))
             try:
                 grid = tuner.fit()
             except Exception:
@@ -126,7 +189,7 @@ def run(trials: Sequence[Trial], results: Path | str, tell: Tell, origin: dict[s
                     raise watch.gave_up from None
                 raise
             finally:
-                _install(handlers)
+                signals.install(handlers)
         watch.forward()
         for index, trial in enumerate(trials):
             _record(TrialFolder(storage.path, trial, storage), grid[index], watch.deaths, tell)
@@ -178,8 +241,8 @@ def _seen_by_every_node(storage: Folder) -> Iterator[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = f".probe-{uuid.uuid4().hex[:8]}"
-    storage.write(probe, b"")
+    probe = uuid.uuid4().hex
+    storage.write(PROBE, probe.encode())
     try:
         here = ray.get_runtime_context().get_node_id()
         others = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != here}
@@ -198,7 +261,7 @@ def _seen_by_every_node(storage: Folder) -> Iterator[str]:
                 continue  # the node has died or is slow; a trial that starts there asks again
         yield probe
     finally:
-        storage.delete(probe)
+        storage.delete(PROBE)
 
 
 def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], tell: Tell) -> None:
@@ -218,11 +281,6 @@ def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], tell: Tell
         folder.fail(why)
         folder.push()
     tell(Failed(folder.trial.name, why["message"]))
-
-
-def _install(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def _watch(mailbox: Any, tell: Tell, room: Room, handlers: Mapping[signal.Signals, Any]) -> Any:
@@ -253,6 +311,7 @@ def _watch(mailbox: Any, tell: Tell, room: Room, handlers: Mapping[signal.Signal
 
         def stop(self, number: int, frame: object) -> None:
             self.stopped = signal.Signals(number)
+            signals.leave_terminal(number)
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             if self.stopped is not None:

@@ -1,7 +1,6 @@
 """What runs in the process of a trial on Ray: the trial itself, or, with several workers, the driver of its ranks."""
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +10,14 @@ from typing import Any
 
 from repr_ray.components import first_line
 from repr_ray.plan import Trial
-from repr_ray.remote import StorageError, opened, shown
+from repr_ray.remote import Folder, StorageError, opened, shown
 from repr_ray.runners.ray_private import errors_of_ranks, show_as
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Failed, Note, Preempted
+
+PROBE = ".probe"
+"""A file beside the results that shows whether a node sees what the launcher writes."""
 
 RETRIES = 2
 """How often in a row a trial is started again that died before its next checkpoint."""
@@ -79,7 +81,7 @@ def require_seen(results: Path | str, probe: str) -> None:
     try:
         with opened(results, waits=(1, 2)) as storage:
             deadline = monotonic() + 5  # a network file system may be behind
-            while storage.time(probe) == -math.inf:
+            while _probe(storage) != probe:
                 if monotonic() > deadline:
                     raise FileNotFoundError(
                         f"cannot read what the launcher wrote to {shown(results)}; mount that folder on every node,"
@@ -88,6 +90,18 @@ def require_seen(results: Path | str, probe: str) -> None:
                 sleep(0.5)
     except StorageError as error:
         raise FileNotFoundError(f"cannot read what the launcher wrote: {error}") from None
+
+
+def _probe(storage: Folder) -> str:
+    try:
+        return storage.read(PROBE).decode()
+    except FileNotFoundError:
+        return ""
+
+
+def prepare() -> None:
+    """Import what a trial needs: a process that has, starts one at once."""
+    import repr_ray.training.trial  # noqa: F401
 
 
 def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def test_where_a_gpu_cannot_be_measured_trials_do_not_share_it(
     ran = schedule(tmp_path, monkeypatch, said.append, trials_per_gpu="auto")
     assert len({slot for _, _, slot in ran}) == 1
     assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(sorted(ran)))
-    [note] = [message.text for message in said if isinstance(message, Note)]
-    assert note.startswith(
+    notes = [message.text for message in said if isinstance(message, Note)]
+    assert notes[-1].startswith(
         "one trial on a GPU: cannot measure the GPU memory that it takes (RuntimeError: Found no NVIDIA driver"
     )
 
@@ -124,11 +124,14 @@ def test_too_large_a_trial_is_given_up_in_the_open(
     cluster(1, num_cpus=2, num_gpus=2)
     said: list[Message] = []
     trials = tiny(resources={"workers": 2, "gpus_per_worker": 2, "wait_minutes": 0.05})
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConfigError, match=r"a trial needs 4 GPUs and 2 CPUs \(2 workers\), the cluster has 2 GPUs"):
         runner.run(trials, tmp_path, said.append, {})
-    assert isinstance(said[0], Note)
-    assert said[0].text.startswith("waiting for resources: a trial needs 4 GPUs")
+    assert said[0] == Note("joining the Ray cluster")
+    assert isinstance(said[1], Note)
+    assert said[1].text.startswith("waiting for resources: a trial needs 4 GPUs")
     assert not (tmp_path / "trials").exists()
+    assert signal.getsignal(signal.SIGTERM) is handler, "a signal while the report is written would end badly"
 
 
 LONG = {"epochs": 300, "batch_size": 64, "optimizer": {"kind": "sgd", "learning_rate": 0.01}}
