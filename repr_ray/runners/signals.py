@@ -1,8 +1,9 @@
 """The signals that ask a launch to end: an interrupt, a request to terminate, a terminal that was closed."""
 
+import contextlib
 import os
 import signal
-import sys
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ def leave_terminal(number: int) -> None:
     """After SIGHUP the terminal is gone, and writing to it would fail: what still writes there, writes nowhere."""
     if number == signal.SIGHUP:
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if stream is not None and stream.isatty():
-                os.dup2(nowhere, stream.fileno())
+        for stream in range(3):
+            with contextlib.suppress(OSError):
+                if stat.S_ISCHR(os.fstat(stream).st_mode):  # `isatty` says no of a terminal that is gone
+                    os.dup2(nowhere, stream)
         os.close(nowhere)
