@@ -143,7 +143,7 @@ def run(
         handlers = signals.handlers()
         wait_minutes = resources.wait_minutes if connection.joins else 0  # else nobody adds nodes
         room = _wait_for_room(resources, tell, wait_minutes)
-        tell(Note("Ray is up, the processes of the trials start"))
+        tell(Note("Ray is up; the processes of the trials start"))
         connection.warm_up(min(len(trials), room.trials()) * resources.workers, resources)
         from ray import tune  # takes seconds
 
