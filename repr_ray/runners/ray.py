@@ -120,9 +120,9 @@ def run(
 ) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    `connection` is closed at the end; without one, Ray is joined or started now. Raises ConfigError when no trial
-    can get its resources (on a cluster that was joined: within `resources.wait_minutes`), or when a node does not
-    see `results`.
+    `connection` is closed at the end; without an open one, Ray is joined or started now. Raises ConfigError when no
+    trial can get its resources (on a cluster that was joined: within `resources.wait_minutes`), or when a node does
+    not see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
@@ -133,7 +133,7 @@ def run(
 
     resources = trials[0].resources
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(connection or Connection())
+        connection = stack.enter_context(connection if connection and not connection.over.is_set() else Connection())
         tell(
             Note(
                 "joining the Ray cluster" if connection.joins else "Ray starts on this machine, in ten seconds or so"
