@@ -346,7 +346,7 @@ def _signal_behind(error: BaseException | None) -> int | None:
 
 
 def command(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command line in a process of its own: signals end it with a message, and 128 + their number as status."""
+    """Run the command line in a process of its own: signals end it with a message, status 128 + number."""
     signals.install(dict.fromkeys(signals.handlers(), _stop))
     status = main(arguments, prog)
     if status > 128:  # taking the interpreter down would take seconds, and nothing is left to do
