@@ -1,5 +1,6 @@
 """A launch that is told to end leaves in order, whatever it does: with a message, its status, nothing behind."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -84,8 +85,15 @@ def test_a_closed_terminal(tmp_path: Path) -> None:
         start_new_session=True,
     )
     os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def trains() -> object:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # else the terminal is full, and whoever writes to it waits
+        return list(tmp_path.glob("tiny/trials/*/checkpoint-*.pt"))
+
     try:
-        wait_for(lambda: list(tmp_path.glob("tiny/trials/*/checkpoint-*.pt")))
+        wait_for(trains)
     finally:
         launch.send_signal(signal.SIGHUP)  # as the kernel does, then the terminal is gone
         os.close(ours)
