@@ -91,9 +91,8 @@ def starts_longer_than_it_trains(trials: Sequence[Trial]) -> bool:
 
 def _work(trial: Trial) -> float:
     """Weights times pixels times images: what training takes of a network of convolutions, or less."""
-    dataset = DATASETS[trial.data.name]
-    images = trial.train.epochs * min(trial.data.train_images or dataset.train_images, dataset.train_images)
-    return float(size(trial.model, trial.data.name).parameters) * dataset.image_size**2 * images
+    shape = shape_of(trial.data)
+    return float(size(trial.model, trial.data).parameters) * shape.size**2 * shape.train_images * trial.train.epochs
 
 
 def disk(trial: Trial) -> int:
