@@ -310,6 +310,8 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
     """The last line of a log: what went wrong first."""
+    from repr_ray import stages
+
     failed = {folder.path / "error.json": folder for folder in folders if folder.failed and not stages.ended(folder)}
     if failed:
         first = min(failed, key=lambda path: path.stat().st_mtime)
