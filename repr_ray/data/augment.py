@@ -129,7 +129,7 @@ class Augmentation:
 
     def middle(self, images: Tensor) -> Tensor:
         """Images for evaluation: what a network gets of them where they are larger."""
-        first = (images.shape[1] - self.size) // 2
+        first = round((images.shape[1] - self.size) / 2)
         return images if first == 0 else images[:, first : first + self.size, first : first + self.size]
 
     def _inside(self, box: Tensor) -> Tensor:

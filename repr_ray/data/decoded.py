@@ -400,5 +400,5 @@ def _map(folder: Path, name: str) -> NDArray[Any]:
     try:
         # "c": pages are shared between processes and never written back
         return np.load(folder / f"{name}.npy", mmap_mode="c")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{folder}/{name}.npy: damaged decoded data ({error}); delete that folder") from None

@@ -79,7 +79,7 @@ def pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
         width, height = (max(1, round(side * shape.shorter / shorter)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if image.size != (shape.crop, shape.crop):
-        left, top = ((side - shape.crop) // 2 for side in image.size)
+        left, top = (round((side - shape.crop) / 2) for side in image.size)
         image = image.crop((left, top, left + shape.crop, top + shape.crop))
     return np.asarray(image).reshape(shape.crop, shape.crop, shape.channels)
 

@@ -135,52 +135,68 @@ def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
     for file in (file for files in found.values() for file in files):
         if not file.is_relative_to(root) or file.suffix.lower() != ".parquet":
             raise say.error(file, "is named by its README, and is no Parquet file in this folder")
-    columns = {split: _check_files(root, files, data, say) for split, files in found.items()}
+    every = [file for files in found.values() for file in files]
+    image, label, counts = _check_files(root, every, data, say)
     try:
+        builder = datasets.load_dataset_builder(
+            "parquet",
+            data_files={split: [str(file) for file in files] for split, files in found.items()},
+            columns=[image, label],
+            cache_dir=str(scratch),
+        )
         builder.download_and_prepare()
         tables = {split: builder.as_dataset(split) for split in found}
     except Exception as error:
-        for file in (file for files in found.values() for file in files):
+        for file in every:
             _require_readable(root, file, say)
-        raise say.error(f"its files do not fit together ({_first_line(error)})") from None
+        reason = _first_line(error.__cause__ or error)
+        raise say.error(f"columns {image}, {label}: the files do not fit together ({reason})") from None
     rows: dict[str, Rows] = {}
     names: tuple[str, ...] = ()
     for split, table in tables.items():
-        image, label, counts = columns[split]
         if isinstance(table.features[label], datasets.ClassLabel):
             names = tuple(map(str, table.features[label].names))
         if isinstance(table.features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
         labels = table.data.column(label)
-        rows[split] = _ParquetRows(table.select_columns([image]), image, labels.to_numpy().astype(np.int64), counts)
+        rows[split] = _ParquetRows(
+            table.select_columns([image]),
+            image,
+            labels.to_numpy().astype(np.int64),
+            [(str(file.relative_to(root)), counts[file]) for file in found[split]],
+        )
     return Splits(rows, names)
 
 
-def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tuple[str, str, list[tuple[str, int]]]:
-    """The image and label columns of a split's files, and how many rows each file has. Raises ConfigError."""
+def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tuple[str, str, dict[Path, int]]:
+    """The image and label columns of all files, and how many rows each file has. Raises ConfigError."""
     import pyarrow.parquet as pq
 
     image, label = "", ""
-    counts = []
+    first: Any = None
+    counts = {}
     for file in files:
         name = file.relative_to(root)
         try:
             with pq.ParquetFile(file) as opened:
-                schema, rows = opened.schema_arrow, opened.metadata.num_rows
-                if not label:
+                schema, counts[file] = opened.schema_arrow, opened.metadata.num_rows
+                if first is None:
                     image, label = _columns(schema, data, say, name)
                 _check_types(schema, image, label, say, name)
-                if rows == 0:
+                first = first or schema
+                here, there = schema.field(image).type, first.field(image).type
+                if _is_bytes(here) != _is_bytes(there):
+                    other = files[0].relative_to(root)
+                    raise say.error(name, f"column {image} holds {here}, in {other} {there}")
+                if counts[file] == 0:
                     raise say.error(name, f"column {label} has no rows")
-                if nulls := sum(
-                    opened.read_row_group(g, [label])[label].null_count for g in range(opened.num_row_groups)
-                ):
+                groups = (opened.read_row_group(g, columns=[label]) for g in range(opened.num_row_groups))
+                if nulls := sum(group[label].null_count for group in groups):
                     raise say.error(name, f"column {label} is empty in {nulls:,} rows")
         except ConfigError:
             raise
         except Exception as error:  # damaged in whatever way
             raise say.error(name, f"is damaged ({_first_line(error)}); fetch that file again") from None
-        counts.append((str(name), rows))
     return image, label, counts
 
 
@@ -252,7 +268,7 @@ def _require_readable(root: Path, file: Path, say: _Say) -> None:
         raise say.error(file.relative_to(root), f"is damaged ({_first_line(error)}); fetch that file again") from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 

@@ -1,0 +1,524 @@
+"""Sources as users have them, and as nobody should: found, or refused in one line that names the file and column."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torchvision
+from PIL import Image
+from support import ROOT, STANDARD, TINY, write_config
+from test_data import encode, pictures
+
+from repr_ray.config import ConfigError, Data
+from repr_ray.data import decoded
+from repr_ray.data.decoded import cache_folder, load
+from repr_ray.data.split import by_class, divide, with_noise
+from repr_ray.launch import main
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPR_RAY_CACHE", str(tmp_path / "cache"))
+
+
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def own(source: object, **fields: Any) -> Data:
+    return Data.model_validate({"name": "own", "source": str(source), **fields})
+
+
+def table(n: int, classes: int = 3, seed: int = 0, image: str = "picture", label: str = "kind") -> pa.Table:
+    """`n` images of 32 x 32 pixels in columns that no data set of ours has."""
+    rows = [{"bytes": encode(picture, "png"), "path": None} for picture in pictures(n, seed)]
+    return pa.table({image: pa.array(rows, STRUCT), label: [k % classes for k in range(n)], "note": ["x"] * n})
+
+
+def write(path: Path, content: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(content, path)
+
+
+def class_folders(root: Path, sizes: tuple[tuple[int, int], ...] = ((8, 8),), **splits: int) -> Path:
+    """Images of three kinds of file in class folders."""
+    rng = np.random.default_rng(0)
+    for split, count in splits.items():
+        for k in range(count):
+            folder = root / split.replace("none", "") / ("cat", "dog")[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            width, height = sizes[k % len(sizes)]
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            image.save(folder / f"{k}.{('png', 'jpg', 'webp')[k % 3]}")
+    return root
+
+
+@pytest.mark.parametrize(
+    "layout", ["{}-00000-of-00001.parquet", "data/{}-00000-of-00001.parquet", "plain/{}/0.parquet"]
+)
+def test_columns_and_splits_of_parquet_are_found(tmp_path: Path, layout: str) -> None:
+    write(tmp_path / "p" / layout.format("train"), table(30))
+    write(tmp_path / "p" / layout.format("validation"), table(12, seed=1))
+    write(tmp_path / "p" / layout.format("test"), table(9, seed=2))
+    data = load(own(tmp_path / "p"))
+    np.testing.assert_array_equal(data.train.images, pictures(30))
+    np.testing.assert_array_equal(data.validation.images, pictures(12, 1))
+    np.testing.assert_array_equal(data.test.images, pictures(9, 2))
+    assert (data.classes, data.size) == (3, 32)
+    again = load(own(tmp_path / "p", validation_images=6))
+    assert len(again.validation) == 6
+    assert "the source's validation split is not used" in again.notes[0]
+    named = load(own(tmp_path / "p", image="picture", label="kind", splits={"train": "validation", "test": "train"}))
+    np.testing.assert_array_equal(named.train.images, pictures(12, 1))
+
+
+def test_a_validation_split_is_the_test_set_where_there_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", table(30))
+    write(tmp_path / "p" / "validation.parquet", table(9, seed=1))
+    unlabelled = table(5, seed=2).set_column(1, "kind", pa.array([-1] * 5))
+    write(tmp_path / "p" / "test.parquet", unlabelled)
+    data = load(own(tmp_path / "p"))
+    np.testing.assert_array_equal(data.test.images, pictures(9, 1))
+    assert data.notes[0].endswith("test split has no labels and is left out")
+    assert data.notes[1].endswith("its validation split is the test set")
+
+
+def test_no_test_split_a_share_is_drawn_by_class(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", table(100, classes=5))
+    data = load(own(tmp_path / "p", test_share=0.3))
+    assert np.bincount(data.test.targets).tolist() == [6] * 5
+    assert data.notes == ("the source has no test split: 30 of its 100 images, drawn by class, are the test set",)
+    together = np.concatenate([data.train.images, data.test.images]).reshape(100, -1)
+    assert len(np.unique(together, axis=0)) == 100
+    np.testing.assert_allclose(data.mean, data.train.images.mean((0, 1, 2)) / 255)  # of training images only
+    write(tmp_path / "p" / "test.parquet", table(10, classes=5))
+    with pytest.raises(ConfigError, match=r"data\.test_share=0\.3: the source has test images"):
+        load(own(tmp_path / "p", test_share=0.3))
+
+
+@pytest.mark.parametrize("splits", [{"train": 20, "test": 6}, {"train": 20, "val": 6}, {"training": 20, "dev": 6}])
+def test_class_folders(tmp_path: Path, splits: dict[str, int]) -> None:
+    data = load(own(class_folders(tmp_path / "c", **splits)))
+    assert data.names == ("cat", "dog")
+    assert np.bincount(data.train.targets).tolist() == [10, 10]
+    assert len(data.test) == 6
+
+
+def test_class_folders_without_splits_and_a_class_called_like_one(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "c", none=20)
+    data = load(own(root))
+    assert (len(data.train), len(data.test)) == (16, 4)
+    (class_folders(tmp_path / "d", train=20, test=4) / "train" / "cat").rename(
+        tmp_path / "d" / "train" / "test_tubes"
+    )
+    (tmp_path / "d" / "test" / "cat").rename(tmp_path / "d" / "test" / "test_tubes")
+    assert load(own(tmp_path / "d")).names == ("dog", "test_tubes")
+
+
+def test_mixed_sizes_are_scaled_and_cropped(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "c", ((20, 12), (9, 30)), train=20, test=8)
+    with pytest.raises(ConfigError, match=r"data\.size: images from 9 x 30 to 20 x 12 pixels become squares"):
+        load(own(root))
+    data = load(own(root, size=8, resize=10, evaluation_resize=9, validation_images=4))
+    assert data.train.images.shape[1:] == (10, 10, 3)
+    assert data.validation.images.shape[1:] == data.test.images.shape[1:] == (8, 8, 3)
+    assert data.size == 8
+    path = next(path for path in sorted((root / "test" / "cat").iterdir()) if path.suffix == ".png")
+    with Image.open(path) as image:
+        shorter = image.resize([round(side * 9 / min(image.size)) for side in image.size], Image.Resampling.BILINEAR)
+    expected = np.asarray(torchvision.transforms.v2.functional.center_crop(shorter, [8, 8]))
+    assert min(np.abs(one.astype(int) - expected).max() for one in data.test.images) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3), ("CMYK", 3)]
+)
+def test_modes_of_images(tmp_path: Path, mode: str, channels: int) -> None:
+    rng, suffix = np.random.default_rng(0), "jpg" if mode == "CMYK" else "png"
+    for split, count in (("train", 6), ("test", 4)):
+        for k in range(count):
+            path = tmp_path / "m" / split / str(k % 2) / f"{k}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).convert(mode).save(path)
+    assert load(own(tmp_path / "m")).train.images.shape[-1] == channels
+    for wanted in (1, 3):
+        assert load(own(tmp_path / "m", channels=wanted)).train.images.shape[-1] == wanted
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for k in range(2):
+            path = tmp_path / "m" / split / str(k) / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGBA", (4, 4), (k * 200, 0, 0, 0 if k else 255)).save(path)
+    data = load(own(tmp_path / "m", normalise="none"))
+    assert data.train.images[0].tolist() == [[[0, 0, 0]] * 4] * 4
+    assert data.train.images[1].tolist() == [[[255, 255, 255]] * 4] * 4
+
+
+def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
+    """A fault put into a folder of train.parquet and test.parquet, and the line that tells it."""
+    png = encode(pictures(1)[0], "png")
+
+    def replace(**columns: Any) -> Callable[[Path], Any]:
+        if isinstance(columns["picture"], list) and isinstance(columns["picture"][0], dict):
+            columns["picture"] = pa.array(columns["picture"], STRUCT)
+        return lambda root: write(root / "test.parquet", pa.table(columns))
+
+    deep = Image.fromarray(np.zeros((32, 32), np.uint16))
+    good = [{"bytes": png}] * 3
+    faults: dict[str, tuple[Callable[[Path], Any], str]] = {
+        "label 3.7": (
+            replace(picture=good, kind=[0, 1, 3.7]),
+            r"test.parquet: column kind holds double; labels are",
+        ),
+        "label text": (replace(picture=good, kind=["0", "1", "3"]), r"test.parquet: column kind holds string"),
+        "label true": (replace(picture=good, kind=[True, False, True]), r"test.parquet: column kind holds bool"),
+        "label missing": (replace(picture=good, kind=[0, 1, None]), r"test.parquet: column kind is empty in 1 rows"),
+        "negative": (
+            replace(picture=good, kind=[0, 1, -1]),
+            r"test.parquet, row 2, column picture: label -1",
+        ),
+        "no struct": (
+            replace(picture=[b"x", b"y", b"z"], kind=[0, 1, 2]),
+            r"column picture holds binary, in train.parquet struct",
+        ),
+        "no image": (
+            replace(picture=[1, 2, 3], kind=[0, 1, 2]),
+            r"test.parquet: column picture holds int64, not images",
+        ),
+        "no bytes": (
+            replace(picture=[{"bytes": None, "path": "/etc/passwd"}] * 3, kind=[0, 1, 2]),
+            r"test.parquet, row 0, column picture: .*holds no bytes",
+        ),
+        "no rows": (
+            lambda root: write(root / "test.parquet", table(3).slice(0, 0)),
+            r"test.parquet: column kind has no",
+        ),
+        "truncated": (lambda root: os.truncate(root / "test.parquet", 900), r"test.parquet: is damaged"),
+        "no Parquet": (lambda root: (root / "test.parquet").write_bytes(b"PAR1" * 9), r"test.parquet: is damaged"),
+        "16 bits": (
+            replace(picture=[{"bytes": _bytes(deep)}] * 3, kind=[0, 1, 2]),
+            r"test.parquet, row 0, column picture: 16 bits or more",
+        ),
+        "dangling": (lambda root: (root / "x.parquet").symlink_to(root / "none"), r"x.parquet: is a link to nothing"),
+        "round": (lambda root: (root / "x").symlink_to(root), r"/x: is a link to a folder that it lies in"),
+        "itself": (lambda root: (root / "x").symlink_to(root / "x"), r"/x: is a link to nothing|symbolic links"),
+        "pipe": (lambda root: os.mkfifo(root / "x.parquet"), r"x.parquet: is a pipe, socket or device"),
+        "one of two": (
+            lambda root: (root / "test.parquet").rename(root / "test-00000-of-00002.parquet"),
+            r"test-\*-of-00002.parquet: 1 of 2 files are missing",
+        ),
+        "copy": (
+            lambda root: shutil.copy(root / "test.parquet", root / "test (1).parquet"),
+            r": looks like a copy",
+        ),
+        "bomb": (
+            replace(picture=[{"bytes": _bomb()}] * 3, kind=[0, 1, 2]),
+            r"test.parquet, row 0, column picture: .*decompression bomb",
+        ),
+        "control": (
+            lambda root: write(root / "test.parquet", table(3).rename_columns(["picture", "\x1b[31mkind", "note"])),
+            r"test.parquet: there is no column kind",
+        ),
+    }
+    return faults[name] if name else (lambda root: list(faults), "")
+
+
+def _bytes(image: Image.Image) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _bomb() -> bytes:
+    """A small PNG whose header says 30,000 x 30,000 pixels."""
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
+
+
+@pytest.mark.parametrize("name", breaks("")[0](Path()))
+def test_a_fault_gets_one_line_that_names_file_and_column(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "p"
+    write(root / "train.parquet", table(30))
+    write(root / "test.parquet", table(9, seed=1))
+    put, expected = breaks(name)
+    put(root)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load(own(root))
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()
+    assert not list(cache_folder().glob("own-*/"))
+
+
+def test_damaged_images_may_be_skipped(tmp_path: Path) -> None:
+    content = table(30)
+    rows = content["picture"].to_pylist()
+    rows[4], rows[7] = {"bytes": b"RIFF", "path": None}, {"bytes": rows[7]["bytes"][:1500], "path": None}
+    write(tmp_path / "p" / "train.parquet", content.set_column(0, "picture", pa.array(rows, STRUCT)))
+    write(tmp_path / "p" / "test.parquet", table(9, seed=1))
+    with pytest.raises(ConfigError, match=r"train.parquet, row 4, column picture: is no .*data\.skip_damaged=[12]"):
+        load(own(tmp_path / "p"))
+    data = load(own(tmp_path / "p", skip_damaged=2))
+    np.testing.assert_array_equal(data.train.images, np.delete(pictures(30), [4, 7], axis=0))
+    assert data.train.targets.tolist() == [k % 3 for k in range(30) if k not in (4, 7)]
+    assert data.notes[0].startswith("2 images that cannot be used are left out: train.parquet, row 4")
+    with pytest.raises(ConfigError, match=r"data\.skip_damaged=2"):  # of the copy that is there now
+        load(own(tmp_path / "p", skip_damaged=1))
+
+
+def test_images_of_one_value_are_refused(tmp_path: Path) -> None:
+    flat = [{"bytes": encode(np.full((32, 32, 3), 7, np.uint8), "png")}] * 4
+    for split in ("train", "test"):
+        write(tmp_path / "p" / f"{split}.parquet", pa.table({"img": flat, "label": [0, 1, 0, 1]}))
+    with pytest.raises(ConfigError, match=r"column img: channel 0 has one value all over"):
+        load(own(tmp_path / "p"))
+    assert load(own(tmp_path / "p", normalise="none")).std.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count", "names", "expected"),
+    [
+        ("cifar100", 10, 20, None, "its training images are of 10 classes, cifar100 has 100"),
+        ("stl10", 10, 5_010, None, "5,010 train images, stl10 has 5,000"),
+        ("cifar10", 10, 20, None, "20 train images, cifar10 has 50,000; .* data.partial=true for a part"),
+        ("cifar10", 10, 20, [str(k) for k in range(10)], "its class '0' is 'airplane' in cifar10"),
+        ("cifar10", 12, 24, None, "label 10: 4 labels of train are outside 0-9"),
+    ],
+)
+def test_what_is_not_the_named_data_set_is_refused(
+    tmp_path: Path, name: str, classes: int, count: int, names: list[str] | None, expected: str
+) -> None:
+    import datasets
+
+    image = {"bytes": encode(pictures(1)[0], "png"), "path": None}
+    rows = {"img": [image] * count, "label": [k % classes for k in range(count)]}
+    features = {
+        "img": datasets.Image(),
+        "label": datasets.ClassLabel(names=names) if names else datasets.Value("int64"),
+    }
+    for split in ("train", "test"):
+        path = tmp_path / "p" / f"{split}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(path)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load(Data(name=name, source=str(tmp_path / "p")))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "c", train=20, test=6)
+    shutil.rmtree(root / "test" / "dog")
+    with pytest.raises(ConfigError, match=r"no test image \(3 in all\) is of class dog; .* data\.partial=true"):
+        load(own(root))
+    assert len(load(own(root, partial=True)).test) == 3
+
+
+def test_class_sorted_images_are_split_by_class(tmp_path: Path) -> None:
+    """The last images of this training set are all of one class."""
+    content = table(60).sort_by("kind")
+    write(tmp_path / "p" / "train.parquet", content)
+    write(tmp_path / "p" / "test.parquet", table(9, seed=1))
+    data = load(own(tmp_path / "p", validation_images=15, train_images=30))
+    assert np.bincount(data.validation.targets).tolist() == [5, 5, 5]
+    assert np.bincount(data.train.targets).tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_beginning_and_end_has_its_share_of_each_class(seed: int) -> None:
+    labels = np.random.default_rng(seed).choice(4, 200, p=[0.6, 0.2, 0.15, 0.05])
+    order, counts = by_class(labels, seed), np.bincount(labels)
+    assert sorted(order) == list(range(200))
+    for n in range(1, 200):
+        assert (np.abs(np.bincount(labels[order[:n]], minlength=4) - counts * n / 200) <= 3).all()
+    assert (by_class(labels, seed) == order).all()
+
+
+def test_a_split_by_seed_differs_between_seeds_only(tmp_path: Path) -> None:
+    data = Data.model_validate({"name": "digits", "validation_images": 300, "split_by_seed": True})
+    first, again, other = (load(data, seed=seed) for seed in (1, 1, 2))
+    assert (first.validation.index == again.validation.index).all()
+    assert (first.validation.index != other.validation.index).any()
+    assert not set(first.train.index) & set(first.validation.index)
+    assert first.digest == other.digest != load(data.model_copy(update={"split_by_seed": False})).digest
+
+
+def test_old_names_keep_the_tail() -> None:
+    labels = np.arange(100) % 10
+    train, held_out = divide(labels, Data(name="cifar10", validation_images=20, train_images=50), seed=3)
+    assert (train.tolist(), held_out.tolist()) == (list(range(50)), list(range(80, 100)))
+
+
+def test_label_noise_is_of_training_labels_only() -> None:
+    labels = np.arange(1000) % 7
+    noisy = with_noise(labels, 0.2, 7, seed=1)
+    changed = noisy != labels
+    assert changed.sum() == 200
+    assert np.bincount((noisy - labels)[changed] % 7, minlength=7)[1:].min() > 15
+    assert (with_noise(labels, 0.2, 7, seed=1) == noisy).all()
+    data = Data.model_validate({"name": "digits", "validation_images": 300, "label_noise": 0.2})
+    clean, other = load(data.model_copy(update={"label_noise": 0.0})), load(data, seed=5)
+    assert (clean.train.targets != other.train.targets).sum() == round(0.2 * 1137)
+    for split in ("validation", "test"):
+        assert (getattr(clean, split).targets == getattr(other, split).targets).all()
+    assert clean.digest != other.digest == load(data, seed=6).digest
+
+
+def test_test_images_in_the_training_set_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", table(30))
+    write(tmp_path / "p" / "test.parquet", pa.concat_tables([table(6, seed=1), table(3)]))
+    assert load(own(tmp_path / "p")).warning == "3 of 9 test images occur in the training set as well"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train_images.npy").write_bytes(b""),
+        lambda folder: os.truncate(folder / "train_images.npy", 500),
+        lambda folder: np.save(folder / "train_labels.npy", np.zeros(3, np.int64)),
+        lambda folder: np.save(folder / "test_labels.npy", np.full(9, 77)),
+        lambda folder: np.save(folder / "test_images.npy", np.zeros((9, 32, 32, 3), np.float32)),
+        lambda folder: (folder / "test_labels.npy").unlink(),
+        lambda folder: (folder / "facts.json").write_text("{}"),
+        lambda folder: (folder / "facts.json").write_text(
+            (folder / "facts.json").read_text().replace("0.", "NaN, 0.", 1)
+        ),
+    ],
+)
+def test_a_damaged_copy_is_made_again(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    write(tmp_path / "p" / "train.parquet", table(30))
+    write(tmp_path / "p" / "test.parquet", table(9, seed=1))
+    before = load(own(tmp_path / "p")).digest
+    [folder] = cache_folder().glob("own-*/")
+    damage(folder)
+    assert load(own(tmp_path / "p")).digest == before
+
+
+def test_a_cache_that_is_not_ours_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(name="digits")
+    load(data)
+    [folder] = cache_folder().glob("digits-*/")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis.txt: is not of this program; name another REPR_RAY_CACHE"):
+        load(data)
+    assert (folder / "thesis.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPR_RAY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"REPR_RAY_CACHE=.*file: .*; name a folder that can be written"):
+        load(data)
+
+
+def test_changed_and_edited_readers_decode_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folders(tmp_path / "c", train=20, test=6)
+    load(own(root))
+    Image.new("RGB", (8, 8), "red").save(root / "train" / "cat" / "0.png")
+    assert (load(own(root)).train.images[0] == [255, 0, 0]).all()
+    monkeypatch.setattr(decoded, "FORMAT", decoded.FORMAT + 1)
+    load(own(root))
+    assert len(list(cache_folder().glob("own-*/"))) == 3
+
+
+def test_a_folder_on_storage_is_read_like_any(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "train.parquet", table(30))
+    write(tmp_path / "p" / "test.parquet", table(9, seed=1))
+    assert load(own((tmp_path / "p").as_uri())).digest == load(own(tmp_path / "p")).digest
+    with pytest.raises(ConfigError, match=r"data\.source=file://"):
+        load(own((tmp_path / "none").as_uri()))
+
+
+def test_the_hub_is_asked_only_for_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    write(tmp_path / "p" / "data" / "train-00000-of-00001.parquet", table(30))
+    write(tmp_path / "p" / "data" / "test-00000-of-00001.parquet", table(9, seed=1))
+    asked = []
+
+    def snapshot(name: str, local_files_only: bool, revision: str | None, **rest: Any) -> str:
+        asked.append((name, revision, local_files_only))
+        if local_files_only and len(asked) == 1:
+            raise LocalEntryNotFoundError("nothing here")
+        if name == "a/none":
+            raise ConnectionError("no network")
+        return str(tmp_path / "p")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load(own("hf:a/b@v1")).digest == load(own(tmp_path / "p")).digest
+    assert asked == [("a/b", "v1", True), ("a/b", "v1", False)]
+    with pytest.raises(ConfigError, match=r"hf:a/none: cannot be downloaded \(ConnectionError: no network\)"):
+        load(own("hf:a/none"))
+
+
+def test_a_torchvision_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FashionMNIST:
+        def __init__(self, root: Path, train: bool = True, download: bool = False) -> None:
+            self.data = pictures(40 if train else 20, int(train))[..., 0]
+            self.targets = np.arange(len(self.data)) % 10
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return Image.fromarray(self.data[index]), int(self.targets[index])
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", FashionMNIST)
+    data = load(own("torchvision:FashionMNIST"))
+    np.testing.assert_array_equal(data.train.images[..., 0], pictures(40, 1)[..., 0])
+    with pytest.raises(ConfigError, match=r"60,000|28 x 28"):
+        load(Data(name="fashion_mnist"))
+    with pytest.raises(ConfigError, match="has no class Nothing"):
+        load(own("torchvision:Nothing"))
+
+
+def test_a_study_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dry run, training with everything in it, and the notes that are stored."""
+    root = class_folders(tmp_path / "c", ((12, 8), (8, 14)), train=60)
+    data = {
+        "name": "pets",
+        "source": str(root),
+        "size": 8,
+        "validation_images": 10,
+        "split_by_seed": True,
+        "label_noise": 0.1,
+        "augment": {"random_resized_crop": {}, "mixup": 0.2},
+    }
+    config = write_config(
+        tmp_path, data=data, schemes=STANDARD, train={**TINY["train"], "epochs": 1, "batch_size": 16}
+    )
+    arguments = ["--config", str(config), "--results", str(tmp_path / "r"), "--runner", "local"]
+    assert main([*arguments, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "data: pets: 48 train, 12 test images of 2 classes (cat, dog); train begins with" in said
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "data: the source has no test split: 12 of its 60 images, drawn by class, are the test set" in said
+    [stored] = (tmp_path / "r" / "tiny").glob("trials/*/result.json")
+    assert "the source has no test split" in stored.read_text()
+
+
+def test_a_dry_run_of_a_source_that_is_not_here_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, data={"name": "mnist"})
+    assert main(["--config", str(config), "--dry-run"]) == 0
+    assert "data: mnist from torchvision: not looked at (perhaps not downloaded yet)" in capsys.readouterr().out
+
+
+def test_sources_are_imported_when_they_are_needed() -> None:
+    script = (
+        "import sys, repr_ray.data.sources; assert not {'datasets', 'torch', 'pandas', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
