@@ -509,6 +509,7 @@ def test_a_study_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "data: the source has no test split: 12 of its 60 images, drawn by class, are the test set" in said
     [stored] = (tmp_path / "r" / "tiny").glob("trials/*/result.json")
     assert "the source has no test split" in stored.read_text()
+    assert "the source has no test split" in (tmp_path / "r" / "tiny" / "comparison.md").read_text()
 
 
 def test_a_dry_run_of_a_source_that_is_not_here_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

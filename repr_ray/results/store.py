@@ -349,10 +349,17 @@ def _trial_folders(folder: Path, notes: list[str]) -> Iterator[Path]:
             yield path
 
 
+LONGEST_NOTE = 1_000
+"""Characters of what a trial says about its images."""
+
+
 def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
     for path in _trial_folders(folder, notes):
         config = _or_nothing(read_mapping, path / "config.yaml", notes)
         result, error = _result(path, notes), _or_nothing(read_json, path / "error.json", notes)
+        about_data = line(result.get("data_notes") or "")[:LONGEST_NOTE]
+        if about_data and (note := f"data: {about_data}") not in notes:
+            notes.append(note)
         row: dict[str, Any] = dict.fromkeys(SCHEMAS["trials"].names)
         row |= {key: config.get(key) for key in ("dataset", "model", "scheme", "seed", "epochs", "data_digest")}
         row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint", "stage")}
