@@ -262,8 +262,8 @@ def _installed(family: str) -> dict[str, str]:
 
 def _settings_of(target: Any, family: type[Component], kind: str) -> type[Component]:
     """Settings for a component of the user's: its nested class, or one made from its keyword arguments."""
-    inherits = "__init__" not in vars(target)
-    nested = getattr(target, "Settings", None) if inherits else vars(target).get("Settings")
+    own = getattr(target, "__dict__", {})  # a function written in C has none
+    nested = own.get("Settings") if "__init__" in own else getattr(target, "Settings", None)
     fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
     options: dict[str, Any] = {"arbitrary_types_allowed": True}
     if isinstance(nested, type) and issubclass(nested, family):

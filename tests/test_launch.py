@@ -192,6 +192,18 @@ def test_a_dry_run_names_every_trial_and_imports_neither_torch_nor_ray(tmp_path:
     assert not (tmp_path / "r").exists()
 
 
+def test_help_imports_little() -> None:
+    """It takes a fraction of a second: nothing that calculates, draws or distributes."""
+    script = (
+        "import sys; from repr_ray.launch import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'ray', 'numpy', 'pandas', 'pyarrow', 'rich', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_leaves_in_order_and_the_same_command_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
