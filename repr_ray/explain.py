@@ -94,9 +94,13 @@ def markdown() -> str:
         " [config.schema.json](../configs/config.schema.json). A `kind` may also be one of your own,"
         " `my_module:Name`: [plug-ins](plugins.md).",
     ]
+    titles: set[str] = set()
     for path, block in _walk(root, root, ""):
         title = f"`{path}`" if path else "The experiment"
         title += f", kind `{_kind(block)}`" if _kind(block) else ""
+        if title in titles:  # what several kinds have, such as a loss
+            continue
+        titles.add(title)
         lines += ["", f"## {title}", "", "\n\n".join(_paragraphs(block, width=None))]
         if _fields(block):
             lines += ["", "| field | type | default | meaning |", "|:--|:--|:--|:--|"]

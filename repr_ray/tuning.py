@@ -21,10 +21,16 @@ Point = dict[str, Any]
 class Range(Settings):
     """The values that a field is tuned over: one of a uniform or log-uniform range, whole numbers, or a choice."""
 
-    uniform: Pair | None = None
-    log_uniform: Pair | None = None
+    uniform: Pair | None = Field(default=None, description="the least and the largest number")
+    log_uniform: Pair | None = Field(
+        default=None,
+        description="the least and the largest number, above 0, drawn evenly on a logarithmic scale",
+    )
     integer: tuple[int, int] | None = Field(default=None, description="whole numbers, both ends included")
-    choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
+    choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = Field(
+        default=None,
+        description="one of these values",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> "Range":
@@ -64,12 +70,24 @@ class Tuning(Settings):
     depend on earlier ones, `together` at a time.
     """
 
-    space: dict[str, Range] = Field(default_factory=dict)
-    schemes: dict[str, dict[str, Range]] = Field(default_factory=dict)
-    budget: Annotated[int, Field(ge=2, le=10_000)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1_000_000,)
-    searcher: Literal["quasi_random", "optuna"] = "quasi_random"
-    together: Count = 4
+    space: dict[str, Range] = Field(
+        default_factory=dict,
+        description="dotted fields of train, model or data that all schemes are tuned over, with their ranges",
+    )
+    schemes: dict[str, dict[str, Range]] = Field(
+        default_factory=dict,
+        description="the fields of a scheme's own that it is tuned over, by its name",
+    )
+    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="points that are tried for each scheme")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        default=(1_000_000,),
+        description="each point is trained with all of these; they must not be seeds of the comparison",
+    )
+    searcher: Literal["quasi_random", "optuna"] = Field(
+        default="quasi_random",
+        description="a scrambled Sobol sequence, or Optuna, whose points depend on earlier ones",
+    )
+    together: Count = Field(default=4, description="points that Optuna proposes at a time")
 
     def of(self, scheme: str) -> dict[str, Range]:
         """The search space of a scheme by dotted field."""

@@ -38,7 +38,10 @@ class LabelSmoothing(LossSettings):
     builds: ClassVar[str] = "repr_ray.method.losses:LabelSmoothing"
 
     kind: Literal["label_smoothing"]
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1,
+        description="share of a label that goes to all classes evenly",
+    )
 
 
 class Distillation(LossSettings):
@@ -53,8 +56,14 @@ class Distillation(LossSettings):
     needs_teacher: ClassVar[bool] = True
 
     kind: Literal["distillation"]
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    alpha: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5,
+        description="weight of the teacher's part; the labels have the rest",
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="what logits of both networks are divided by",
+    )
 
 
 class Orthogonality(LossSettings):
@@ -67,7 +76,7 @@ class Orthogonality(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["orthogonality"]
-    weight: Weight = 0.01
+    weight: Weight = Field(default=0.01, description="weight of the penalty")
 
 
 class Srip(LossSettings):
@@ -82,8 +91,14 @@ class Srip(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["srip"]
-    weight: Weight = 0.1
-    decay: tuple[tuple[Count, Weight], ...] = ((20, 1e-3), (50, 1e-4), (70, 1e-6), (120, 0.0))
+    weight: Weight = Field(default=0.1, description="weight of the penalty at the beginning")
+    decay: tuple[tuple[Count, Weight], ...] = Field(
+        default=((20, 1e-3), (50, 1e-4), (70, 1e-6), (120, 0.0)),
+        description=(
+            "pairs of an epoch and what the weight is multiplied by from then on; by default as in the authors' "
+            "code, which trains 200 epochs"
+        ),
+    )
 
     @model_validator(mode="after")
     def _ascending(self) -> "Srip":
@@ -104,8 +119,8 @@ class Ocnn(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["ocnn"]
-    weight: Weight = 0.1
-    squared: bool = True
+    weight: Weight = Field(default=0.1, description="weight of the penalty")
+    squared: bool = Field(default=True, description="square the norm; the authors' code does not")
 
 
 Loss = Annotated[LossSettings, ByKind()]

@@ -177,7 +177,10 @@ class SchemeSettings(Component):
     family: ClassVar[str] = "scheme"
     given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
 
-    loss: Loss | None = None
+    loss: Loss | None = Field(
+        default=None,
+        description="the loss that the scheme trains with; cross entropy when not given",
+    )
 
     @classmethod
     def accept(cls, target: Any) -> None:

@@ -134,7 +134,7 @@ class Library(ModelSettings):
     under `state_dict` or `model`. The layer that gives the logits may be for other classes, and is random then.
     """
 
-    name: str
+    name: str = Field(description="the network's name in the library")
     options: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="keyword arguments of the network, as its library documents them"
     )

@@ -21,10 +21,22 @@ class DSDSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.dsd:DSD"
 
     kind: Literal["dsd"] = "dsd"
-    sparsity: Share = 0.3
-    sparse_at: Count | None = None
-    dense_at: Count | None = None
-    final_rate: Annotated[float, Field(gt=0)] = 0.1
+    sparsity: Share = Field(default=0.3, description="share of each layer's weights that is held at zero")
+    sparse_at: Count | None = Field(
+        default=None,
+        description=(
+            "the epoch, counted from 0, before which the smallest weights become zero; a third of the training "
+            "when not given"
+        ),
+    )
+    dense_at: Count | None = Field(
+        default=None,
+        description="the epoch from which all weights train again; two thirds of the training when not given",
+    )
+    final_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.1,
+        description="what the learning rate is multiplied by from then on",
+    )
 
     def phases(self, epochs: int) -> tuple[int, int]:
         """The first sparse epoch and the first dense one after it. Raises ValueError when they do not fit."""
@@ -53,8 +65,8 @@ class SoftFilterPruningSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.soft_filter_pruning:SoftFilterPruning"
 
     kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
-    prune_ratio: Share = 0.3
-    every: Count = 1
+    prune_ratio: Share = Field(default=0.3, description="share of each layer's filters that becomes zero")
+    every: Count = Field(default=1, description="epochs between two times")
 
 
 class RenewalSettings(SchemeSettings):
@@ -63,8 +75,14 @@ class RenewalSettings(SchemeSettings):
     generations: ClassVar[int] = 10
     """Parts the training falls into where `every` is not given."""
 
-    every: Count | None = None
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    every: Count | None = Field(
+        default=None,
+        description="epochs between two times; a fixed part of the training when not given",
+    )
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="the optimizer's averages of what starts anew",
+    )
 
     def interval(self, epochs: int) -> int:
         """Epochs between two beginnings. Raises ValueError where there would be none."""
@@ -89,8 +107,14 @@ class ShrinkPerturbSettings(RenewalSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:ShrinkPerturb"
 
     kind: Literal["shrink_perturb"] = "shrink_perturb"
-    shrink: Annotated[float, Field(ge=0, le=1)] = 0.4
-    perturb: Annotated[float, Field(ge=0)] = 0.1
+    shrink: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.4,
+        description="what every parameter is multiplied by",
+    )
+    perturb: Annotated[float, Field(ge=0)] = Field(
+        default=0.1,
+        description="share of a fresh network's parameters that is added",
+    )
 
 
 class LaterLayerForgettingSettings(RenewalSettings):
@@ -103,7 +127,12 @@ class LaterLayerForgettingSettings(RenewalSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"
 
     kind: Literal["later_layer_forgetting"] = "later_layer_forgetting"
-    from_layer: str | None = None
+    from_layer: str | None = Field(
+        default=None,
+        description=(
+            "the first layer that starts anew, by its name or that of its block; the second half when not given"
+        ),
+    )
 
 
 class RifleSettings(RenewalSettings):
@@ -127,10 +156,16 @@ class ContinualBackpropSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.continual_backprop:ContinualBackprop"
 
     kind: Literal["continual_backprop"] = "continual_backprop"
-    replacement_rate: Share = 1e-4
-    decay: Fraction = 0.99
-    maturity: Count = 1_000
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    replacement_rate: Share = Field(
+        default=1e-4,
+        description="share of a layer's mature filters that is due to be replaced in each step",
+    )
+    decay: Fraction = Field(default=0.99, description="of the average of a filter's utility, per step")
+    maturity: Count = Field(default=1_000, description="steps before a new filter may be replaced")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="the optimizer's averages of new filters",
+    )
 
 
 class ReDoSettings(SchemeSettings):
@@ -143,6 +178,12 @@ class ReDoSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.redo:ReDo"
 
     kind: Literal["redo"] = "redo"
-    threshold: Annotated[float, Field(ge=0)] = 0.025
-    every: Count = 1_000
-    optimizer_state: Literal["reset", "keep"] = "reset"
+    threshold: Annotated[float, Field(ge=0)] = Field(
+        default=0.025,
+        description="a filter is dormant when its mean |activation| is at most this times the layer's mean",
+    )
+    every: Count = Field(default=1_000, description="steps between two times")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="the optimizer's averages of new filters",
+    )
