@@ -129,9 +129,10 @@ def _resolved(root: Schema, node: Schema) -> Schema:
 
 
 def _branches(root: Schema, node: Schema) -> list[Schema]:
+    """The alternatives that a node allows, however they are nested."""
     node = _resolved(root, node)
-    branches: list[Schema] = node.get("anyOf") or node.get("oneOf") or [node]
-    return [_resolved(root, branch) for branch in branches]
+    branches: list[Schema] = node.get("anyOf") or node.get("oneOf") or []
+    return [leaf for branch in branches for leaf in _branches(root, branch)] or [node]
 
 
 def _blocks(root: Schema, node: Schema) -> list[Schema]:

@@ -48,6 +48,8 @@ def test_every_field_has_a_meaning() -> None:
         ("seeds.looks", ["seeds.looks: list of integer >= 3 <= 1000"]),
         ("resources.gpus_per_worker", ["resources.gpus_per_worker: integer >= 0 | auto; default: auto"]),
         ("schemes.shrink:Shrink.every", ["schemes.shrink:Shrink.every: integer >= 1; default: 10", "epochs between"]),
+        ("data.augment.policy", ["data.augment.policy: rand_augment | trivial_augment | none", "kind: rand_augment"]),
+        ("schemes.repr.loss.srip.weight", ["schemes.repr.loss.srip.weight: number >= 0"]),
         ("model.two:two", ["kind: two:two", "  width: integer; default: 16"]),
     ],
 )
