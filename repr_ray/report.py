@@ -45,7 +45,7 @@ def report(
     """
     from repr_ray.results import claims as published
     from repr_ray.results import details as beside
-    from repr_ray.results import store, tables
+    from repr_ray.results import store, tables, tuned
     from repr_ray.results.across import across
     from repr_ray.results.compare import compare
 
@@ -65,6 +65,7 @@ def report(
         overall = across(comparison.table, comparison.baseline)
         more = {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
         more |= {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
+        more |= {"Tuning": tuned.tuned_sheet(points)} if len(points := tuned.tried(gathered)) else {}
         needed = beside.power_sheet(comparison)
         more |= {"Seeds that a verdict would take": needed}
         sheets = [("Schemes", schemes), *more.items(), ("Claimed against measured", exact)]
@@ -111,6 +112,8 @@ def report(
         tables.print_comparison(console, comparison, schemes, checked)
         if overall:
             tables.print_sheet(console, more["Over data sets and networks"])
+        if "Tuning" in more:
+            tables.print_sheet(console, more["Tuning"])
         if power:
             if needed.rows:
                 tables.print_sheet(console, needed)

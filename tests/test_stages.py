@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import TINY, results_of, write_config
 
 from repr_ray import launch, stages
-from repr_ray.config import ConfigError, validate
+from repr_ray.config import ConfigError, load, validate
 from repr_ray.plan import cells
 from repr_ray.runners import local
 from repr_ray.training.folder import TrialFolder
@@ -161,3 +161,21 @@ def test_tuning_is_not_changed_once_there_are_results(tmp_path: Path, capsys: py
     assert launched(config) == 0
     assert launched(config, "tuning.budget=4") == 2
     assert "tuning.budget is 3 there and 4 here" in capsys.readouterr().err
+
+
+def test_the_report_shows_what_was_tried_and_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chosen settings, the curve and its band; the trials that tried points are in no comparison."""
+    from repr_ray.report import main
+
+    config = write_config(tmp_path, tuning=TUNING, seeds=[0, 1, 2], train=SHORT)
+    assert launched(config) == 0
+    results = tmp_path / "r" / "tiny"
+    assert main([str(results)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    chosen = next(t for t in stages.called_for(load(config), results) if not t.stage and t.scheme == "repr")
+    for field, value in chosen.tuned:
+        assert f"{field.rpartition('.')[2]}={value}" in out
+    comparison = (results / "comparison.md").read_text()
+    assert "Test images were not used" in comparison and "| repr | 3 |" in comparison
+    assert (results / "plots" / "tuning.png").exists() and "tuning.png" not in out
+    assert "Tuning" in (results / "report.html").read_text()

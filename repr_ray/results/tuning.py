@@ -6,6 +6,8 @@ budgets together, for trials at independent random points. Quasi-random points c
 these, so that a curve from them is a little on the safe side: less is found by luck.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -25,9 +27,11 @@ def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
 
     values = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0)
     budgets = np.arange(1, len(values) + 1)
-    low, point, high = EmpiricalDistribution.confidence_bands(
-        values, 1 - level, a=0.0, b=1.0, method="ld_equal_tailed", generator=np.random.default_rng(0), n_jobs=1
-    )
+    with warnings.catch_warnings():  # accuracies are counts of images: equal ones are expected
+        warnings.filterwarnings("ignore", "Duplicates detected", RuntimeWarning)
+        low, point, high = EmpiricalDistribution.confidence_bands(
+            values, 1 - level, a=0.0, b=1.0, method="ld_equal_tailed", generator=np.random.default_rng(0), n_jobs=1
+        )
     # The lower band of the distribution function is that of the larger accuracies.
     curves = {"mean": point, "low": high, "high": low}
     return pd.DataFrame(

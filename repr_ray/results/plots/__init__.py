@@ -31,7 +31,9 @@ from repr_ray.results.plots.grid import ablations
 from repr_ray.results.plots.overlap import overlap
 from repr_ray.results.plots.scores import scores
 from repr_ray.results.plots.style import Maker, Picture, save, styled
+from repr_ray.results.plots.tuned import tuning_curves
 from repr_ray.results.store import Tables
+from repr_ray.results.tuned import tried
 
 __all__ = ["KINDS", "Picture", "draw"]
 
@@ -73,6 +75,8 @@ def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30
             save(figure, folder / f"ablation-{place:02d}", title, alt)
             for place, (figure, title, alt) in enumerate(ablations(comparison), 1)
         ]
+        for name, figure, title, alt in tuning_curves(tried(tables)):
+            studies.append(save(figure, folder / name, title, alt))
         if found := across(comparison.table, comparison.baseline):
             studies = [
                 save(figure, folder / name, title, alt) for name, figure, title, alt in overview(found)
