@@ -114,8 +114,15 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
             command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
             while runner and pending:
-                _run(console, trials, pending, digests, storage, runner, command)
-                tried |= {trial.name for trial in pending}
+                if now := stages.ready(pending, storage.path):
+                    waiting = {trial.name for trial in pending} - {trial.name for trial in now}
+                    if waiting:
+                        console.print(_waiting_line(pending, waiting), soft_wrap=True)
+                    known = [trial for trial in trials if trial.name not in waiting]
+                    _run(console, known, now, digests, storage, runner, command)
+                else:
+                    _fail_without_teacher(pending, storage)
+                tried |= {trial.name for trial in now or pending}
                 trials = stages.called_for(experiment, storage.path)
                 folders = [TrialFolder(storage.path, trial) for trial in trials]
                 ended = {folder.trial.name for folder in folders if stages.ended(folder)}
@@ -154,6 +161,25 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
     return parser
+
+
+def _waiting_line(pending: Sequence[Trial], waiting: set[str]) -> str:
+    teachers = {trial.teacher.name for trial in pending if trial.teacher and trial.name in waiting}
+    schemes = dict.fromkeys(trial.scheme for trial in pending if trial.name in waiting)
+    first = next(trial for trial in pending if trial.name in waiting)
+    return (
+        f"{len(waiting)} trials ({', '.join(schemes)}) learn from {len(teachers)} others and wait for them:"
+        f" {first.name} for {first.teacher.name if first.teacher else ''}, ..."
+    )
+
+
+def _fail_without_teacher(students: Sequence[Trial], storage: Folder) -> None:
+    for trial in students:
+        if trial.teacher:
+            teacher, own = TrialFolder(storage.path, trial.teacher), TrialFolder(storage.path, trial, storage)
+            why = teacher.message if teacher.failed else "it has not been trained"
+            message = f"its teacher {trial.teacher.name} failed: {why}"
+            own.fail({"status": "failed", "message": message, "traceback": message})
 
 
 def _run(

@@ -23,7 +23,7 @@ class Trial:
 
     `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others. `stage` is
     `tuning` for a trial that tries a point of the search space; `tuned` has the values of that point, or of the one
-    that was chosen.
+    that was chosen. `teacher` is the trial whose network this one learns from, and has to wait for.
     """
 
     experiment: str
@@ -37,6 +37,7 @@ class Trial:
     resources: Resources
     stage: str = ""
     tuned: tuple[tuple[str, Any], ...] = ()
+    teacher: "Trial | None" = None
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +52,8 @@ class Trial:
             for name, block in blocks.items()
         }
         kinds = [self.model.kind, self.train.optimizer.kind, self.train.schedule.kind, self.settings.kind]
+        if self.teacher:
+            result["teacher"] = self.teacher.fingerprint
         text = json.dumps(result | {"kinds": kinds, "seed": self.seed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -69,7 +72,8 @@ class Trial:
 
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
-        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.plug_ins}
+        teacher = self.teacher.name if self.teacher else ""
+        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.plug_ins, "teacher": teacher}
         return {name: value for name, value in given.items() if value} | {
             "experiment": self.experiment,
             "dataset": self.data.name,
@@ -89,12 +93,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cell:
-    """A scheme in one setting of the grid: what its trials share but the seed. `experiment` has the setting."""
+    """A scheme in one setting of the grid: what its trials share but the seed.
+
+    `experiment` has the setting, `grid` the fields that vary.
+    """
 
     scheme: str
     label: str
     variant: str
     experiment: Experiment
+    grid: tuple[str, ...] = ()
 
     def trials(self, seeds: Iterable[int], values: Mapping[str, Any] | None = None, stage: str = "") -> list[Trial]:
         """A trial for each seed, with other `values` of dotted fields that tuning has chosen, or tries."""
@@ -102,22 +110,42 @@ class Cell:
         resolved = self.experiment
         if values:
             resolved = _resolve(resolved.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}, values)
-        return [
-            Trial(
+        settings = resolved.schemes[self.scheme]
+
+        def trial(seed: int, label: str, settings: SchemeSettings, teacher: Trial | None = None) -> Trial:
+            return Trial(
                 experiment=resolved.name,
-                scheme=self.label,
+                scheme=label,
                 variant=self.variant,
                 seed=seed,
                 data=resolved.data,
                 model=resolved.model,
                 train=resolved.train,
-                settings=resolved.schemes[self.scheme],
+                settings=settings,
                 resources=resolved.resources,
                 stage=stage,
                 tuned=tuple(values.items()),
+                teacher=teacher,
             )
-            for seed in seeds
-        ]
+
+        if not settings.needs_teacher:
+            return [trial(seed, self.label, settings) for seed in seeds]
+        baseline = self._teaching(resolved)
+        return [trial(s, self.label, settings, trial(s, resolved.baseline, baseline)) for s in seeds]
+
+    def _teaching(self, resolved: Experiment) -> SchemeSettings:
+        """The baseline's settings. Raises ConfigError where no trial of the baseline can be this one's teacher."""
+        told = f"schemes.{self.scheme}.loss: it learns from the baseline's run of the same seed"
+        baseline = resolved.schemes.get(resolved.baseline)
+        if baseline is None:
+            raise ConfigError(f"{told}, and there is no scheme {resolved.baseline}; add it, or name another baseline")
+        if baseline.needs_teacher:
+            raise ConfigError(f"{told}, which would need a teacher itself; name another baseline")
+        if any(owner([f"schemes.{resolved.baseline}"], key) for key in self.grid):
+            raise ConfigError(f"{told}, which the grid varies: give the values of the grid schemes of their own")
+        if resolved.tuning:
+            raise ConfigError(f"{told}, which tuning would choose after it; tune without it")
+        return baseline
 
 
 def cells(experiment: Experiment) -> list[Cell]:
@@ -154,7 +182,7 @@ def cells(experiment: Experiment) -> list[Cell]:
                 label = " ".join([scheme, *_labels(own_point, f"schemes.{scheme}.")])
                 fields = point | own_point
                 resolved = _resolve(raw, fields) if fields else experiment
-                found.append(Cell(scheme, label, " ".join(_labels(point, "")), resolved))
+                found.append(Cell(scheme, label, " ".join(_labels(point, "")), resolved, tuple(experiment.grid)))
     return found
 
 

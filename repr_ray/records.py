@@ -23,6 +23,7 @@ RESULT_FIELDS: dict[str, type] = {
     "commit": str,
     "command": str,
     "data_digest": str,
+    "teacher_seconds": float,
 }
 """The columns of a result; floats take integers too. `versions` and `hardware` are mappings of text."""
 

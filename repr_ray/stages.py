@@ -36,6 +36,11 @@ def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
     return distinct(tried + looks.called_for(experiment, by_seed, folder))
 
 
+def ready(pending: Sequence[Trial], folder: Path) -> list[Trial]:
+    """The trials that need not wait for a teacher, or whose teacher is done."""
+    return [trial for trial in pending if not trial.teacher or TrialFolder(folder, trial.teacher).done]
+
+
 def ended(folder: TrialFolder) -> bool:
     """Whether a trial needs no more training: it is done, or it diverged at a point of the search space."""
     return folder.done or (folder.trial.stage == TUNING and _diverged(folder))
@@ -43,6 +48,8 @@ def ended(folder: TrialFolder) -> bool:
 
 def why(experiment: Experiment, pending: Sequence[Trial]) -> str:
     """What the results so far say, that more trials are called for."""
+    if all(trial.teacher for trial in pending):
+        return "their teachers have ended"
     if pending[0].stage == TUNING:
         return "not tuned yet"
     first = experiment.tuning is not None and any(trial.seed == experiment.every_seed[0] for trial in pending)

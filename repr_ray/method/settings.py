@@ -188,6 +188,11 @@ class SchemeSettings(Component):
         if not hasattr(target, "start_epoch"):
             raise ValueError(f"{target.__name__} is no scheme: a scheme is a subclass of repr_ray.Scheme")
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from the baseline's network, which has to be trained before."""
+        return self.loss is not None and self.loss.needs_teacher
+
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Raise ValueError for settings that do not fit a training of `epochs` with `held_out` validation images.
 

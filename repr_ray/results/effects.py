@@ -71,7 +71,13 @@ def median(values: Array) -> float:
 
 
 def device_hours(trials: pd.DataFrame) -> pd.Series:
-    """Hours of devices that each trial occupied: GPUs where it had any, else CPU threads, of all its workers."""
+    """Hours of devices that each trial occupied: GPUs where it had any, else CPU threads, of all its workers.
+
+    The hours of the teacher whose network it learnt from are among them.
+    """
     gpus = trials["gpus"].fillna(0).astype(float)
     devices = gpus.where(gpus > 0, trials["threads"].fillna(1).astype(float))
-    return trials["wall_seconds"].astype(float) * trials["workers"].fillna(1).astype(float) * devices / 3600
+    seconds = trials["wall_seconds"].astype(float)
+    if "teacher_seconds" in trials:
+        seconds = seconds + trials["teacher_seconds"].fillna(0).astype(float)
+    return seconds * trials["workers"].fillna(1).astype(float) * devices / 3600

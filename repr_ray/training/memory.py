@@ -35,9 +35,11 @@ def measure_memory(trial: Trial) -> Memory:
 
     from repr_ray.training.loop import evaluate, train_epoch
     from repr_ray.training.messages import Preempted
-    from repr_ray.training.setup import set_up
+    from repr_ray.training.setup import build_model, set_up, teach
 
     setup = set_up(trial, torch.device("cuda"))
+    if trial.teacher:
+        teach(setup, trial.teacher, build_model(trial.teacher).state_dict())
     steps = itertools.count(1)
     with contextlib.suppress(Preempted):
         train_epoch(setup, 0, stop=lambda: next(steps) >= STEPS)

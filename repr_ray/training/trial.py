@@ -22,7 +22,7 @@ from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import Row, TrialFolder
 from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
-from repr_ray.training.setup import set_up
+from repr_ray.training.setup import set_up, teach
 from repr_ray.training.tensorboard import Board
 
 TELL_EVERY = 0.3
@@ -99,6 +99,7 @@ class _Run:
         announced, state = distributed.from_rank_0(self._take_over() if self.lead else None)
         self.setup = set_up(trial, device, state["precision"] if state else None)
         _assert_same_data(self.setup.data_digest, announced, state)
+        self.teacher = self._find_teacher()
         if state:
             self.setup.model.load_state_dict(state["model"])
             self.setup.optimizer.load_state_dict(state["optimizer"])
@@ -153,6 +154,27 @@ class _Run:
         self.folder.pull()
         self.folder.clear()
         return self.folder.stored.get("data_digest"), checkpoint.load_newest(self.folder.path, self._note)
+
+    def _find_teacher(self) -> dict[str, Any]:
+        """Let the trial learn from its teacher's last weights; what the result says about the teacher."""
+        if not self.trial.teacher:
+            return {}
+        weights, facts = distributed.from_rank_0(self._read_teacher(self.trial.teacher) if self.lead else None)
+        teach(self.setup, self.trial.teacher, weights)
+        return facts
+
+    def _read_teacher(self, teacher: Trial) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        folder = TrialFolder(self.folder.storage.path, teacher, self.folder.storage)
+        folder.pull()
+        state = checkpoint.load_newest(folder.path, self._note) if folder.done else None
+        if state is None or len(state["epochs"]) != teacher.train.epochs:
+            raise ConfigError(
+                f"loss: the teacher {teacher.name} has left no weights of its last epoch; train it again"
+            )
+        if state.get("data_digest") != self.setup.data_digest:
+            raise ConfigError(f"loss: the teacher {teacher.name} has trained on other images")
+        self._note(f"learns from {teacher.name}")
+        return state["model"], {"teacher": teacher.name, "teacher_seconds": folder.stored["wall_seconds"]}
 
     def _note(self, text: str) -> None:
         self.folder.log(text)
@@ -238,6 +260,7 @@ class _Run:
             "data_digest": setup.data_digest,
             "data_notes": "; ".join(setup.data_notes),
             "plug_ins": setup.trial.plug_ins,
+            **self.teacher,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(setup.device),

@@ -1,0 +1,165 @@
+"""A student learns from the baseline's network of its seed: what waits for what, what counts, what can go wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from support import TINY, results_of, write_config
+
+from repr_ray import launch, stages
+from repr_ray.config import ConfigError, validate
+from repr_ray.plan import Trial, plan
+from repr_ray.results.effects import device_hours
+from repr_ray.runners import local
+from repr_ray.training import checkpoint, trial
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.loop import run_epoch
+from repr_ray.training.messages import Preempted
+from repr_ray.training.setup import set_up, teach
+
+CPU = torch.device("cpu")
+BAN = {"kind": "standard", "loss": {"kind": "distillation"}}
+CONFIG: dict[str, Any] = {
+    "train": TINY["train"] | {"epochs": 3},
+    "schemes": {
+        "ban": BAN,
+        "standard": {"kind": "standard"},
+        "ban+repr": {"kind": "repr", "s1": 1, "s2": 1, "loss": {"kind": "distillation"}},
+    },
+}
+
+
+def trials(**changes: Any) -> dict[str, Trial]:
+    return {one.scheme: one for one in plan(validate(TINY | CONFIG | changes, "tiny"))}
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_report", lambda *_: None)
+
+
+def launched(config: Path, *overrides: str) -> int:
+    return launch.main(
+        ["--runner", "local", "--config", str(config), "--results", str(config.parent / "r"), *overrides]
+    )
+
+
+def test_the_teacher_is_the_baseline_of_the_same_seed() -> None:
+    for one in plan(validate(TINY | CONFIG | {"seeds": [3, 4], "grid": {"model.width": [4, 8]}}, "tiny")):
+        if one.scheme == "standard":
+            assert one.teacher is None and "teacher" not in one.record()
+        else:
+            assert one.teacher is not None and one.record()["teacher"] == one.teacher.name
+            same = ("seed", "data", "model", "train", "variant", "resources")
+            assert all(getattr(one, key) == getattr(one.teacher, key) for key in same)
+            assert one.teacher.scheme == "standard"
+
+
+def test_what_the_teacher_is_trained_with_changes_the_student() -> None:
+    smooth = {"kind": "standard", "loss": {"kind": "label_smoothing"}}
+    before, after = trials(), trials(schemes=CONFIG["schemes"] | {"standard": smooth})
+    assert before["ban"].fingerprint != after["ban"].fingerprint
+    assert before["ban"].settings == after["ban"].settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schemes": {"ban": BAN}}, "there is no scheme standard; add it"),
+        ({"schemes": {"ban": BAN, "other": BAN}, "baseline": "other"}, "would need a teacher itself"),
+        (
+            {
+                "schemes": {"ban": BAN, "standard": {"kind": "repr", "s1": 1, "s2": 1}},
+                "grid": {"schemes.standard.prune_ratio": [0.2, 0.3]},
+            },
+            "which the grid varies",
+        ),
+    ],
+)
+def test_students_without_one_teacher_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=r"schemes\.\w+\.loss: it learns from the baseline's run") as error:
+        trials(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_teachers_train_first_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the loss is that of the teacher's last weights: one epoch by hand gives the student's first row."""
+    config = write_config(tmp_path, **CONFIG)
+    assert launched(config) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 trials (ban, ban+repr) learn from 1 others and wait for them" in said
+    assert "their teachers have ended: 2 more trials to run" in said
+    folder, known = tmp_path / "r" / "tiny", trials()
+    results = results_of(folder)
+    teacher, student = (results[known[name].name] for name in ("standard", "ban"))
+    assert student["teacher"] == known["standard"].name and student["teacher_seconds"] == teacher["wall_seconds"]
+    assert teacher["finished"] <= student["started"] and "teacher" not in teacher
+    setup = set_up(known["ban"], CPU)
+    state = checkpoint.load_newest(TrialFolder(folder, known["standard"]).path, pytest.fail)
+    assert state is not None
+    teach(setup, known["standard"], state["model"])
+    row = run_epoch(setup, 0)
+    path = TrialFolder(folder, known["ban"]).path / "epochs.jsonl"
+    assert json.loads(path.read_text().splitlines()[0])["train_loss"] == row["train_loss"]
+    assert launched(config) == 0
+    assert "all 3 trials are done already" in capsys.readouterr().out
+
+
+def test_hours_of_the_teacher_are_the_students_too() -> None:
+    rows = pd.DataFrame({"wall_seconds": [3600.0, 3600.0], "workers": 1, "gpus": 0.0, "threads": 2})
+    assert device_hours(rows).tolist() == [2, 2]
+    assert device_hours(rows.assign(teacher_seconds=[None, 1800.0])).tolist() == [2, 3]
+
+
+def test_a_student_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    known = trials()
+    for folder in ("whole", "stopped"):
+        local.run([known["standard"]], tmp_path / folder, lambda message: None, {})
+    trial.run_trial(known["ban"], tmp_path / "whole", CPU, print, {})
+    calls = iter(range(100))
+    with pytest.raises(Preempted):
+        trial.run_trial(known["ban"], tmp_path / "stopped", CPU, print, {}, stop=lambda: next(calls) == 4)
+    trial.run_trial(known["ban"], tmp_path / "stopped", CPU, print, {})
+    ends = [results_of(tmp_path / folder)[known["ban"].name]["checksum"] for folder in ("whole", "stopped")]
+    assert ends[0] == ends[1]
+
+
+def test_a_failed_teacher_fails_its_students_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only those, and a launch that repairs it trains them."""
+    config = write_config(tmp_path, **CONFIG | {"seeds": [0, 1]})
+    run = local.run_trial if hasattr(local, "run_trial") else trial.run_trial
+
+    def breaks(one: Trial, results: Any, *rest: Any, **more: Any) -> None:
+        if one.scheme == "standard" and one.seed == 0:
+            folder = TrialFolder(Path(results), one)
+            folder.fail({"status": "failed", "message": "OSError: broken", "traceback": ""})
+            raise OSError("broken")
+        run(one, results, *rest, **more)
+
+    monkeypatch.setattr(trial, "run_trial", breaks)
+    assert launched(config) == 1
+    folder = tmp_path / "r" / "tiny"
+    every = plan(validate(TINY | CONFIG | {"seeds": [0, 1]}, "tiny"))
+    assert {one.name for one in every if one.seed == 1} == set(results_of(folder))
+    for one in every:
+        if one.seed == 0 and one.teacher:
+            assert TrialFolder(folder, one).message == f"its teacher {one.teacher.name} failed: OSError: broken"
+    monkeypatch.setattr(trial, "run_trial", run)
+    assert launched(config) == 0
+    assert set(results_of(folder)) == {one.name for one in every}
+
+
+def test_a_teacher_without_weights_is_named(tmp_path: Path) -> None:
+    known = trials()
+    with pytest.raises(ConfigError, match=f"the teacher {known['standard'].name} has left no weights"):
+        trial.run_trial(known["ban"], tmp_path, CPU, print, {})
+
+
+def test_only_students_wait(tmp_path: Path) -> None:
+    every = list(trials().values())
+    assert [one.scheme for one in stages.ready(every, tmp_path)] == ["standard"]
