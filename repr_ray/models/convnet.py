@@ -35,9 +35,12 @@ def convnet(
     classes: int,
     channels: int,
     image_size: int,
+    dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
 ) -> nn.Module:
     """`depth` x (conv, bias, [batch norm], ReLU, [pool]), flatten, linear (arXiv 1811.07275, section 5).
 
+    With `spatial_dropout` each ReLU (and pooling) is followed by it, with `dropout` the linear layer is after one.
     `pool` is `max2` (2x2) or `max3` (3x3, stride 2, padded at the far edges as TensorFlow's 'same' does).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -53,10 +56,14 @@ def convnet(
             layers[f"pool{i}"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
             image_size = (image_size - 2) // 2 + 1
         layers[f"relu{i}"] = nn.ReLU(inplace=True)
+        if spatial_dropout:
+            layers[f"spatial{i}"] = nn.Dropout2d(spatial_dropout)
         if image_size < 1:
             raise ValueError(
                 f"model.depth={depth}: pooling leaves no pixel after layer {i}; use fewer layers or pool: none"
             )
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
     layers["linear"] = FlatLinear(width * image_size * image_size, classes)
     model = nn.Sequential(layers)
     if init == "truncated_normal":

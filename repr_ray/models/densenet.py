@@ -7,20 +7,30 @@ from repr_ray.models.init import he_normal_
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 3x3 convolution; its output is put behind its input."""
+    """Batch norm, ReLU, 3x3 convolution, spatial dropout where there is any; the output is put behind the input."""
 
-    def __init__(self, inputs: int, growth: int) -> None:
+    def __init__(self, inputs: int, growth: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+        self.spatial = nn.Dropout2d(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """n x inputs x h x w -> n x (inputs + growth) x h x w."""
-        return torch.cat([x, self.conv(self.relu(self.norm(x)))], 1)
+        return torch.cat([x, self.spatial(self.conv(self.relu(self.norm(x))))], 1)
 
 
-def densenet(*, depth: int, growth: int, classes: int, channels: int, image_size: int) -> nn.Module:
+def densenet(
+    *,
+    depth: int,
+    growth: int,
+    classes: int,
+    channels: int,
+    image_size: int,
+    dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
+) -> nn.Module:
     """DenseNet of 3n + 4 layers without bottlenecks (arXiv 1608.06993, section 4.2): three blocks of n layers.
 
     Raises ValueError for images that the two poolings do not leave a pixel of.
@@ -33,7 +43,7 @@ def densenet(*, depth: int, growth: int, classes: int, channels: int, image_size
     for block in range(1, 4):
         layers = []
         for _ in range((depth - 4) // 3):
-            layers.append(DenseLayer(width, growth))
+            layers.append(DenseLayer(width, growth, spatial_dropout))
             width += growth
         model.add_module(f"block{block}", nn.Sequential(*layers))
         model.add_module(f"norm{block}", nn.BatchNorm2d(width))
@@ -43,6 +53,8 @@ def densenet(*, depth: int, growth: int, classes: int, channels: int, image_size
             model.add_module(f"pool{block}", nn.AvgPool2d(2))
     model.add_module("pool3", nn.AdaptiveAvgPool2d(1))
     model.add_module("flatten", nn.Flatten())
+    if dropout:
+        model.add_module("dropout", nn.Dropout(dropout))
     model.add_module("linear", nn.Linear(width, classes))
     he_normal_(model)
     return model

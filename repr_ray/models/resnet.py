@@ -22,13 +22,14 @@ class Pad(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut; spatial dropout is between the two (arXiv 1605.07146, section 2.4)."""
 
-    def __init__(self, inputs: int, width: int, stride: int, projection: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, projection: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU(inplace=True)
+        self.spatial = nn.Dropout2d(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU(inplace=True)
@@ -40,17 +41,26 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """n x inputs x h x w -> n x width x h/stride x w/stride."""
-        out = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        out = self.norm2(self.conv2(self.spatial(self.relu1(self.norm1(self.conv1(x))))))
         return self.relu2(out + self.shortcut(x))
 
 
-def resnet(*, depth: int, shortcut: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def resnet(
+    *,
+    depth: int,
+    shortcut: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+    dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
+) -> nn.Module:
     """ResNet of 6n + 2 layers in three stages of 16, 32 and 64 filters (arXiv 1512.03385, section 4.2)."""
     stages, inputs = [], 16
     for width in (16, 32, 64):
         for i in range((depth - 2) // 6):
             stride = 2 if i == 0 and width > 16 else 1
-            stages.append(BasicBlock(inputs, width, stride, shortcut == "projection"))
+            stages.append(BasicBlock(inputs, width, stride, shortcut == "projection", spatial_dropout))
             inputs = width
     model = nn.Sequential()
     model.add_module("conv", nn.Conv2d(channels, 16, 3, padding=1, bias=False))
@@ -59,6 +69,8 @@ def resnet(*, depth: int, shortcut: str, classes: int, channels: int, image_size
     model.add_module("blocks", nn.Sequential(*stages))
     model.add_module("pool", nn.AdaptiveAvgPool2d(1))
     model.add_module("flatten", nn.Flatten())
+    if dropout:
+        model.add_module("dropout", nn.Dropout(dropout))
     model.add_module("linear", nn.Linear(64, classes))
     he_normal_(model)
     return model

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from repr_ray.components import ByKind, Component
+from repr_ray.components import ByKind, Component, Fraction
 
 Depth = Annotated[int, Field(ge=1, le=1_000)]
 Width = Annotated[int, Field(ge=1, le=100_000)]
@@ -38,6 +38,15 @@ class ModelSettings(Component):
         return self.build(classes=classes, num_classes=classes, channels=channels, image_size=image_size)
 
 
+_DROPOUT: Any = Field(default=0.0, description="share of the classifier's inputs dropped in training")
+_SPATIAL: Any = Field(default=0.0, description="share of feature maps dropped in training, each as a whole")
+
+
+def _dropped(dropout: float, spatial: float) -> str:
+    """What a label says about dropout."""
+    return "".join(f"-{name}{share:g}" for name, share in (("dropout", dropout), ("spatial", spatial)) if share)
+
+
 class ConvNet(ModelSettings):
     """`depth` x (convolution with bias, optional batch norm, ReLU, optional pooling), then one linear layer."""
 
@@ -56,6 +65,8 @@ class ConvNet(ModelSettings):
         default="default",
         description="PyTorch's initial weights, or a truncated normal distribution",
     )
+    dropout: Fraction = _DROPOUT
+    spatial_dropout: Fraction = _SPATIAL
 
     @property
     def label(self) -> str:
@@ -63,7 +74,9 @@ class ConvNet(ModelSettings):
         kernel = f"-k{self.kernel}" if self.kernel != 3 else ""
         pool = {"none": "", "max2": "-maxpool", "max3": "-maxpool3"}[self.pool]
         init = "-truncated" if self.init != "default" else ""
-        return f"convnet-{self.depth}x{self.width}{kernel}{'-bn' if self.batch_norm else ''}{pool}{init}"
+        norm = "-bn" if self.batch_norm else ""
+        dropped = _dropped(self.dropout, self.spatial_dropout)
+        return f"convnet-{self.depth}x{self.width}{kernel}{norm}{pool}{init}{dropped}"
 
 
 class ResNet(ModelSettings):
@@ -77,6 +90,8 @@ class ResNet(ModelSettings):
         default="pad",
         description="where channels grow: pad with zeros, or project by a 1x1 convolution",
     )
+    dropout: Fraction = _DROPOUT
+    spatial_dropout: Fraction = _SPATIAL
 
     @field_validator("depth")
     @classmethod
@@ -88,7 +103,8 @@ class ResNet(ModelSettings):
     @property
     def label(self) -> str:
         """The name in tables: resnet20, resnet20-projection."""
-        return f"resnet{self.depth}{'-projection' if self.shortcut == 'projection' else ''}"
+        shortcut = "-projection" if self.shortcut == "projection" else ""
+        return f"resnet{self.depth}{shortcut}{_dropped(self.dropout, self.spatial_dropout)}"
 
 
 class DenseNet(ModelSettings):
@@ -99,6 +115,8 @@ class DenseNet(ModelSettings):
     kind: Literal["densenet"]
     depth: Annotated[Depth, Field(ge=7)] = Field(default=40, description="layers: 40, 100, ...")
     growth: Width = Field(default=12, description="channels that each layer adds")
+    dropout: Fraction = _DROPOUT
+    spatial_dropout: Fraction = _SPATIAL
 
     @field_validator("depth")
     @classmethod
@@ -110,7 +128,7 @@ class DenseNet(ModelSettings):
     @property
     def label(self) -> str:
         """The name in tables: densenet-40-12."""
-        return f"densenet-{self.depth}-{self.growth}"
+        return f"densenet-{self.depth}-{self.growth}{_dropped(self.dropout, self.spatial_dropout)}"
 
 
 class Vgg(ModelSettings):
@@ -120,11 +138,13 @@ class Vgg(ModelSettings):
 
     kind: Literal["vgg"]
     depth: Literal[11, 13, 16] = Field(default=16, description="layers with weights, as in the paper's names")
+    dropout: Fraction = _DROPOUT
+    spatial_dropout: Fraction = _SPATIAL
 
     @property
     def label(self) -> str:
         """The name in tables: vgg16-bn."""
-        return f"vgg{self.depth}-bn"
+        return f"vgg{self.depth}-bn{_dropped(self.dropout, self.spatial_dropout)}"
 
 
 class Library(ModelSettings):

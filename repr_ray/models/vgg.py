@@ -10,7 +10,15 @@ STAGES: Mapping[int, tuple[int, ...]] = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2
 """Convolutions of each stage, by depth (arXiv 1409.1556, table 1)."""
 
 
-def vgg(*, depth: int, classes: int, channels: int, image_size: int) -> nn.Module:
+def vgg(
+    *,
+    depth: int,
+    classes: int,
+    channels: int,
+    image_size: int,
+    dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
+) -> nn.Module:
     """VGG with batch norm and a single linear layer, as is usual for CIFAR.
 
     Raises ValueError for images that the five poolings do not leave a pixel of.
@@ -24,10 +32,14 @@ def vgg(*, depth: int, classes: int, channels: int, image_size: int) -> nn.Modul
             model.add_module(f"conv{stage}_{i}", nn.Conv2d(inputs, width, 3, padding=1))
             model.add_module(f"norm{stage}_{i}", nn.BatchNorm2d(width))
             model.add_module(f"relu{stage}_{i}", nn.ReLU(inplace=True))
+            if spatial_dropout:
+                model.add_module(f"spatial{stage}_{i}", nn.Dropout2d(spatial_dropout))
             inputs = width
         model.add_module(f"pool{stage}", nn.MaxPool2d(2))
     model.add_module("average", nn.AdaptiveAvgPool2d(1))
     model.add_module("flatten", nn.Flatten())
+    if dropout:
+        model.add_module("dropout", nn.Dropout(dropout))
     model.add_module("linear", nn.Linear(inputs, classes))
     he_normal_(model)
     return model

@@ -79,4 +79,21 @@ class AdamW(_Adaptive):
     kind: Literal["adamw"]
 
 
+class RmsProp(OptimizerSettings):
+    """RMSprop, as torch has it."""
+
+    builds: ClassVar[str] = "torch.optim:RMSprop"
+
+    kind: Literal["rmsprop"]
+    alpha: Fraction = Field(default=0.99, description="decay of the mean of squared gradients")
+    momentum: Fraction = Field(default=0.0, description="share of the last update that the next one keeps")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="L2 penalty on all parameters")
+    centered: bool = Field(default=False, description="divide by the standard deviation of gradients")
+
+    @property
+    def momenta(self) -> int:
+        """One, one more with momentum, and one more when centered."""
+        return 1 + int(self.momentum > 0) + int(self.centered)
+
+
 Optimizer = Annotated[OptimizerSettings, ByKind()]

@@ -62,4 +62,48 @@ class Cosine(RateSettings):
         return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+class CosineRestarts(RateSettings):
+    """Cosines down to zero, with warm restarts (arXiv 1608.03983, eq. 5).
+
+    The first lasts `first` epochs, each later one `factor` times as long as the one before.
+    """
+
+    kind: Literal["cosine_restarts"]
+    first: Count = Field(default=10, description="epochs of the first cosine, T_0")
+    factor: Annotated[int, Field(ge=1, le=1_000)] = Field(default=2, description="growth of the next one, T_mult")
+
+    def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Half a cosine from `base` over the steps of the present period."""
+        length = self.first * steps_per_epoch
+        while step >= length:
+            step, length = step - length, length * self.factor
+        return base * 0.5 * (1 + math.cos(math.pi * step / length))
+
+
+class OneCycle(RateSettings):
+    """One cycle (arXiv 1708.07120), as torch.optim.lr_scheduler.OneCycleLR: up to `base` and down to nearly nothing.
+
+    Both ways are half a cosine. The rate begins `start` times lower than its top, and ends `end` times lower still.
+    """
+
+    kind: Literal["one_cycle"]
+    rising: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.3, description="share of steps it rises in")
+    start: Annotated[float, Field(ge=1)] = Field(default=25.0, description="how much lower it begins")
+    end: Annotated[float, Field(ge=1)] = Field(default=1e4, description="how much lower than that it ends")
+
+    def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Between base/start, base and base/start/end."""
+        last = steps_per_epoch * epochs - 1
+        top = self.rising * (last + 1) - 1
+        low, lowest = base / self.start, base / self.start / self.end
+        if step < top:
+            return _cosine(low, base, step / top)
+        return _cosine(base, lowest, (step - top) / (last - top) if last > top else 1.0)
+
+
+def _cosine(begin: float, end: float, share: float) -> float:
+    """Half a cosine from `begin` to `end`."""
+    return end + (begin - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 Rate = Annotated[RateSettings, ByKind()]
