@@ -1,8 +1,8 @@
 """How many filters of other people's networks can be dropped, and why the others cannot.
 
-python -m benchmarks.coverage [torchvision] [timm] [--every N] [--names NAME ...]: every network of a library that has
-convolutions beside the one that cuts an image into patches, its weights on the meta device, nothing downloaded.
-Written to benchmarks/results/coverage_LIBRARY.md. `timm` is the optional extra `repr-ray[timm]`.
+python -m benchmarks.coverage [torchvision] [timm] [--every N] [--names NAME ...]: every classifier of torchvision,
+and every network of timm that has more than a few convolutions before attention; their weights are on the meta device,
+and nothing is downloaded. Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
         every = []
         for name in (args.names or networks(library))[:: args.every]:
             model = make(library, name)
-            if is_convolutional(model):
+            if library == "torchvision" or is_convolutional(model):
                 every.append(reach(name, model))
                 print(row(every[-1]), flush=True)
         if not args.names:
@@ -117,7 +117,7 @@ def table(every: list[Reached]) -> list[str]:
     attached = [of for of in every if not of.refused]
     half = sum(2 * of.droppable >= of.dense for of in attached)
     return [
-        f"{len(attached)} of {len(every)} convolutional networks attach, {half} with at least half of their dense"
+        f"{len(attached)} of {len(every)} networks attach, {half} with at least half of their dense"
         " filters (those of grouped and depthwise convolutions do not count).",
         "",
         "| network | attaches | dense filters reached | share | why the others are left out (filters) | seconds |",
