@@ -1,8 +1,8 @@
 """How many filters of other people's networks can be dropped, and why the others cannot.
 
 python -m benchmarks.coverage [torchvision] [timm] [--every N] [--names NAME ...]: every classifier of torchvision,
-and every network of timm that has more than a few convolutions before attention; their weights are on the meta device,
-and nothing is downloaded. Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
+and every network of timm that has more than a few convolutions before attention; their weights are on the meta
+device, and nothing is downloaded. Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
 """
 
 import argparse
