@@ -16,7 +16,7 @@ LAYERS = [
     ["stages"],
     ["looks"],
     ["runners", "progress", "experiment", "estimate"],
-    ["training"],
+    ["training", "lightning"],
     ["data"],
     ["plan"],
     ["config"],
