@@ -154,11 +154,7 @@ class Library(ModelSettings):
     under `state_dict` or `model`. The layer that gives the logits may be for other classes, and is random then.
     """
 
-<<<<<<< HEAD
     name: str = Field(description="the network's name in the library")
-=======
-    name: str = Field(description="the network's name in its library")
->>>>>>> 0071b86 (A meaning for every field of a library's network)
     options: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="keyword arguments of the network, as its library documents them"
     )
