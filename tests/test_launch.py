@@ -207,7 +207,15 @@ def test_help_imports_little() -> None:
 def test_ctrl_c_leaves_in_order_and_the_same_command_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--config", str(write_config(tmp_path)), "--results", str(tmp_path), "--runner", "local"]
+    train = TINY["train"] | {"epochs": 60}  # long enough for the signal to come while it trains
+    arguments = [
+        "--config",
+        str(write_config(tmp_path, train=train)),
+        "--results",
+        str(tmp_path),
+        "--runner",
+        "local",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "repr_ray.launch", *arguments],
         stdout=subprocess.PIPE,
@@ -215,7 +223,7 @@ def test_ctrl_c_leaves_in_order_and_the_same_command_resumes(
         text=True,
         cwd=ROOT,
     )
-    epochs = TrialFolder(tmp_path / "tiny", tiny()[0]).path / "epochs.jsonl"
+    epochs = TrialFolder(tmp_path / "tiny", tiny(train=train)[0]).path / "epochs.jsonl"
     wait_for(lambda: epochs.exists() and epochs.read_text().count("\n") >= 2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -223,7 +231,7 @@ def test_ctrl_c_leaves_in_order_and_the_same_command_resumes(
     assert "the same command resumes" in err
     assert "Traceback" not in err
     assert here(capsys, *arguments)[0] == 0
-    local.run(tiny(), tmp_path / "undisturbed", lambda message: None, {})
+    local.run(tiny(train=train), tmp_path / "undisturbed", lambda message: None, {})
     ours, theirs = results_of(tmp_path / "tiny"), results_of(tmp_path / "undisturbed")
     assert {t: r["checksum"] for t, r in ours.items()} == {t: r["checksum"] for t, r in theirs.items()}
 
