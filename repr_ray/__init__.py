@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repr_ray.method.events import LayerEvent as LayerEvent
+    from repr_ray.method.losses import LossTerm as LossTerm
     from repr_ray.method.repr import RePr as RePr
     from repr_ray.method.rivals.continual_backprop import ContinualBackprop as ContinualBackprop
     from repr_ray.method.rivals.dsd import DSD as DSD
@@ -24,6 +25,7 @@ _WHERE = {
     "ContinualBackprop": "method.rivals.continual_backprop",
     "LaterLayerForgetting": "method.rivals.renewal",
     "LayerEvent": "method.events",
+    "LossTerm": "method.losses",
     "ReDo": "method.rivals.redo",
     "RePr": "method.repr",
     "RePrSettings": "method.settings",
@@ -39,6 +41,7 @@ __all__ = [
     "ContinualBackprop",
     "LaterLayerForgetting",
     "LayerEvent",
+    "LossTerm",
     "ReDo",
     "RePr",
     "RePrSettings",

@@ -312,13 +312,23 @@ def test_a_network_that_gives_no_logits_is_refused_before_training(write: Write,
             {"schemes": {"s": {"kind": "own:f"}}},
             "takes 2 positional arguments but 4 were given",
         ),
+        (
+            "class f(LossTerm):\n    def loss(self, logits, labels, images): return labels",
+            {"schemes": {"s": {"kind": "standard", "loss": {"kind": "own:f"}}}},
+            "s: plug-in own:f: a loss is one number, summed over the batch; found (2,)",
+        ),
+        (
+            "class f(LossTerm):\n    def __init__(self, model, strength: float): 1 / 0",
+            {"schemes": {"s": {"kind": "standard", "loss": {"kind": "own:f", "strength": 1}}}},
+            "s: plug-in own:f: ZeroDivisionError: division by zero",
+        ),
         ("class f:\n    start_epoch = 1", {"schemes": {"s": {"kind": "own:f"}}}, "TypeError"),
     ],
 )
 def test_components_of_the_wrong_kind_are_refused_before_training(
     write: Write, source: str, changes: dict[str, Any], message: str
 ) -> None:
-    write("own.py", f"from repr_ray import Scheme\n\n{source}\n")
+    write("own.py", f"from repr_ray import LossTerm, Scheme\n\n{source}\n")
     with pytest.raises(ConfigError) as caught:
         [check(trial) for trial in plan(experiment(**changes))]
     assert message in str(caught.value)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from repr_ray import distributed
-from repr_ray.components import first_line
+from repr_ray.components import first_line, plug_in_behind
 from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
@@ -155,7 +155,7 @@ def check(trial: Trial) -> Mapping[str, str]:
             if not 0 <= rate < math.inf:
                 raise ConfigError(f"{rate} is no learning rate")
         loss = trial.settings.loss
-        with _refusing(trial, trial.settings.kind), _refusing(trial, loss.kind if loss else ""):
+        with _refusing(trial, trial.settings.kind, *([loss.kind] if loss else [])):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
             if trial.settings.kind in trial.plug_ins or (loss and loss.kind in trial.plug_ins):
                 _check_loss(trial, scheme)
@@ -163,14 +163,14 @@ def check(trial: Trial) -> Mapping[str, str]:
 
 
 @contextmanager
-def _refusing(trial: Trial, kind: str) -> Iterator[None]:
+def _refusing(trial: Trial, *kinds: str) -> Iterator[None]:
     """Raise ConfigError for whatever a component of the user's raises, and for ValueErrors of the others."""
     try:
         yield
     except Exception as error:
-        if kind in trial.plug_ins:
+        if plug_ins := [kind for kind in kinds if kind in trial.plug_ins]:
             reason = error if isinstance(error, ConfigError) else first_line(error)
-            raise ConfigError(f"{trial.scheme}: plug-in {kind}: {reason}") from None
+            raise ConfigError(f"{trial.scheme}: plug-in {plug_in_behind(error) or plug_ins[-1]}: {reason}") from None
         if not isinstance(error, ValueError):
             raise
         raise ConfigError(f"{trial.scheme}: {error}") from None
