@@ -62,32 +62,26 @@ class Range(Settings):
 
 
 class Tuning(Settings):
-    """What is tuned, the same number of full-length trials for every scheme, and how points are chosen.
+    """Settings that are chosen for every scheme by validation accuracy, before the comparison.
 
-    `space` has the dotted fields that all schemes are tuned over (of `train`, `model` or `data`), `schemes` those of
-    a scheme's own, by its name. `budget` points are tried for each scheme, each with all `seeds`, which must not be
-    seeds of the comparison. The searcher is `quasi_random` (a scrambled Sobol sequence) or `optuna`, whose points
-    depend on earlier ones, `together` at a time.
+    Every scheme is tried at `budget` points, each with all `seeds`, in full-length trials.
     """
 
     space: dict[str, Range] = Field(
-        default_factory=dict,
-        description="dotted fields of train, model or data that all schemes are tuned over, with their ranges",
+        default_factory=dict, description="dotted fields of train, model or data that every scheme is tuned over"
     )
     schemes: dict[str, dict[str, Range]] = Field(
-        default_factory=dict,
-        description="the fields of a scheme's own that it is tuned over, by its name",
+        default_factory=dict, description="by a scheme's name, the fields of its own that it is tuned over as well"
     )
-    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="points that are tried for each scheme")
+    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="points of each scheme")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        default=(1_000_000,),
-        description="each point is trained with all of these; they must not be seeds of the comparison",
+        default=(1_000_000,), description="what each point is trained with; none may be a seed of the comparison"
     )
     searcher: Literal["quasi_random", "optuna"] = Field(
         default="quasi_random",
-        description="a scrambled Sobol sequence, or Optuna, whose points depend on earlier ones",
+        description="a scrambled Sobol sequence, or Optuna's sampler, whose points depend on earlier ones",
     )
-    together: Count = Field(default=4, description="points that Optuna proposes at a time")
+    together: Count = Field(default=4, description="points that optuna is asked for before it learns their accuracy")
 
     def of(self, scheme: str) -> dict[str, Range]:
         """The search space of a scheme by dotted field."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from repr_ray.results.compare import points
 from repr_ray.results.plots.style import COLOURS, MARKERS, Panels, some
@@ -26,6 +27,7 @@ def tuning_curves(points_: pd.DataFrame) -> Iterator[tuple[str, Figure, str, str
         for (name, curve), colour, marker in zip(shown.items(), COLOURS, MARKERS, strict=False):
             axis.plot(curve["budget"], 100 * curve["mean"], color=colour, marker=marker, markersize=4, label=name)
             axis.fill_between(curve["budget"], 100 * curve["low"], 100 * curve["high"], color=colour, alpha=0.12)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel("Expected best validation accuracy, %")
         axis.legend(loc="lower right", fontsize=8)
         said = some([f"{name} {points(float(curve['mean'].iloc[-1]))}%" for name, curve in shown.items()])
