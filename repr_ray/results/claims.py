@@ -6,7 +6,7 @@ says the rest (a shipped config, `recipes/paper`, or a `.yaml` beside the file),
 all our settings are those of the recipe's cell, and no other scheme of ours has the same; else it is approximate, and
 the remark says what differs. Schemes go
 by what they do, not by the user's name for them: `standard`, `repr`, `repr-random` for RePr with another score, and
-`repr-inverse`.
+`repr-inverse`; with a loss of its own a scheme is `orthogonality` or `distillation+repr`, born-again ones `ban`.
 It is reproduced where the whole 95% interval of ours lies within one percentage point of it, not reproduced where
 the whole interval lies farther away, and else it cannot be told yet. With every scheme that was also published for
 standard training, the gain over it is compared in the same way, by the interval of the paired difference.
@@ -142,6 +142,12 @@ def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n:
 def _published_name(scheme: str, settings: dict[str, Any]) -> str:
     """What a scheme with these flat settings is called in publications, whatever the user calls it."""
     kind = settings.get("scheme.kind", scheme)
+    if loss := settings.get("scheme.loss.kind"):
+        born_again = loss == "distillation" and settings.get("scheme.loss.temperature", 1.0) == 1
+        carried = "ban" if born_again else str(loss)
+        without = {name: value for name, value in settings.items() if not name.startswith("scheme.loss")}
+        name = _published_name(scheme, without)
+        return carried if name == "standard" else f"{carried}+{name}"
     if kind != "repr":
         return str(kind)
     score = str(settings.get("scheme.ranking.score", "orthogonality")).removesuffix("_l1").removesuffix("_l2")

@@ -186,3 +186,20 @@ def test_a_bad_file_of_claims(tmp_path: Path, text: str, error: str) -> None:
         claims.load(tmp_path / "claims.csv")
     with pytest.raises(ValueError, match="No such file"):
         claims.load(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"kind": "standard"}, "standard"),
+        ({"kind": "dsd"}, "dsd"),
+        ({"kind": "standard", "loss.kind": "distillation"}, "ban"),
+        ({"kind": "standard", "loss.kind": "distillation", "loss.temperature": 4.0}, "distillation"),
+        ({"kind": "repr", "loss.kind": "distillation", "loss.temperature": 4.0}, "distillation+repr"),
+        ({"kind": "repr", "loss.kind": "orthogonality", "ranking.order": "inverse"}, "orthogonality+repr-inverse"),
+    ],
+)
+def test_a_loss_is_part_of_the_published_name(settings: dict[str, Any], name: str) -> None:
+    from repr_ray.results.claims import _published_name
+
+    assert _published_name("mine", {f"scheme.{key}": value for key, value in settings.items()}) == name
