@@ -163,15 +163,20 @@ class RePr(Scheme):
             if odd:
                 raise ValueError(f"state: it was saved with other settings: {', '.join(sorted(odd))}")
         shapes = {name: mask.shape for name, mask in self.masks.dropped.items()}
-        fits = {name: mask.shape for name, mask in state["dropped"].items()} == shapes and all(
-            name in tensors and tensors[name].shape == value.shape for name, value in state["before"].items()
+        shaped = {part.tensor for layer in self.masks.layers for part in layer.parts if part.role != "input"}
+        needed = (
+            shaped if any(bool(mask.any()) for mask in state["dropped"].values()) else set(state["before"]) & shaped
         )
+        fits = {name: mask.shape for name, mask in state["dropped"].items()} == shapes and all(
+            tensors[name].shape == value.shape for name, value in state["before"].items() if name in tensors
+        )
+        fits = fits and set(state["before"]) == needed
         if not fits:
             raise ValueError("state: it belongs to another network: its layers or their filters are not this one's")
         super().load_state_dict(state)
         self.masks.set(state["dropped"])
         self._returned = {}
-        self._before = {name: value.to(tensors[name].device, copy=True) for name, value in state["before"].items()}
+        self._before = {name: value.to(tensors[name], copy=True) for name, value in state["before"].items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters()) | dict(self.model.named_buffers())

@@ -1,15 +1,21 @@
-"""Checkpoints of a trial, whole or not there: the newest two, a damaged one passed over, and the best weights."""
+"""Checkpoints of a trial, whole or not there: the newest two, an unusable one passed over, and the best weights."""
 
 import io
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
+
+from repr_ray.components import in_one_line
 from repr_ray.foreign import obstacle
 from repr_ray.storage import write_atomic
 
 KEPT = 2
+PASSED = "going back to the one before it"
 _NAME = re.compile(r"checkpoint-[0-9]{4,9}(-[0-9]{6,12})?\.pt")
 
 
@@ -26,16 +32,32 @@ def save_best(folder: Path, epoch: int, val_accuracy: float, model: dict[str, An
     _write(folder / "best.pt", {"epoch": epoch, "val_accuracy": val_accuracy, "model": model})
 
 
-def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read (tensors on the CPU), or None; `warn` hears of damaged ones."""
+def readable(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and contents of the checkpoints, the newest first, tensors on the CPU; `warn` takes a line on others."""
     import torch
 
     for path in newest_first(folder):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a truncated file raises whatever its reader stumbles over
-            warn(f"WARNING: {path.name} is damaged ({type(error).__name__}); going back to the one before it")
-    return None
+            warn(f"WARNING: {path.name} is damaged ({type(error).__name__}); {PASSED}")
+            continue
+        try:
+            _check_content(state, *_place(path))
+        except Exception as error:
+            warn(misfit(path.name, error))
+            continue
+        yield path.name, state
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, or None; see `readable`."""
+    return next((state for _, state in readable(folder, warn)), None)
+
+
+def misfit(name: str, error: Exception) -> str:
+    """The warning on a checkpoint that is whole, and not what this trial saves."""
+    return f"WARNING: {name} is none of this trial's ({in_one_line(error)[:200]}); {PASSED}"
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -52,6 +74,42 @@ def newest_place(folder: Path) -> tuple[int, int]:
 def _place(path: Path) -> tuple[int, int]:
     epochs, _, steps = path.stem.removeprefix("checkpoint-").partition("-")
     return int(epochs), int(steps or 0)
+
+
+class _Row(BaseModel, strict=True):
+    epoch: int
+    seconds: float
+    train_accuracy: float
+    val_accuracy: float | None
+
+
+class _Part(BaseModel, strict=True):
+    steps: int
+    seconds: float
+    ranks: list[dict[str, Any]]
+
+
+class _Content(BaseModel, strict=True):
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheme: dict[str, Any]
+    precision: Literal["fp32", "bf16"]
+    data_digest: str | None = None  # of version 0.4 and later
+    epochs: list[_Row]
+    cycles: list[dict[str, Any]]
+    part: _Part | None = None
+    seconds: float
+    started: str
+
+
+def _check_content(state: Any, epochs: int, steps: int) -> None:
+    """Raise unless a checkpoint has the parts that this version writes, for the place that its name says."""
+    _Content.model_validate(state)
+    datetime.fromisoformat(state["started"])
+    json.dumps([state["epochs"], state["cycles"]])
+    part = state.get("part")
+    if [row["epoch"] for row in state["epochs"]] != list(range(epochs)) or (part["steps"] if part else 0) != steps:
+        raise ValueError("it holds other epochs or steps than its name says")
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import Row, TrialFolder
 from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
+from repr_ray.training.restore import restore
 from repr_ray.training.setup import set_up, teach
 from repr_ray.training.tensorboard import Board
 
@@ -96,14 +97,8 @@ class _Run:
         self.warned: set[str] = set()
         self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
         self.started, seconds = datetime.now(UTC), 0.0
-        announced, state = distributed.from_rank_0(self._take_over() if self.lead else None)
-        self.setup = set_up(trial, device, state["precision"] if state else None)
-        _assert_same_data(self.setup.data_digest, announced, state)
-        self.teacher = self._find_teacher()
+        state = self._restored(device)
         if state:
-            self.setup.model.load_state_dict(state["model"])
-            self.setup.optimizer.load_state_dict(state["optimizer"])
-            self.setup.scheme.load_state_dict(state["scheme"])
             self.epochs, self.cycles, self.part = state["epochs"], state["cycles"], state.get("part")
             self.started, seconds = datetime.fromisoformat(state["started"]), state["seconds"]
         self.clock = perf_counter() - seconds
@@ -148,12 +143,33 @@ class _Run:
         self.folder.finish(self._result(collapsed) | origin)
         self.tell(Done(self.trial.name))
 
-    def _take_over(self) -> tuple[str | None, dict[str, Any] | None]:
-        """Make this process the one that writes; what the launch said of the images, and the newest checkpoint."""
+    def _restored(self, device: torch.device) -> dict[str, Any] | None:
+        """Set up what trains, with the newest checkpoint that this trial can have saved in it; that checkpoint."""
+        states = self._take_over() if self.lead else iter(())
+        while True:
+            announced, name, state = distributed.from_rank_0(next(states, None))
+            self.setup = set_up(self.trial, device, state["precision"] if state else None)
+            _assert_same_data(self.setup.data_digest, announced, state)
+            self.teacher = self._find_teacher()
+            if not state:
+                return None
+            try:
+                restore(state, self.setup, distributed.world_size())
+            except Exception as error:  # whatever a foreign state makes of an optimizer or a scheme
+                if self.lead:
+                    self._note(checkpoint.misfit(name, error))
+            else:
+                return state
+
+    def _take_over(self) -> Iterator[tuple[str | None, str, dict[str, Any] | None]]:
+        """Make this process the one that writes; each checkpoint, then none, beside the digest of the launch."""
         self.folder.take_over()
         self.folder.pull()
         self.folder.clear()
-        return self.folder.stored.get("data_digest"), checkpoint.load_newest(self.folder.path, self._note)
+        announced = self.folder.stored.get("data_digest")
+        for name, state in checkpoint.readable(self.folder.path, self._note):
+            yield announced, name, state
+        yield announced, "", None
 
     def _find_teacher(self) -> dict[str, Any]:
         """Let the trial learn from its teacher's last weights; what the result says about the teacher."""
