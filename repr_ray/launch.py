@@ -25,6 +25,7 @@ from repr_ray.plan import Trial, plan
 from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
 from repr_ray.report import job_console
 from repr_ray.runners import signals
+from repr_ray.text import lines
 from repr_ray.training.folder import TrialFolder
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         shown_trials = every if experiment.tuning is None else stages.called_for(experiment, Path("none"))
         _show_plan(console, shown_trials, where)
         if said := stages.stages_line(experiment, every):
-            console.print(said, soft_wrap=True)
+            _say(console, said)
         _show_cost(console, every, location, [a for a in arguments if a != "--dry-run"])
         return 0
     if args.mlflow:
@@ -89,9 +90,9 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         pending = [folder.trial for folder in folders if not stages.ended(folder)]
         for folder in folders:
             if broken := folder.broken:
-                console.print(f"{shown(folder.path)}: {broken}: it runs again", style="yellow", soft_wrap=True)
+                _say(console, f"{shown(folder.path)}: {broken}: it runs again", "yellow")
         if pending:
-            console.print(f"{len(pending)} of {len(trials)} trials to run, results in {where}", soft_wrap=True)
+            _say(console, f"{len(pending)} of {len(trials)} trials to run, results in {where}")
         digests = {}
         if pending or moved:
             everything = plan(merged)
@@ -101,23 +102,21 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         runner = _runner(args.runner, stack) if pending else None
         if pending:
             if args.runner == "ray" and estimate.starts_longer_than_it_trains(pending):
-                console.print(
-                    "these trials are small: --runner local trains them at once, without Ray", soft_wrap=True
-                )
+                _say(console, "these trials are small: --runner local trains them at once, without Ray")
             disk, enough = estimate.disk_line(pending, location)
             if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
-                console.print(disk, style="yellow", soft_wrap=True)
-            console.print("building every network once, to check it", soft_wrap=True)
+                _say(console, disk, "yellow")
+            _say(console, "building every network once, to check it")
             _check(pending)
         with claim(storage.path, experiment, storage):
             if not pending:
-                console.print(f"all {len(trials)} trials are done already, results in {where}", soft_wrap=True)
+                _say(console, f"all {len(trials)} trials are done already, results in {where}")
             command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
             while runner and pending:
                 if now := stages.ready(pending, storage.path):
                     waiting = {trial.name for trial in pending} - {trial.name for trial in now}
                     if waiting:
-                        console.print(_waiting_line(pending, waiting), soft_wrap=True)
+                        _say(console, _waiting_line(pending, waiting))
                     known = [trial for trial in trials if trial.name not in waiting]
                     _run(console, known, now, digests, storage, runner, command)
                 else:
@@ -128,9 +127,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 ended = {folder.trial.name for folder in folders if stages.ended(folder)}
                 pending = [trial for trial in trials if trial.name not in tried | ended]
                 if pending:
-                    console.print(
-                        f"{stages.why(experiment, pending)}: {len(pending)} more trials to run", soft_wrap=True
-                    )
+                    _say(console, f"{stages.why(experiment, pending)}: {len(pending)} more trials to run")
             _report(console, storage, args.mlflow)
             _first_failure(console, folders)
         return 0 if all(map(stages.ended, folders)) else 1
@@ -228,9 +225,9 @@ def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
         data: decoded.load(data, lambda items, total, title: bar(console, items, total, title)) for data in wanted
     }
     for text in dict.fromkeys(f"data: {note}" for one in loaded.values() for note in one.notes):
-        console.print(text, soft_wrap=True)
+        _say(console, text)
     for text in dict.fromkeys(f"WARNING: data: {one.warning}" for one in loaded.values() if one.warning):
-        console.print(text, style="yellow", soft_wrap=True)
+        _say(console, text, "yellow")
     return {data: one.digest for data, one in loaded.items()}
 
 
@@ -256,7 +253,7 @@ def _show_data(console: "Console", trials: list[Trial]) -> None:
     from repr_ray.data.describe import describe
 
     for text in dict.fromkeys(describe(data) for data in {trial.data: None for trial in trials}):
-        console.print(text, soft_wrap=True)
+        _say(console, text)
 
 
 def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
@@ -264,16 +261,16 @@ def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
     from repr_ray.progress import plan_table
 
     rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
-    console.out(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs")))
+    console.out(lines(plan_table(rows, ("trial", "scheme", "variant", "seed", "epochs"))))
     for (label, scheme), left_out in _left_out([t for t in trials if shape_is_known(t.data)]).items():
         for layer, reason in left_out.items():
-            console.print(f"{label}, {scheme}: no filter of {layer} is dropped: {reason}", soft_wrap=True)
+            _say(console, f"{label}, {scheme}: no filter of {layer} is dropped: {reason}")
     r = trials[0].resources
     shared = f", {r.trials_per_gpu} on each GPU" if r.trials_per_gpu != 1 else ""
-    console.print(
+    _say(
+        console,
         f"{len(trials)} trials, each {r.workers} x ({r.cpus_per_worker} CPU, {r.gpus_per_worker} GPU){shared};"
         f" results would go to {results}",
-        soft_wrap=True,
     )
 
 
@@ -284,13 +281,13 @@ def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arg
     here = results if isinstance(results, Path) else None
     pending = [trial for trial in trials if not (here and TrialFolder(here, trial).done)]
     if not all(shape_is_known(trial.data) for trial in pending):
-        console.print("disk and time: known once a launch has decoded the images", soft_wrap=True)
+        _say(console, "disk and time: known once a launch has decoded the images")
         return
     if pending:
         disk, enough = estimate.disk_line(pending, results)
-        console.print(disk, style="" if enough else "yellow", soft_wrap=True)
+        _say(console, disk, style="" if enough else "yellow")
     for line in estimate.time_lines(pending, here, arguments) if here else ():
-        console.print(line, soft_wrap=True)
+        _say(console, line)
 
 
 def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
@@ -331,7 +328,12 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
         except (
             ValueError
         ) as error:  # a tracker is never needed: results are stored, and --mlflow of a report logs them
-            console.print(shown(error), style="yellow", soft_wrap=True)
+            _say(console, shown(error), "yellow")
+
+
+def _say(console: "Console", text: str, style: str = "") -> None:
+    """Print lines for a person, whatever texts of others stand in them."""
+    console.print(lines(text), style=style, soft_wrap=True)
 
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
@@ -342,7 +344,7 @@ def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
     if failed:
         first = min(failed, key=lambda path: path.stat().st_mtime)
         told = f"failed: {len(failed)} of {len(folders)} trials, the first with {failed[first].message}"
-        console.print(f"\n{told}\ntraceback in {first}", soft_wrap=True)
+        _say(console, f"\n{told}\ntraceback in {first}")
 
 
 _ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}

@@ -48,6 +48,7 @@ def report(
     from repr_ray.results import store, tables, tuned
     from repr_ray.results.across import across
     from repr_ray.results.compare import compare
+    from repr_ray.results.zeros import zero_filters
 
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     target = Path(output) if output else paths[0] if len(paths) == 1 else paths[0].parent / "joined"
@@ -55,7 +56,7 @@ def report(
     with tempfile.TemporaryDirectory() as work:
         gathered = store.gather(paths, Path(work))
         comparison = compare(gathered, baseline)
-        comparison.notes.extend(map(shown, gathered.notes))
+        comparison.notes.extend(map(shown, [*zero_filters(gathered, comparison), *gathered.notes]))
         claimed = published.check(comparison, known)
         failed = [failure for path in paths for failure in store.failures(path)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)

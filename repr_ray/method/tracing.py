@@ -829,7 +829,7 @@ def _is_library(file: str) -> bool:
 
 
 def _not_silent(site: str) -> str:
-    return f"its output reaches {site}, through which a dropped filter is not silent"
+    return f"its output reaches {site}, through which a dropped filter is not silent (what follows would see it)"
 
 
 def _source(name: str, tensor: Tensor) -> Source:

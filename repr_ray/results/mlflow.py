@@ -18,6 +18,7 @@ import pandas as pd
 from repr_ray.results.compare import records
 from repr_ray.results.settings import flatten
 from repr_ray.results.store import UNFINISHED, gather
+from repr_ray.text import line, lines
 
 _CURVES = (
     *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")),
@@ -52,7 +53,7 @@ def log_to_mlflow(folders: Sequence[Path], tracking_uri: str) -> int:
     try:
         return _log_ended(client, folders)
     except MlflowException as error:
-        raise ValueError(f"--mlflow {tracking_uri}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--mlflow {tracking_uri}: {line(error)}") from None
 
 
 def connect(tracking_uri: str) -> Any:
@@ -65,7 +66,7 @@ def connect(tracking_uri: str) -> Any:
     try:
         return MlflowClient(tracking_uri=tracking_uri)
     except MlflowException as error:
-        raise ValueError(f"--mlflow {tracking_uri}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"--mlflow {tracking_uri}: {line(error)}") from None
 
 
 def _log_ended(client: Any, folders: Sequence[Path]) -> int:
@@ -74,11 +75,12 @@ def _log_ended(client: Any, folders: Sequence[Path]) -> int:
         tables = gather(folders, Path(work))
         ended = tables.trials[~tables.trials["status"].isin(UNFINISHED)]
         for name, trials in ended.groupby("experiment", sort=False):
-            found = client.get_experiment_by_name(str(name))
-            experiment = found.experiment_id if found else client.create_experiment(str(name))
+            called = line(name)
+            found = client.get_experiment_by_name(called)
+            experiment = found.experiment_id if found else client.create_experiment(called)
             there = _there(client, experiment)
             for trial in records(trials):
-                if _STATUS[trial["status"] == "done"] in there.get(trial["trial"], ()):
+                if _STATUS[trial["status"] == "done"] in there.get(line(trial["trial"]), ()):
                     continue
                 epochs = tables.read("epochs", ["epoch", *_CURVES], [trial["trial"]])
                 _log(client, experiment, trial, epochs)
@@ -106,10 +108,10 @@ def _log(client: Any, experiment: str, trial: dict[str, Any], epochs: pd.DataFra
     from mlflow.entities import Metric, Param
 
     started, finished = _milliseconds(trial["started"]), _milliseconds(trial["finished"])
-    tags = {key: str(trial[key])[:5000] for key in _TAGS if not pd.isna(trial[key]) and trial[key] != ""}
-    run = client.create_run(experiment, start_time=started, run_name=trial["trial"], tags=tags).info.run_id
+    tags = {key: lines(trial[key])[:5000] for key in _TAGS if not pd.isna(trial[key]) and trial[key] != ""}
+    run = client.create_run(experiment, start_time=started, run_name=line(trial["trial"]), tags=tags).info.run_id
     settings = {"seed": trial["seed"]} | flatten(json.loads(trial["settings"] or "{}"))
-    parameters = [Param(key, str(value)[:6000]) for key, value in settings.items()]
+    parameters = [Param(line(key), lines(value)[:6000]) for key, value in settings.items()]
     metrics = [
         Metric(key, float(row[key]), started or 0, int(row["epoch"]))
         for row in records(epochs)

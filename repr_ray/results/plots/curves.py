@@ -43,7 +43,9 @@ def together(block: Block) -> Made:
         for colour, dashes, marker in zip(COLOURS, DASHES, MARKERS, strict=True)
     ]
     legend = [(Line2D([], [], **look), scheme) for look, scheme in zip(looks, schemes, strict=False)]
-    panels = Panels.make(4, 2, (4.5, 2.5), gap=(0.35, 0.5), x_label="Epoch", legend=[*legend, _SUB])
+    panels = Panels.make(
+        4, 2, (4.5, 2.5), left=0.75, gap=(0.75, 0.5), x_label="Epoch", legend=[*legend, *_sub(epochs)]
+    )
     measures = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
     for axis, measure in zip(panels.axes, measures, strict=True):
         shade(axis, epochs)
@@ -52,8 +54,9 @@ def together(block: Block) -> Made:
             _curve(axis, curves.get(scheme), looks[place], stagger=place / len(schemes))
         part, kind = measure.split("_")
         axis.set_title(f"{'Training' if part == 'train' else 'Test'} {kind}")
-    for row, kind in ((panels.axes[:2], "accuracy"), (panels.axes[2:], "loss")):
-        panels.share(row, span(epochs), _scale(row, kind, epochs))
+        _scale([axis], kind, epochs[measure].to_numpy(dtype=float))
+        axis.set_ylabel("Accuracy" if kind == "accuracy" else "Loss, nats an image")
+        axis.set_xlim(span(epochs))
     return panels.figure, "Accuracy and loss, mean with 95% interval and every seed", _said(block)
 
 
@@ -70,7 +73,7 @@ def apart(kind: str) -> Maker:
             f"{baseline}, test": {"color": "black", "linestyle": DASHES[2], "linewidth": 1.1},
         }
         legend = [(Line2D([], [], **look), name) for name, look in looks.items()]
-        panels = Panels.make(len(schemes), *arrange(len(schemes)), x_label="Epoch", legend=[*legend, _SUB])
+        panels = Panels.make(len(schemes), *arrange(len(schemes)), x_label="Epoch", legend=[*legend, *_sub(epochs)])
         train, test = _by_scheme(epochs, f"train_{kind}"), _by_scheme(epochs, f"test_{kind}")
         for axis, scheme in zip(panels.axes, schemes, strict=True):
             shade(axis, epochs[epochs["scheme"] == scheme])
@@ -80,10 +83,16 @@ def apart(kind: str) -> Maker:
             if scheme != baseline:
                 _curve(axis, test.get(baseline), of_baseline, seeds=False)
             axis.set_title(short(scheme))
-        panels.share(panels.axes, span(epochs), _scale(panels.axes, kind, epochs))
+        values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
+        panels.share(panels.axes, span(epochs), _scale(panels.axes, kind, values))
         return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _said(block)
 
     return make
+
+
+def _sub(epochs: pd.DataFrame) -> list[tuple[Patch, str]]:
+    """The legend's entry of shaded epochs, where there are any."""
+    return [_SUB] if (epochs["phase"] == "sub").any() else []
 
 
 def _said(block: Block) -> str:
@@ -145,9 +154,8 @@ def span(epochs: pd.DataFrame) -> tuple[float, float]:
     return 0.5 - 0.02 * last, last + 0.5 + 0.02 * last
 
 
-def _scale(axes: Sequence[Axes], kind: str, epochs: pd.DataFrame) -> tuple[float, float]:
-    """The y scale that panels share; a few diverged epochs do not squeeze the rest."""
-    values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
+def _scale(axes: Sequence[Axes], kind: str, values: Array) -> tuple[float, float]:
+    """The y scale of panels that show `values`; a few diverged epochs do not squeeze the rest."""
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.0, 1.0 if kind == "accuracy" else 0.99]) if len(values) else (0.0, 1.0)
     room = 0.05 * (high - low) or 0.01

@@ -29,8 +29,8 @@ def differences(block: Block) -> Made:
     legend = [(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4), "a seed")]
     given = {row["verdict"] for row in rows}
     for verdict, (colour, marker, face) in _VERDICTS.items():
-        if verdict == "practically equal" and verdict not in given:
-            continue  # only with a margin
+        if verdict not in given:
+            continue
         legend.append((Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2), verdict))
     panels = Panels.make(
         1,

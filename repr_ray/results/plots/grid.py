@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -91,26 +91,26 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     )[:_MAPS]
     size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
     cells = {tuple(point.get(f, "") for f in fields): row for point, row in study}
-    means = 100 * np.array([row[f"{measure}_mean"] for row in cells.values()])
-    signed = measure == "difference"
-    limit = np.abs(means).max() or 1.0
-    scale = Normalize(-limit, limit) if signed else Normalize(means.min(), means.max())
-    colours = mpl.colormaps["PuOr" if signed else "cividis"]
+    shown = {"val_accuracy": "validation accuracy, %", measure: f"test: {what}"}
+    if all(pd.isna(row["val_accuracy_mean"]) for row in cells.values()):
+        del shown["val_accuracy"]
+    looks = {each: _colours(each, list(cells.values())) for each in shown}
     panels = Panels.make(
-        len(others),
-        max(1, int(10 // (size[0] + 1))),
+        len(others) * len(shown),
+        len(shown) * max(1, int(10 // (len(shown) * (size[0] + 1)))),
         size,
         left=1.1,
         ticks=0.6,
         gap=(0.9, 0.95),
-        x_label=f"{what[0].upper()}{what[1:]}; *: better or worse, beyond chance",
+        x_label=f"Left to right {', then '.join(shown.values())}; *: test better or worse, beyond chance",
     )
-    for axis, other in zip(panels.axes, others, strict=True):
+    for axis, (other, measure) in zip(panels.axes, itertools.product(others, shown), strict=True):
+        signed, (scale, colours) = measure == "difference", looks[measure]
         image = np.full((len(levels[down]), len(levels[across])), np.nan)
         for (i, y), (j, x) in itertools.product(enumerate(levels[down]), enumerate(levels[across])):
-            if row := cells.get((x, y, *other)):
+            if (row := cells.get((x, y, *other))) and not pd.isna(row[f"{measure}_mean"]):
                 image[i, j] = 100 * row[f"{measure}_mean"]
-                sure = "*" if row["verdict"] in ("better", "worse") else ""
+                sure = "*" if row["verdict"] in ("better", "worse") and measure != "val_accuracy" else ""
                 text = points(image[i, j] / 100, signed) + sure
                 ink = "white" if luminance(colours(scale(image[i, j]))) < 0.18 else "black"
                 axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
@@ -119,8 +119,18 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
         axis.set_yticks(range(len(levels[down])), [short(y, 12) for y in levels[down]])
         axis.set(xlabel=plain(across), ylabel=plain(down))
         axis.grid(False)
-        axis.set_title(plain(", ".join(f"{f}={v}" for f, v in zip(rest, other, strict=True))))
+        which = "validation" if measure == "val_accuracy" else "test"
+        axis.set_title(plain(", ".join([which, *(f"{f}={v}" for f, v in zip(rest, other, strict=True))])))
     return panels.figure
+
+
+def _colours(measure: str, rows: list[dict[str, Any]]) -> tuple[Normalize, Colormap]:
+    """The scale and the colours of a heat map: differences from zero to both sides."""
+    means = 100 * np.array([row[f"{measure}_mean"] for row in rows], dtype=float)
+    if measure == "difference":
+        limit = np.nanmax(np.abs(means)) or 1.0
+        return Normalize(-limit, limit), mpl.colormaps["PuOr"]
+    return Normalize(np.nanmin(means), np.nanmax(means)), mpl.colormaps["cividis"]
 
 
 def luminance(colour: tuple[float, ...]) -> float:

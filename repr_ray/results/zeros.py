@@ -1,0 +1,37 @@
+"""Filters whose kernel is all zeros at the end of training though nothing dropped them."""
+
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from repr_ray.results.compare import BLOCK, Comparison
+from repr_ray.results.store import Tables
+
+_NAMED = 6  # layers in a note
+
+
+def zero_filters(tables: Tables, comparison: Comparison) -> list[str]:
+    """A note for every scheme with such filters: its layers, those with most first, in the trial with most."""
+    trials = comparison.trials[["trial", "epochs_done", *BLOCK, "scheme"]]
+    path, columns = tables.folder / "layers.parquet", ["trial", "epoch", "layer", "zero", "dropped", "filters"]
+    zero = pq.read_table(path, columns=columns, filters=pc.field("zero") > pc.field("dropped")).to_pandas()
+    zero = zero.astype({"trial": str, "layer": str}).merge(trials, on="trial")
+    last = zero[zero["epoch"] + 1 == zero["epochs_done"]]
+    notes = []
+    for (*block, scheme), rows in last.groupby([*BLOCK, "scheme"], sort=False):
+        where = " ".join(filter(None, map(str, block)))
+        rows = rows.assign(count=rows["zero"] - rows["dropped"]).sort_values("count", ascending=False, kind="stable")
+        layers = rows.drop_duplicates("layer")
+        told = [f"{n} of {of} in {layer}" for n, of, layer in zip(*_columns(layers.head(_NAMED)), strict=True)]
+        if len(layers) > _NAMED:
+            told.append(f"fewer in {len(layers) - _NAMED} more layers")
+        every = int((comparison.trials[[*BLOCK, "scheme"]] == [*block, scheme]).all(axis=1).sum())
+        notes.append(
+            f"{where}: {scheme}: filters whose kernel is all zeros after the last epoch, which do not work:"
+            f" {', '.join(told)} (at most; in {rows['trial'].nunique()} of {every} trials)"
+        )
+    return notes
+
+
+def _columns(layers: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
+    return layers["count"].astype(int), layers["filters"].astype(int), layers["layer"]
