@@ -97,6 +97,7 @@ def test_events_are_told_in_a_line(case: str) -> None:
             assert all(len(event.dropped) == len(event.scores or event.dropped) for event in events)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
 @pytest.mark.parametrize("case", SCHEMES)
 def test_it_trains_a_compiled_model(case: str) -> None:
     torch._dynamo.reset()

@@ -36,7 +36,7 @@ class Reader:
         if not module.training:
             return
         with torch.no_grad():
-            x = inputs[0].detach()
+            x = inputs[0]
             if isinstance(module, nn.Conv2d):
                 over: tuple[int, ...] = (0, 2, 3)
             else:  # features last, or maps that the layer flattens
