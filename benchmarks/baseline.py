@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from repr_ray.data.decoded import Split
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 from repr_ray.training.setup import build_model
 
 

@@ -17,7 +17,7 @@ from benchmarks.trials import write_random_cifar
 _LOAD = """
 import sys
 from time import perf_counter
-from repr_ray.config import Data
+from repr_ray.study.config import Data
 from repr_ray.data.decoded import load
 started = perf_counter()
 decoded = load(Data(name="cifar10", partial=True, source=sys.argv[1]))

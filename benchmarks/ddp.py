@@ -19,8 +19,8 @@ import torch.distributed as dist
 from benchmarks.tables import CPU, Arm, ratio_table, write
 from benchmarks.trials import STANDARD, epochs_of, trials, write_random_cifar
 from repr_ray.data.decoded import load
-from repr_ray.plan import Trial
 from repr_ray.runners import ray as on_ray
+from repr_ray.study.plan import Trial
 from repr_ray.training.trial import run_trial
 
 ONE, RAY, TORCHRUN = "one process, two threads", "two ranks, Ray", "two ranks, torchrun"

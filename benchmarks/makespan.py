@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.tables import CPU, RESULTS, table, write
 from benchmarks.trials import STANDARD, epochs_of, results_of, trials
 from repr_ray.data.decoded import load
-from repr_ray.plan import Trial
 from repr_ray.runners import local
 from repr_ray.runners import ray as on_ray
+from repr_ray.study.plan import Trial
 
 Span = tuple[float, float]
 """Start and end of a trial, in seconds from the start of the launch."""

@@ -15,7 +15,7 @@ from scipy import stats
 
 from benchmarks.tables import device_named, table, write
 from benchmarks.trials import trials
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 from repr_ray.training.loop import evaluate, train_epoch
 from repr_ray.training.setup import set_up
 

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.tables import device_named, interleaved, spread, table, write
 from benchmarks.trials import cifar_trial, random_images, set_up_on
-from repr_ray.config import validate
-from repr_ray.plan import plan
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import validate
 from repr_ray.training.loop import train_epoch
 from repr_ray.training.setup import Setup, build_model, teach
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import BaselineProcess
 from benchmarks.tables import device_named, interleaved, ratio_table, spread, write
 from benchmarks.trials import cifar_trial, random_images, set_up_on
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 from repr_ray.training.loop import train_epoch
 from repr_ray.training.setup import Setup, build_model
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from repr_ray.config import validate
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split
-from repr_ray.plan import Trial, plan
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import validate
 from repr_ray.training.setup import Setup, build_model, keep_freed_memory
 
 STANDARD = {"standard": {"kind": "standard"}}

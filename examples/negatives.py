@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from repr_ray.config import Data
 from repr_ray.data.source import ArrayRows, Source, Splits
+from repr_ray.study.data import Data
 
 
 def negatives(data: Data) -> Source:

@@ -14,11 +14,11 @@ from statistics import median
 
 import yaml
 
-from repr_ray.config import Data
 from repr_ray.data.shape import shape_of
-from repr_ray.foreign import read_json
 from repr_ray.models.settings import ConvNet, ModelSettings
-from repr_ray.plan import Trial
+from repr_ray.storage.foreign import read_json
+from repr_ray.study.data import Data
+from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 

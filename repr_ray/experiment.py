@@ -15,12 +15,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from repr_ray.config import ConfigError, Data, Experiment, Looks, validate
-from repr_ray.foreign import Unusable, obstacles, read_bytes, read_mapping
-from repr_ray.plan import Trial
-from repr_ray.remote import Folder, Remote, StorageError, shown
-from repr_ray.storage import write_atomic
-from repr_ray.text import line
+from repr_ray.storage.atomic import write_atomic
+from repr_ray.storage.folder import Folder, Remote, StorageError, shown
+from repr_ray.storage.foreign import Unusable, obstacles, read_bytes, read_mapping
+from repr_ray.storage.text import line
+from repr_ray.study.config import ConfigError, Experiment, Looks
+from repr_ray.study.data import Data
+from repr_ray.study.plan import Trial
+from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
 FILE = "experiment.yaml"

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from repr_ray.components import Component, kind_of
-from repr_ray.config import Experiment
+from repr_ray.study.config import Experiment
 
 Schema = dict[str, Any]
 

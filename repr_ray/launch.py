@@ -17,15 +17,17 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from repr_ray.config import ConfigError, Data, load
 from repr_ray.data.shape import shape_is_known, shape_of
 from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
-from repr_ray.plan import Trial, plan
-from repr_ray.remote import Folder, Remote, StorageError, at, light, opened, shown
 from repr_ray.report import job_console
 from repr_ray.runners import signals
-from repr_ray.text import lines
+from repr_ray.storage.folder import Folder, Remote, StorageError, at, light, opened, shown
+from repr_ray.storage.text import lines
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import load
 from repr_ray.training.folder import TrialFolder
 
 if TYPE_CHECKING:

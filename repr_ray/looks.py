@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from repr_ray.config import Experiment, Looks
-from repr_ray.plan import Trial
+from repr_ray.study.config import Experiment, Looks
+from repr_ray.study.plan import Trial
 
 Cell = tuple[str, ...]
 

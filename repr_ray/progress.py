@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from repr_ray.text import line
+from repr_ray.storage.text import line
 from repr_ray.training.messages import Done, EpochEnded, Failed, Message, Note, Stopped
 
 LOG_EVERY = 15.0

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from repr_ray.foreign import Unusable, is_finite, read_json
+from repr_ray.storage.foreign import Unusable, is_finite, read_json
 
 RESULT = "result.json"
 

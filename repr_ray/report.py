@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repr_ray.foreign import obstacle
-from repr_ray.remote import Folder, Remote, light, opened, shown
+from repr_ray.storage.folder import Folder, Remote, light, opened, shown
+from repr_ray.storage.foreign import obstacle
 
 if TYPE_CHECKING:
     from rich.console import Console

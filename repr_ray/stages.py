@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repr_ray import looks
-from repr_ray.config import Experiment
-from repr_ray.foreign import Unusable, read_json, read_tail
-from repr_ray.plan import Cell, Trial, cells, distinct, plan
+from repr_ray.storage.foreign import Unusable, read_json, read_tail
+from repr_ray.study.config import Experiment
+from repr_ray.study.plan import Cell, Trial, cells, distinct, plan
+from repr_ray.study.tuning import Point, Tuning, best
 from repr_ray.training.folder import TrialFolder
-from repr_ray.tuning import Point, Tuning, best
 
 TUNING = "tuning"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from repr_ray.config import validate
-from repr_ray.plan import Trial, plan
 from repr_ray.runners import local
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 

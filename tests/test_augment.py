@@ -11,11 +11,11 @@ import torchvision.transforms.v2.functional as tvf
 from hypothesis import given, settings
 from torch import Tensor
 
-from repr_ray.config import ColorJitter, Data
 from repr_ray.data import augment
 from repr_ray.data.augment import jittered, magnitude, operate, resized_crops
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split
+from repr_ray.study.data import ColorJitter, Data
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "random_resized_crop": {"size": 6, "augment": {"random_resized_crop": {"scale": [0.2, 1]}}},

@@ -10,9 +10,9 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from hypothesis import given, settings
 
-from repr_ray.config import Data
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split, load
+from repr_ray.study.data import Data
 
 
 def batches(

@@ -18,11 +18,12 @@ from support import EXAMPLES, ROOT, TINY, example_override, launch, results_of, 
 from repr_ray import components, report
 from repr_ray import launch as launch_module
 from repr_ray.components import Component
-from repr_ray.config import ConfigError, Experiment, load, validate
 from repr_ray.data.decoded import load as load_images
 from repr_ray.method.settings import RePrSettings
-from repr_ray.plan import Trial, plan
 from repr_ray.runners import local
+from repr_ray.study.config import ConfigError, Experiment
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import load, validate
 from repr_ray.training.setup import check, set_up
 
 Write = Callable[[str, str], Path]

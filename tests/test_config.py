@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from support import ROOT, write_config
 
-from repr_ray.config import ConfigError, load
-from repr_ray.plan import plan
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 

@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import STANDARD, TINY, results_of, write_config
 
-from repr_ray.config import ConfigError, Data, validate
 from repr_ray.data import decoded
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.launch import main
-from repr_ray.plan import plan
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Preempted
 from repr_ray.training.trial import run_trial
@@ -108,7 +110,7 @@ def test_changed_files_are_decoded_again(folder: Path) -> None:
 def test_a_killed_decode_leaves_nothing_half_made(folder: Path) -> None:
     script = (
         "import os, signal\n"
-        "from repr_ray.config import Data\n"
+        "from repr_ray.study.data import Data\n"
         "from repr_ray.data.decoded import load\n"
         "from repr_ray.data import decoded\n"
         "write = decoded._write_images\n"

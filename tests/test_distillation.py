@@ -10,10 +10,11 @@ import torch
 from support import TINY, results_of, write_config
 
 from repr_ray import launch, stages
-from repr_ray.config import ConfigError, validate
-from repr_ray.plan import Trial, plan
 from repr_ray.results.effects import device_hours
 from repr_ray.runners import local
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import validate
 from repr_ray.training import checkpoint, trial
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import run_epoch

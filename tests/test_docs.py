@@ -9,7 +9,7 @@ import pytest
 from support import ROOT
 
 from repr_ray import explain, launch, report
-from repr_ray.config import load
+from repr_ray.study.reading import load
 
 SKIPPED = {".venv", ".uv", ".git", "results", ".pytest_cache", "node_modules", "build", "dist"}
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not SKIPPED & set(p.relative_to(ROOT).parts[:1]))

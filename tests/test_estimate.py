@@ -10,13 +10,14 @@ import torch
 from support import TINY, tiny, write_config
 
 from repr_ray import estimate
-from repr_ray.config import Data, validate
 from repr_ray.data.decoded import load
 from repr_ray.data.shape import shape_of
 from repr_ray.launch import main
 from repr_ray.models.settings import ConvNet
-from repr_ray.plan import plan
 from repr_ray.runners import local
+from repr_ray.study.data import Data
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, TINY, results_of, tiny, write_config
 
-from repr_ray.config import ConfigError, validate
 from repr_ray.experiment import claim, read
 from repr_ray.runners import local
+from repr_ray.study.config import ConfigError
+from repr_ray.study.reading import validate
 
 EXPERIMENT = validate(TINY, "tiny")
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from support import ROOT, TINY
 
-from repr_ray.config import MOST_ERRORS, ConfigError, load
-from repr_ray.plan import plan
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import MOST_ERRORS, load
 
 SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "10"))
 """How long to try; `make fuzz` takes longer."""

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_data import encode, pictures
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.decoded import load
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "20"))
 SLOWEST = 20.0

@@ -12,11 +12,12 @@ import yaml
 from support import TINY, write_config
 
 from repr_ray import launch, looks
-from repr_ray.config import ConfigError, Looks, validate
-from repr_ray.plan import Trial, plan
 from repr_ray.results import store
 from repr_ray.results.compare import compare
 from repr_ray.runners import local
+from repr_ray.study.config import ConfigError, Looks
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
 Accuracy = Callable[[Trial], float | None]

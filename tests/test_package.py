@@ -18,7 +18,8 @@ from support import EXAMPLES, ROOT, TINY, example_override, results_of
 
 import repr_ray
 from repr_ray.__main__ import main
-from repr_ray.config import ConfigError, load, shipped
+from repr_ray.study.config import ConfigError
+from repr_ray.study.reading import load, shipped
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

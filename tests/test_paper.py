@@ -8,9 +8,9 @@ import pytest
 import yaml
 from support import ROOT
 
-from repr_ray.config import load
-from repr_ray.plan import Trial, plan
 from repr_ray.results.compare import flatten
+from repr_ray.study.plan import Trial, plan
+from repr_ray.study.reading import load
 
 CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 CELL = re.compile(r"^#   (\S+) (\S+) (\S.*) (test_error|test_accuracy) ([\d.]+)$", flags=re.M)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from support import tiny
 
-from repr_ray.config import ConfigError
-from repr_ray.plan import Trial
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import Trial
 
 
 def only(**changes: Any) -> Trial:

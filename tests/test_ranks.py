@@ -11,8 +11,8 @@ import pytest
 import torch
 from support import results_of, rows, tiny
 
-from repr_ray.plan import Trial
 from repr_ray.runners import local
+from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 

@@ -19,12 +19,14 @@ from s3 import keys_needed, serve, uri
 from studies import make_experiment
 from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
 
-from repr_ray import experiment, remote, report
+from repr_ray import experiment, report
 from repr_ray import launch as launch_module
-from repr_ray.config import ConfigError, load, validate
-from repr_ray.plan import plan
-from repr_ray.remote import Remote, StorageError, at, filesystem, light, opened, shown
 from repr_ray.runners import local
+from repr_ray.storage import folder as remote
+from repr_ray.storage.folder import Remote, StorageError, at, filesystem, light, opened, shown
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load, validate
 from repr_ray.training.messages import Failed, Message, Preempted
 from repr_ray.training.trial import run_trial
 

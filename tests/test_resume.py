@@ -16,7 +16,7 @@ import torch
 from support import results_of, rows, tiny
 from torch import nn
 
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, loop, setup
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Preempted

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from repr_ray import scratch as module
-from repr_ray.scratch import scratch
+from repr_ray.storage import scratch as module
+from repr_ray.storage.scratch import scratch
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,9 @@ def test_the_next_one_removes_what_a_killed_process_left_and_nothing_else(
     other, link = tmp_path / "somebody_else", tmp_path / "repr_ray-link"
     other.mkdir()
     link.symlink_to(other)
-    code = "from repr_ray.scratch import scratch\nwith scratch() as folder: print(folder, flush=True); input()"
+    code = (
+        "from repr_ray.storage.scratch import scratch\nwith scratch() as folder: print(folder, flush=True); input()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,

@@ -22,13 +22,14 @@ import yaml
 from studies import make_experiment, make_trial
 from support import ROOT, TINY, results_of, tiny, write_config
 
-from repr_ray import text
-from repr_ray.config import ConfigError, load, validate
 from repr_ray.experiment import claim
 from repr_ray.launch import main
-from repr_ray.plan import plan
 from repr_ray.report import main as report_main
 from repr_ray.report import report
+from repr_ray.storage import text
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load, validate
 from repr_ray.training.folder import TrialFolder
 
 PACKAGE = sorted((ROOT / "repr_ray").rglob("*.py"))

@@ -17,11 +17,12 @@ from PIL import Image
 from support import ROOT, STANDARD, TINY, write_config
 from test_data import encode, pictures
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data import decoded
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.data.split import by_class, divide, with_noise
 from repr_ray.launch import main
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 
 @pytest.fixture(autouse=True)

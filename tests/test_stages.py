@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from support import TINY, results_of, write_config
 
 from repr_ray import launch, stages
-from repr_ray.config import ConfigError, load, validate
-from repr_ray.plan import cells
 from repr_ray.runners import local
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import cells
+from repr_ray.study.reading import load, validate
+from repr_ray.study.tuning import Range, Tuning, best
 from repr_ray.training.folder import TrialFolder
-from repr_ray.tuning import Range, Tuning, best
 
 RATE = "train.optimizer.learning_rate"
 TUNING: dict[str, Any] = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support import ROOT, results_of, tiny
 
-from repr_ray.config import load
-from repr_ray.plan import plan
 from repr_ray.runners import local
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 
 spec = importlib.util.spec_from_file_location("studies_build", ROOT / "studies" / "build.py")
 assert spec is not None and spec.loader is not None

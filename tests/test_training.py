@@ -9,9 +9,9 @@ import torch
 from support import results_of, rows, tiny
 from tensorboardX.proto.event_pb2 import Event
 
-from repr_ray.config import Train
 from repr_ray.optim.rates import Constant
 from repr_ray.runners import local
+from repr_ray.study.config import Train
 from repr_ray.training import loop, trial
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Failed, Message, Note

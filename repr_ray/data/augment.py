@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repr_ray.config import ColorJitter, Data, RandAugment, RandomErasing, RandomResizedCrop
+from repr_ray.study.data import ColorJitter, Data, RandAugment, RandomErasing, RandomResizedCrop
 
 Draws = dict[str, Tensor]
 """For every place in an epoch, by name of what they are drawn for."""

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr_ray.config import Data
 from repr_ray.data.augment import Augmentation
 from repr_ray.data.decoded import Split
+from repr_ray.study.data import Data
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from repr_ray.config import ConfigError
+from repr_ray.study.config import ConfigError
 
 
 def cache_folder() -> Path:

@@ -12,12 +12,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.cache import cache_folder, make, unusable
 from repr_ray.data.images import Damaged, Look, Shape, decode_all, look_at_all
 from repr_ray.data.source import Progress, Rows, Source, Splits, Subset, silent
 from repr_ray.data.sources import source_of
 from repr_ray.data.split import check_classes, check_labels, choose, divide, with_noise
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 FORMAT = 3
 """Raised when the layout of the decoded files, or what is in them, changes."""

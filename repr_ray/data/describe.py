@@ -4,13 +4,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from repr_ray.config import Data
 from repr_ray.data.decoded import known_facts
 from repr_ray.data.images import look
 from repr_ray.data.source import Rows
 from repr_ray.data.sources import kind_of, source_of
 from repr_ray.data.split import check_labels, choose
-from repr_ray.remote import shown
+from repr_ray.storage.folder import shown
+from repr_ray.study.data import Data
 
 LARGEST = 2_000_000_000
 """Bytes of a source that a dry run reads."""

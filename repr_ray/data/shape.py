@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 
-from repr_ray.config import Data
+from repr_ray.study.data import Data
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.source import TEST, TRAIN, VALIDATION, Rows, Splits, Subset
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 Index = NDArray[np.int64]
 

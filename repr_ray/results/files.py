@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from repr_ray.foreign import obstacle
+from repr_ray.storage.foreign import obstacle
 
 MARK = "repr_ray"  # every file of ours holds this word near its start or its end
 _WINDOW = 1 << 14

@@ -18,7 +18,7 @@ import pandas as pd
 from repr_ray.results.compare import records
 from repr_ray.results.settings import flatten
 from repr_ray.results.store import UNFINISHED, gather
-from repr_ray.text import line, lines
+from repr_ray.storage.text import line, lines
 
 _CURVES = (
     *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")),

@@ -7,12 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from repr_ray import config
 from repr_ray.method.settings import Scheme
 from repr_ray.models.settings import Model
-from repr_ray.plan import plan
+from repr_ray.study.config import Train
+from repr_ray.study.data import Data
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 
-_BLOCKS = {"data": config.Data, "model": Model, "train": config.Train, "scheme": Scheme}
+_BLOCKS = {"data": Data, "model": Model, "train": Train, "scheme": Scheme}
 
 
 def whole(settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
     path = Path(recipe) if recipe.endswith(".yaml") else shipped(recipe)
     if not path.exists():
         return ()
-    experiment = config.load(path)
+    experiment = load(path)
     trials = plan(experiment)
     return tuple(
         (trial.data.name, trial.model.label, trial.scheme.split(" ")[0], comparable(trial.record()["settings"]))

@@ -33,11 +33,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import repr_ray
-from repr_ray.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
 from repr_ray.records import RESULT, RESULT_FIELDS, read_result
 from repr_ray.results.design import Design, common, design_of
 from repr_ray.results.files import MARK, replacing
-from repr_ray.text import line
+from repr_ray.storage.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
+from repr_ray.storage.text import line
 
 VERSION = "4"  # of the tables' columns
 _ADDED: dict[str, dict[str, tuple[str, ...]]] = {

@@ -16,7 +16,7 @@ from repr_ray.results.claims import MARGIN
 from repr_ray.results.compare import BLOCK, FEWEST_FOR_INTERVAL, LEVEL, Comparison, points, records
 from repr_ray.results.files import MARK, replacing, write_text
 from repr_ray.results.store import SCHEMAS, Failure
-from repr_ray.text import cell, line
+from repr_ray.storage.text import cell, line
 
 Row = dict[str, Any]
 NONE = "\N{EN DASH}"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, inf
 from time import monotonic
 
-from repr_ray.config import ConfigError, Resources
 from repr_ray.runners.local import gpus_per_worker
+from repr_ray.study.config import ConfigError, Resources
 
 REMIND_EVERY = 60.0
 """Seconds between two lines that say what is waited for."""

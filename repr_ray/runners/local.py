@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repr_ray.config import ConfigError, Resources
-from repr_ray.plan import Trial
 from repr_ray.runners import signals
+from repr_ray.study.config import ConfigError, Resources
+from repr_ray.study.plan import Trial
 from repr_ray.training.messages import Tell
 
 

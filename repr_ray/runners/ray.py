@@ -21,15 +21,15 @@ from time import monotonic, sleep
 from typing import Any
 
 from repr_ray.components import first_line
-from repr_ray.config import ConfigError, Resources
 from repr_ray.estimate import amount, size
-from repr_ray.plan import Trial
-from repr_ray.remote import Folder, StorageError, light, opened
 from repr_ray.runners import ray_private, signals
 from repr_ray.runners.capacity import Room, trials_per_gpu
 from repr_ray.runners.mailbox import Mailbox
 from repr_ray.runners.ray_trial import PROBE, Launch, prepare, require_seen, train_here, train_on_ranks
-from repr_ray.scratch import scratch
+from repr_ray.storage.folder import Folder, StorageError, light, opened
+from repr_ray.storage.scratch import scratch
+from repr_ray.study.config import ConfigError, Resources
+from repr_ray.study.plan import Trial
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.memory import measure_memory
 from repr_ray.training.messages import Failed, Note, Preempted, Tell

@@ -6,8 +6,8 @@ import uuid
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from repr_ray.config import Resources
 from repr_ray.runners.ray_trial import Launch
+from repr_ray.study.config import Resources
 from repr_ray.training.messages import Failed, Message, Preempted
 
 

@@ -9,9 +9,9 @@ from time import monotonic, sleep
 from typing import Any
 
 from repr_ray.components import first_line
-from repr_ray.plan import Trial
-from repr_ray.remote import Folder, StorageError, opened, shown
 from repr_ray.runners.ray_private import errors_of_ranks, show_as
+from repr_ray.storage.folder import Folder, StorageError, opened, shown
+from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Failed, Note, Preempted

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from repr_ray.components import in_one_line
-from repr_ray.foreign import obstacle
-from repr_ray.storage import write_atomic
+from repr_ray.storage.atomic import write_atomic
+from repr_ray.storage.foreign import obstacle
 
 KEPT = 2
 PASSED = "going back to the one before it"

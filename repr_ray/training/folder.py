@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from repr_ray.foreign import Unusable, read_json, read_mapping
-from repr_ray.plan import Trial
 from repr_ray.records import RESULT, read_result
-from repr_ray.remote import Folder, Remote, insist
-from repr_ray.storage import PARTIAL, append, write_atomic
-from repr_ray.text import line
+from repr_ray.storage.atomic import PARTIAL, append, write_atomic
+from repr_ray.storage.folder import Folder, Remote, insist
+from repr_ray.storage.foreign import Unusable, read_json, read_mapping
+from repr_ray.storage.text import line
+from repr_ray.study.plan import Trial
 from repr_ray.training.messages import Preempted
 
 LONGEST_LOG, LONGEST_LINE = 500_000, 4_000

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from dataclasses import dataclass
 
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 
 STEPS = 8
 """Optimizer steps that are trained: those that a graph is recorded after, and some more."""

@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 
 from repr_ray import distributed
 from repr_ray.components import first_line, plug_in_behind
-from repr_ray.config import ConfigError, Train
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
 from repr_ray.method.scheme import Scheme
-from repr_ray.plan import Trial
+from repr_ray.study.config import ConfigError, Train
+from repr_ray.study.plan import Trial
 from repr_ray.training.step import Step, make_step
 
 RankingBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.components import in_one_line
-from repr_ray.config import ConfigError
 from repr_ray.method.events import LayerEvent, describe, warnings
-from repr_ray.plan import Trial
-from repr_ray.remote import StorageError, opened
+from repr_ray.storage.folder import StorageError, opened
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import Row, TrialFolder
 from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch

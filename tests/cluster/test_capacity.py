@@ -2,9 +2,9 @@
 
 import pytest
 
-from repr_ray.config import ConfigError, Resources
 from repr_ray.runners import capacity
 from repr_ray.runners.capacity import Room, slots, trials_per_gpu
+from repr_ray.study.config import ConfigError, Resources
 
 NODE = {"CPU": 16.0, "GPU": 4.0}
 

@@ -13,9 +13,9 @@ from local_cluster import LocalCluster
 from support import epochs_for, results_of, write_config
 from test_faults import assert_same_end
 
-from repr_ray.config import load
-from repr_ray.plan import plan
 from repr_ray.runners import local
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 from repr_ray.training import checkpoint
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ import yaml
 from support import ROOT
 
 from repr_ray import __version__
-from repr_ray.config import load
 from repr_ray.launch import _parser
+from repr_ray.study.reading import load
 
 CLUSTER = ROOT / "cluster"
 RAY_UP = ("aws.yaml", "gcp.yaml")

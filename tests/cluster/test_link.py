@@ -16,9 +16,9 @@ from local_cluster import BIN
 from support import ROOT, epochs_for, write_config
 from test_faults import assert_same_end, await_epoch
 
-from repr_ray.config import load
-from repr_ray.plan import plan
 from repr_ray.runners import local
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 
 pytestmark = pytest.mark.slow
 

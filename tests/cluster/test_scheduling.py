@@ -13,8 +13,8 @@ import pytest
 import torch
 from support import ROOT, results_of, tiny, write_config
 
-from repr_ray.config import ConfigError
 from repr_ray.runners import ray as runner
+from repr_ray.study.config import ConfigError
 from repr_ray.training.memory import Memory
 from repr_ray.training.messages import Message, Note, Tell
 

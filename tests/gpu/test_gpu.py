@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from support import launch, results_of, rows, tiny, write_config
 
-from repr_ray.plan import Trial
+from repr_ray.study.plan import Trial
 from repr_ray.training import loop, memory, setup
 from repr_ray.training.messages import Preempted
 from repr_ray.training.trial import run_trial

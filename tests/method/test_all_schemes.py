@@ -13,11 +13,11 @@ from table import EPOCHS, SCHEMES, Case, epoch_of, make
 from torch import nn
 
 import repr_ray
-from repr_ray.config import validate
 from repr_ray.distributed import checksum
 from repr_ray.method.events import describe
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.settings import SchemeSettings
+from repr_ray.study.reading import validate
 
 
 def test_the_table_has_them_all() -> None:

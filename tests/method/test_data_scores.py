@@ -11,11 +11,11 @@ from support import tiny
 from torch import Tensor, nn
 
 from repr_ray import RePr, distributed
-from repr_ray.config import ConfigError
 from repr_ray.method.data_scores import score_by_data
 from repr_ray.method.filters import map_filters
 from repr_ray.method.masks import Masks
 from repr_ray.method.settings import DATA_SCORES
+from repr_ray.study.config import ConfigError
 from repr_ray.training.loop import run_epoch
 from repr_ray.training.setup import Setup, set_up
 

@@ -12,9 +12,9 @@ from support import ROOT
 from torch import Tensor, nn
 
 from repr_ray import RePr
-from repr_ray.config import load
 from repr_ray.method.settings import RePrSettings
-from repr_ray.plan import plan
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
 
 RECIPES = ROOT / "configs" / "recipes"
 PARTS = {"running_mean": "mean", "running_var": "variance"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from repr_ray import RePr
-from repr_ray.config import validate
+from repr_ray.study.reading import validate
 
 KINDS: list[dict[str, Any]] = [
     {"kind": "convnet", "batch_norm": True, "pool": "max2"},

@@ -6,10 +6,11 @@ from pydantic import TypeAdapter
 from support import ROOT
 from torch import nn
 
-from repr_ray.config import ConfigError, load, validate
 from repr_ray.models.convnet import FlatLinear
 from repr_ray.models.resnet import Pad
 from repr_ray.models.settings import Model
+from repr_ray.study.config import ConfigError
+from repr_ray.study.reading import load, validate
 
 settings_of = TypeAdapter(Model).validate_python
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from studies import make_trial
 
-from repr_ray import config
-from repr_ray.plan import plan
 from repr_ray.results import claims, settings, store
 from repr_ray.results.compare import compare
+from repr_ray.study import reading
+from repr_ray.study.plan import plan
 
 Make = Callable[..., Path]
 HEAD = "source,dataset,model,scheme,metric,value,recipe,note\n"
@@ -99,7 +99,7 @@ RECIPES = {
 
 def recipe_trial(folder: Path, recipe: str, arm: str, changes: dict[str, Any]) -> None:
     """A trial of the cell of CIFAR-10 and the 3x32 net of a shipped recipe, with some settings changed."""
-    trials = plan(config.load(settings.shipped(recipe)))
+    trials = plan(reading.load(settings.shipped(recipe)))
     found = [t for t in trials if t.data.name == "cifar10" and t.model.label.startswith("convnet-3x32")]
     trial = next(t for t in found if t.scheme == arm)
     blocks = trial.record()["settings"]
@@ -107,7 +107,7 @@ def recipe_trial(folder: Path, recipe: str, arm: str, changes: dict[str, Any]) -
     stored = yaml.safe_load((path / "config.yaml").read_text())
     for dotted, value in changes.items():
         block, _, rest = dotted.partition(".")
-        blocks[block] = config.replace(blocks[block], rest, value)
+        blocks[block] = reading.replace(blocks[block], rest, value)
     (path / "config.yaml").write_text(yaml.safe_dump(stored | {"settings": blocks}))
 
 

@@ -10,12 +10,12 @@ import yaml
 from studies import make_experiment, make_trial
 from support import TINY
 
-from repr_ray.config import validate
-from repr_ray.plan import plan
 from repr_ray.results import store
 from repr_ray.results.compare import Comparison, compare, holm, interval, sign_flip
 from repr_ray.results.plots.grid import ablations
 from repr_ray.results.settings import whole
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import validate
 
 Make = Callable[..., Path]
 

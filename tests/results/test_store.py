@@ -14,9 +14,9 @@ import pytest
 import yaml
 from studies import LAYERS, make_trial
 
-from repr_ray.foreign import Unusable
 from repr_ray.records import read_result
 from repr_ray.results import store
+from repr_ray.storage.foreign import Unusable
 
 Make = Callable[..., Path]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from repr_ray.components import digests, is_path
-from repr_ray.config import Data
 from repr_ray.data.source import Source
 from repr_ray.data.sources.digits import digits
 from repr_ray.data.sources.folder import folder
@@ -20,6 +19,7 @@ from repr_ray.data.sources.hub import hub
 from repr_ray.data.sources.own import own
 from repr_ray.data.sources.storage import storage
 from repr_ray.data.sources.torchvision import torchvision
+from repr_ray.study.data import Data
 
 SOURCES: Mapping[str, Callable[[Data], Source]] = {
     "digits": digits,

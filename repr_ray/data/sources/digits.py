@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from repr_ray.config import Data
 from repr_ray.data.source import ArrayRows, Source, Splits
+from repr_ray.study.data import Data
 
 
 def digits(data: Data) -> Source:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, open_bytes
 from repr_ray.data.sources.torchvision import read_torchvision
-from repr_ray.remote import shown
+from repr_ray.storage.folder import shown
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 UNLABELLED = -1

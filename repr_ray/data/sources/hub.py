@@ -4,10 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.cache import cache_folder
 from repr_ray.data.source import Source
 from repr_ray.data.sources.folder import IMAGES, folder_at
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 
 def hub(data: Data) -> Source:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from repr_ray.components import first_line
-from repr_ray.config import SOURCE, ConfigError, Data
 from repr_ray.data.source import Source, Splits
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import SOURCE, Data
 
 
 def own(data: Data) -> Source:

@@ -9,11 +9,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.cache import cache_folder, make
 from repr_ray.data.source import Source, Splits
 from repr_ray.data.sources.folder import folder_at
-from repr_ray.remote import filesystem, shown
+from repr_ray.storage.folder import filesystem, shown
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 
 def storage(data: Data) -> Source:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repr_ray.config import ConfigError, Data
 from repr_ray.data.cache import cache_folder
 from repr_ray.data.source import Rows, Source, Splits
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
 
 _SPLITS = {"train": ("train",), "validation": ("val", "valid"), "test": ("test",)}
 

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from repr_ray.results.files import MARK, replacing
 from repr_ray.results.plots.block import Block
-from repr_ray.text import line
+from repr_ray.storage.text import line
 
 # Okabe and Ito's colours; in grey, dashes and markers tell the lines apart.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

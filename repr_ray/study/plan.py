@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from repr_ray.components import digests
-from repr_ray.config import ConfigError, Data, Experiment, Resources, Train, owner, replace, validate
 from repr_ray.method.settings import SchemeSettings
 from repr_ray.models.settings import ModelSettings
+from repr_ray.study.config import ConfigError, Experiment, Resources, Train
+from repr_ray.study.data import Data
+from repr_ray.study.reading import owner, replace, validate
 
 LONGEST = 100
 """Bytes of a scheme's label in a folder name; file systems hold 255, and the rest of the name takes up to 70."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
 
-from repr_ray.scratch import scratch
-from repr_ray.storage import PARTIAL, write_atomic
-from repr_ray.text import lines
+from repr_ray.storage.atomic import PARTIAL, write_atomic
+from repr_ray.storage.scratch import scratch
+from repr_ray.storage.text import lines
 
 T = TypeVar("T")
 

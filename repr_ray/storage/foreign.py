@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from repr_ray.documents import read_yaml
+from repr_ray.storage.documents import read_yaml
 
 LARGEST = 1 << 20
 """Bytes of a document."""

@@ -1,0 +1,1 @@
+"""What is asked: an experiment, its trials, the facts of named data sets, tuning. No torch."""

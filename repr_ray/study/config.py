@@ -1,0 +1,205 @@
+"""What an experiment is: frozen, validated settings. Imports no torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
+from repr_ray.components import Count, Natural, Settings
+from repr_ray.method.settings import Scheme
+from repr_ray.models.settings import ConvNet, Model
+from repr_ray.optim.optimizers import Optimizer, Sgd
+from repr_ray.optim.rates import Constant, Rate
+from repr_ray.study.data import Data
+from repr_ray.study.tuning import Tuning
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class ConfigError(ValueError):
+    """Input that cannot be used: one line per error, each naming the field and the way out."""
+
+
+class Train(Settings):
+    """Optimisation."""
+
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(default=128, description="images of a step, over all workers together")
+    optimizer: Optimizer = Field(default=Sgd(), description="the optimizer and its learning rate")
+    schedule: Rate = Field(default=Constant(), description="how the learning rate changes over the training")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description=(
+            "of forward and backward passes; `auto` is bf16 where the hardware multiplies it faster, else fp32"
+        ),
+    )
+    evaluate_every: Count = Field(
+        default=1,
+        description="epochs between two evaluations; the last epoch is always evaluated",
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="share the statistics of batch norm between workers (GPUs only)",
+    )
+    compact_sub_network: bool = Field(
+        default=False,
+        description=(
+            "train S2 on a smaller copy of the network, equal to the masked one up to floating-point order: "
+            "faster on the paper's nets with a global ranking (benchmarks/README.md)"
+        ),
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="use PyTorch's deterministic algorithms, which are slower, also on a GPU",
+    )
+
+
+class Resources(Settings):
+    """Where and how a trial runs: nothing in here changes its result beyond floating-point order."""
+
+    workers: Count = Field(default=1, description="ranks that train one trial together (DistributedDataParallel)")
+    cpus_per_worker: Count = Field(default=1, description="threads of a rank")
+    gpus_per_worker: Natural | Literal["auto"] = Field(
+        default="auto",
+        description="GPUs of a rank; `auto` is one where there are any, else none",
+    )
+    trials_per_gpu: Count | Literal["auto"] = Field(
+        default=1,
+        description=(
+            "trials of one worker that share a GPU; `auto` is as many as its memory and the cores beside it hold"
+        ),
+    )
+    concurrent: Count | None = Field(
+        default=None,
+        description="the most trials that run at once; as many as fit when not given",
+    )
+    wait_minutes: Annotated[float, Field(ge=0)] = Field(
+        default=30.0,
+        description="how long a launch waits for a cluster that cannot hold a trial",
+    )
+    checkpoint_every: Count | Literal["auto"] = Field(
+        default="auto",
+        description="epochs between two checkpoints; `auto` is as often as costs half a percent of the time",
+    )
+    cuda_graph: bool = Field(
+        default=False,
+        description="record the training step of a one-worker trial on a GPU once, and replay it",
+    )
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _whole(cls, gpus: Any) -> Any:
+        if isinstance(gpus, float) and not gpus.is_integer():
+            raise ValueError("whole GPUs; with resources.trials_per_gpu=4 four trials of one worker share one")
+        return gpus
+
+
+class Looks(Settings):
+    """Seeds until decided: 0, 1, 2, ... are added look by look, and a scheme with a verdict gets no more."""
+
+    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)] = Field(
+        description=(
+            "numbers of seeds after which the study is looked at, named in advance: the bounds are computed for "
+            "them (docs/statistics.md)"
+        ),
+    )
+    margin: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description=(
+            "a scheme whose whole interval lies within this many percentage points of the baseline is practically "
+            "equal; without a margin no scheme is"
+        ),
+    )
+
+    @field_validator("looks")
+    @classmethod
+    def _increasing(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(looks) != sorted(set(looks)):
+            raise ValueError("numbers of seeds that increase, such as [6, 10, 15, 20]")
+        return looks
+
+
+class Experiment(Settings):
+    """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="the folder of the results, and the study's name in tables",
+    )
+    seeds: Annotated[
+        Annotated[tuple[Seed, ...], Field(min_length=1), Tag("list")] | Annotated[Looks, Tag("until_decided")],
+        Discriminator(lambda value: "until_decided" if isinstance(value, dict | Looks) else "list"),
+    ] = Field(description="the seeds that every scheme is trained with, or when to look until it is decided")
+    data: Data = Field(description="the images")
+    model: Model = Field(default=ConvNet(), description="the network")
+    train: Train = Field(description="the training, the same for all schemes")
+    schemes: Annotated[dict[str, Scheme], Field(min_length=1)] = Field(
+        description="the ways of training that are compared, by the names they have in tables",
+    )
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description=(
+            "`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, "
+            "32]`"
+        ),
+    )
+    tuning: Tuning | None = Field(
+        default=None, description="settings that are chosen for every scheme, by validation, before the comparison"
+    )
+    baseline: str = Field(default="standard", description="the scheme that the others are compared with")
+    resources: Resources = Field(default=Resources(), description="where and how a trial runs")
+    most_trials: Count = Field(
+        default=10_000,
+        description="a study of more trials is refused, so that a grid with a typing error is not started",
+    )
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """All the seeds that the experiment may take."""
+        return tuple(range(self.seeds.looks[-1])) if isinstance(self.seeds, Looks) else self.seeds
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if len(set(self.every_seed)) < len(self.every_seed):
+            raise ValueError("seeds: each seed once")
+        if self.baseline not in (*self.schemes, "standard"):  # by default there need not be one
+            raise ValueError(f"baseline: {self.baseline!r} is no scheme; there are {', '.join(self.schemes)}")
+        if isinstance(self.seeds, Looks) and (self.baseline not in self.schemes or len(self.schemes) < 2):
+            raise ValueError(
+                f"seeds: looks compare schemes with the baseline {self.baseline!r}; have it and another in schemes,"
+                " or give a list of seeds"
+            )
+        if self.tuning:
+            self._check_tuning(self.tuning)
+        for name, scheme in self.schemes.items():
+            if not name or not name.isprintable():
+                raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
+            try:
+                scheme.check(self.train.epochs, self.data.validation_images, self.train.compact_sub_network)
+            except ValueError as error:
+                raise ValueError(f"schemes.{name}: {error}") from None
+        r = self.resources
+        if r.trials_per_gpu != 1 and (r.workers > 1 or r.gpus_per_worker not in (1, "auto")):
+            raise ValueError(
+                f"resources.trials_per_gpu={r.trials_per_gpu}: trials of resources.workers=1 and"
+                " resources.gpus_per_worker=1 share GPUs (NCCL wants a GPU per rank); leave those at one"
+            )
+        if r.workers > self.train.batch_size:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} is shared by resources.workers="
+                f"{r.workers}: give each worker at least one image"
+            )
+        return self
+
+    def _check_tuning(self, tuning: Tuning) -> None:
+        """Tuning chooses by validation images, with seeds of its own, for schemes that there are."""
+        if not self.data.validation_images:
+            raise ValueError("tuning: settings are chosen by validation accuracy; set data.validation_images")
+        if both := sorted(set(tuning.seeds) & set(self.every_seed)):
+            raise ValueError(f"tuning.seeds: {both[0]} is a seed of the comparison too; choose others")
+        if unknown := [name for name in tuning.schemes if name not in self.schemes]:
+            raise ValueError(f"tuning.schemes: no scheme {unknown[0]!r}; there are {', '.join(self.schemes)}")
+        for field in tuning.space:
+            if field.partition(".")[0] not in ("data", "model", "train"):
+                raise ValueError(f"tuning.space: {field}: fields of data, model and train; others in tuning.schemes")
+        if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.grid]:
+            raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")
