@@ -15,13 +15,21 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from repr_ray.method.scores import cosines
+from repr_ray.method.scores import cosines, unit_rows
 
 CHUNK = 200_000
 """Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
 
 ROUNDING = 1e-15
 """Relative excess over a bound that is rounding: the next projection changes nothing."""
+
+
+SMALL = 1e-6
+"""Excess over a bound, relative to it, that float32 projects with an error of 1e-13 of the bound."""
+
+
+INDEPENDENT = 0.1
+"""Least distance of a unit row to the span of those before it where Cholesky factors lose two digits at most."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,15 @@ def relaxed(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: b
     if near == len(everyone):  # all avoid the same
         noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
         return Directions(*_outside(noise, torch.linalg.qr(everyone.T).Q, clip), relaxed=k)
-    own_first = cosines(everyone)[:k].abs() + 2 * torch.eye(k, len(everyone), dtype=torch.float64)
+    gram = cosines(everyone)
+    own_first = gram[:k].abs() + 2 * torch.eye(k, len(everyone), dtype=torch.float64)
+    units = unit_rows(everyone)
+    gram.diagonal().copy_(units.any(dim=1))
     nearest = own_first.topk(near, dim=1).indices
     noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
     size = max(1, CHUNK // (d * near))
     chunks = [
-        _outside(noise[i : i + size], torch.linalg.qr(everyone[nearest[i : i + size]].transpose(1, 2)).Q, clip)
-        for i in range(0, k, size)
+        _outside(noise[i : i + size], _bases(units, gram, nearest[i : i + size]), clip) for i in range(0, k, size)
     ]
     return Directions(torch.cat([v for v, _ in chunks]), max(cos for _, cos in chunks), relaxed=k)
 
@@ -133,11 +143,42 @@ def clip_within(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
     Clipping alone would turn a vector back towards what it avoids. The box and the complement are both convex, so
     alternating projections approach a point in both; a last scaling takes off what is left above the bound.
     """
-    for _ in range(50):
-        if vectors.abs().amax() <= bound * (1 + ROUNDING):
-            break
-        vectors = _project_out(vectors.clamp(-bound, bound), avoid)
+    vectors = _clipped(vectors, avoid, bound)
     return vectors * (bound / vectors.abs().amax(dim=1, keepdim=True)).clamp(max=1.0)
+
+
+def _clipped(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
+    """The alternating projections of `clip_within`, of what exceeds the bound alone: the rest is there already.
+
+    An excess below `SMALL` of the bound is projected in float32, whose rounding is then that of float64 on a vector.
+    """
+    single = None
+    for step in range(50):
+        excess = vectors.clamp(-bound, bound).sub_(vectors)
+        largest = max(map(abs, map(float, excess.aminmax())))
+        if largest <= bound * ROUNDING:
+            break
+        if step == 0:
+            vectors = _project_out(excess.add_(vectors), avoid)
+        elif largest > SMALL * bound:
+            vectors = vectors + _project_out(excess, avoid)
+        else:
+            single = avoid.float() if single is None else single
+            vectors = vectors + _project_out(excess.float(), single)
+    return vectors
+
+
+def _bases(units: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
+    """Orthonormal bases (n x d x m) of the spans of m of J unit rows each, by number (n x m).
+
+    From Cholesky factors of their cosines, `gram` (J x J), less than half the work of a QR; where rows are nearly
+    dependent, from a QR.
+    """
+    chosen = chosen.sort(dim=1).values  # for the cache
+    factors, failed = torch.linalg.cholesky_ex(gram[chosen[:, :, None], chosen[:, None, :]])
+    if failed.any() or factors.diagonal(dim1=1, dim2=2).amin() < INDEPENDENT:
+        return torch.linalg.qr(units[chosen].mT).Q
+    return torch.linalg.solve_triangular(factors, units[chosen], upper=False).mT
 
 
 def _basis(avoid: Tensor, count: int, clip: bool) -> Directions:

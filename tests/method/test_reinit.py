@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from repr_ray.method import directions
 from repr_ray.method.directions import default_init
 from repr_ray.method.reinit import TOLERANCE, Redrawn, redraw
 from repr_ray.method.settings import Reinit
@@ -90,6 +91,43 @@ def test_filters_that_all_avoid_the_same_are_drawn_at_once(spread: int) -> None:
         alone = alone.clip(-bound, bound) @ projector
     alone *= np.minimum(1, bound / np.abs(alone).max(axis=1, keepdims=True))
     np.testing.assert_allclose(drawn.kernels, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(1.0, 0.0), (1.0, 1e-3), (1.0, 1e-9), (1e-12, 0.3)])
+def test_bases_of_their_own_are_those_of_exact_projections(scale: float, spread: float) -> None:
+    """More filters than half the dimensions, some nearly or wholly dependent: Cholesky factors, or a QR instead."""
+    old, survivors = rows(0, 6, 16), rows(1, 14, 16)
+    survivors[3:9] = old + spread * rows(2, 6, 16)
+    everyone = scale * torch.cat([old, survivors]).double().numpy()
+    drawn = both(
+        *torch.from_numpy(everyone).split([6, 14]), Reinit(direction="relaxed"), torch.Generator().manual_seed(2)
+    )
+    noise = torch.randn(6, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
+    unit = everyone / np.linalg.norm(everyone, axis=1, keepdims=True)
+    cos = np.abs(unit[:6] @ unit.T) + np.eye(6, 20)
+    assert drawn.relaxed == 6 and drawn.largest_cos <= TOLERANCE
+    for f in range(6 if spread > 1e-6 else 0):  # rows (nearly) equal have no one span of eight
+        projector = oracle.complement(unit[np.argsort(-cos[f], kind="stable")[:8]])
+        alone = noise[f] @ projector
+        alone /= np.linalg.norm(alone)
+        for _ in range(50):
+            alone = (alone.clip(-0.25, 0.25)) @ projector
+        alone *= min(1, 0.25 / np.abs(alone).max())
+        np.testing.assert_allclose(drawn.kernels[f], alone, atol=1e-10)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_exceeds_little_is_projected_as_exactly(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Small excesses in float32 or all in float64: within 1e-12 of the bound, and orthogonal all the same."""
+    old, survivors = rows(0, 20, 96), rows(1, 20 if shared else 70, 96)
+    draws = []
+    for small in (0.0, directions.SMALL):
+        monkeypatch.setattr(directions, "SMALL", small)
+        draws.append(both(old, survivors, Reinit(direction="relaxed"), torch.Generator().manual_seed(2)))
+    exact, drawn = draws
+    assert not torch.equal(exact.kernels, drawn.kernels)
+    torch.testing.assert_close(drawn.kernels, exact.kernels, rtol=0, atol=1e-12 * 96**-0.5)
+    assert drawn.largest_cos < 1e-12
 
 
 def test_one_dimension_leaves_the_default_as_last_resort() -> None:
