@@ -169,16 +169,21 @@ def _clipped(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
 
 
 def _bases(units: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
-    """Orthonormal bases (n x d x m) of the spans of m of J unit rows each, by number (n x m).
-
-    From Cholesky factors of their cosines, `gram` (J x J), less than half the work of a QR; where rows are nearly
-    dependent, from a QR.
-    """
+    """Orthonormal bases (n x d x m) of the spans of m of J unit rows each, by number (n x m); `gram` is J x J."""
     chosen = chosen.sort(dim=1).values  # for the cache
-    factors, failed = torch.linalg.cholesky_ex(gram[chosen[:, :, None], chosen[:, None, :]])
-    if failed.any() or factors.diagonal(dim1=1, dim2=2).amin() < INDEPENDENT:
-        return torch.linalg.qr(units[chosen].mT).Q
-    return torch.linalg.solve_triangular(factors, units[chosen], upper=False).mT
+    basis = _of_independent(units[chosen], gram[chosen[:, :, None], chosen[:, None, :]])
+    return torch.linalg.qr(units[chosen].mT).Q if basis is None else basis
+
+
+def _of_independent(units: Tensor, gram: Tensor) -> Tensor | None:
+    """Orthonormal basis (... x d x m) of the span of unit rows (... x m x d), from Cholesky factors of their cosines.
+
+    Less than half the work of a QR. None where rows are nearly dependent, and rounding would show.
+    """
+    factors, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any() or factors.diagonal(dim1=-2, dim2=-1).amin() < INDEPENDENT:
+        return None
+    return torch.linalg.solve_triangular(factors, units, upper=False).mT
 
 
 def _basis(avoid: Tensor, count: int, clip: bool) -> Directions:
@@ -205,6 +210,11 @@ def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]
 
 def _row_space(rows: Tensor) -> Tensor:
     """Orthonormal basis of the span of `rows` (m x d): d x rank."""
+    if 0 < rows.shape[0] <= rows.shape[1]:
+        units = unit_rows(rows)
+        independent = _of_independent(units, units @ units.T)
+        if independent is not None:
+            return independent
     _, values, basis = torch.linalg.svd(rows, full_matrices=False)
     tolerance = values.amax() * max(rows.shape) * torch.finfo(rows.dtype).eps
     return basis[values > tolerance].T

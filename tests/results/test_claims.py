@@ -1,6 +1,7 @@
 """Published numbers beside measured ones."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from studies import make_trial
 from repr_ray.results import claims, settings, store
 from repr_ray.results.compare import compare
 from repr_ray.study import reading
-from repr_ray.study.plan import plan
+from repr_ray.study.plan import Trial, plan
 
 Make = Callable[..., Path]
 HEAD = "source,dataset,model,scheme,metric,value,recipe,note\n"
@@ -97,11 +98,17 @@ RECIPES = {
 }
 
 
-def recipe_trial(folder: Path, recipe: str, arm: str, changes: dict[str, Any]) -> None:
-    """A trial of the cell of CIFAR-10 and the 3x32 net of a shipped recipe, with some settings changed."""
+@cache
+def recipe_cell(recipe: str, arm: str) -> Trial:
+    """The first trial of the cell of CIFAR-10 and the 3x32 net of a shipped recipe."""
     trials = plan(reading.load(settings.shipped(recipe)))
     found = [t for t in trials if t.data.name == "cifar10" and t.model.label.startswith("convnet-3x32")]
-    trial = next(t for t in found if t.scheme == arm)
+    return next(t for t in found if t.scheme == arm)
+
+
+def recipe_trial(folder: Path, recipe: str, arm: str, changes: dict[str, Any]) -> None:
+    """A trial of a cell of a shipped recipe, with some settings changed."""
+    trial = recipe_cell(recipe, arm)
     blocks = trial.record()["settings"]
     path = make_trial(folder, scheme=arm, accuracy=0.7, model=trial.model.label, epochs=trial.train.epochs)
     stored = yaml.safe_load((path / "config.yaml").read_text())

@@ -18,7 +18,7 @@ from studies import make_experiment, make_trial
 from repr_ray.report import report
 from repr_ray.results import store
 
-SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "12"))
+SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "6"))
 """How long to try; `make fuzz` takes longer."""
 
 VALUES: list[Any] = [
