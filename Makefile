@@ -13,7 +13,7 @@ test: $(READY)  ## lint, types and the whole test suite
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## the rest: real clusters whose processes, nodes and links die; 40 minutes
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
