@@ -37,6 +37,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        """Mappings among the fields are hashed by what they hold."""
+        return hash((type(self), self.model_dump_json()))
+
 
 class Component(Settings):
     """Settings of a kind, and what they build. A direct subclass is a family: schemes, models, ...

@@ -12,6 +12,8 @@ from support import tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from repr_ray.data import decoded
+from repr_ray.method import repr
+from repr_ray.method.filters import map_filters
 from repr_ray.training import loop, setup
 
 CUDA = torch.device("cuda")
@@ -22,7 +24,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[setup.Setup]:
     """A trial with dropped filters on a GPU that is not there, in S2."""
     trial = tiny(train={"batch_size": 48, "precision": "bf16"}, data={"crop_padding": 1, "flip": True})[1]
     decoded.load(trial.data)
-    build = setup.build_model
+    build, found = setup.build_model, map_filters(setup.build_model(trial), torch.empty(2, 1, 8, 8))
 
     def on_device(trial: setup.Trial) -> torch.nn.Module:
         with CUDA:
@@ -42,6 +44,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[setup.Setup]:
 
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(repr, "map_filters", lambda *_: found)  # made of labels, which are read
     monkeypatch.setattr(setup, "build_model", on_device)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     with FakeTensorMode():

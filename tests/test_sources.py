@@ -524,3 +524,12 @@ def test_sources_are_imported_when_they_are_needed() -> None:
         "import sys, repr_ray.data.sources; assert not {'datasets', 'torch', 'pandas', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_a_tree_of_folders_is_no_data_set(tmp_path: Path) -> None:
+    """Somebody's home folder, for example: it is refused before it is laid out."""
+    deep = tmp_path / "a" / "b" / "c" / "train-00000-of-00001.parquet"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"a/b/c/train-00000-of-00001\.parquet: lies too deep; name the folder"):
+        decoded.load(Data(name="mine", source=str(tmp_path)))

@@ -197,11 +197,14 @@ def test_how_many_images_are_used(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", ["taylor", "oracle"])
 def test_a_trial_ranks_by_data(name: str) -> None:
     setup = prepare(name)
-    heard: list[tuple[int, int]] = []
-    events: dict[int, Any] = {}
-    rows = [run_epoch(setup, epoch, events.__setitem__, lambda *n: heard.append(n)) for epoch in range(3)]
+    heard: list[list[tuple[int, int]]] = [[], [], []]
+    events: dict[int, list[Any]] = {epoch: [] for epoch in range(3)}
+    rows = [
+        run_epoch(setup, epoch, lambda n, found: events[n].extend(found), lambda *n: heard[epoch].append(n))  # noqa: B023
+        for epoch in range(3)
+    ]
     assert rows[1]["filters_dropped"] == 4 and len(events[1]) == 2
-    assert bool(heard) == (name == "oracle")
+    assert bool(heard[1]) == (name == "oracle")
 
 
 def test_checksums_do_not_care_how_filters_are_ranked() -> None:

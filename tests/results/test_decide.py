@@ -195,7 +195,7 @@ def test_of_one_scheme_the_interval_and_the_verdict_say_the_same(values: list[fl
 
 
 def test_holm_is_that_of_statsmodels() -> None:
-    p = np.random.default_rng(6).random((100, 6)) ** 3
+    p = np.random.default_rng(6).random((20, 6)) ** 3
     p[p > 0.7] = np.nan
     p[:, 1] = p[:, 0]
     expected = [multipletests(np.nan_to_num(row, nan=1.0), method="holm")[1] for row in p]

@@ -20,6 +20,8 @@ from repr_ray.study.data import Data
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 UNLABELLED = -1
+DEEPEST = 3
+"""Parts of the path of a Parquet file below its data set's folder: configuration/split/file at most."""
 
 
 def folder(data: Data) -> Source:
@@ -40,6 +42,11 @@ def folder_at(path: Path, data: Data) -> Source:
     stamps = [[str(file.relative_to(path)), status.st_size, status.st_mtime_ns] for file, status in files]
     paths = [file for file, _ in files]
     if parquet := [file for file in paths if file.suffix.lower() == ".parquet"]:
+        names = [file.relative_to(path) for file in parquet]
+        if deep := [
+            name for name in names if len(name.parts) > DEEPEST
+        ]:  # to lay out a tree as large as a home folder would take many minutes
+            raise say.error(deep[0], "lies too deep; name the folder of the data set itself")
         _refuse_incomplete(path, parquet, say)
         return Source(lambda scratch: _read_parquet(path, data, scratch, say), stamps)
     if pictures := [file for file in paths if file.suffix.lower() in IMAGES]:
