@@ -17,7 +17,7 @@ from repr_ray.data.decoded import load
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
-SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "10"))
 SLOWEST = 20.0
 """Seconds of one source on a machine that others use too."""
 

@@ -163,7 +163,7 @@ def test_several_processes_draw_the_same(tmp_path: Path) -> None:
     tables = store.gather(folders, work)
     one = plots.draw(tables, compare(tables), tmp_path / "one", workers=1)
     two = plots.draw(tables, compare(tables), tmp_path / "two", workers=2)
-    assert len(one) == 4 * 5
+    assert len(one) == 4 * 5 + 1  # and one over the data sets
     assert [p.png.read_bytes() for p in one] == [p.png.read_bytes() for p in two]
     assert [p.svg.read_bytes() for p in one] == [p.svg.read_bytes() for p in two]
 
