@@ -247,7 +247,7 @@ def test_neighbours(pair: tuple[str, str]) -> None:
 
 SMALL = {
     "torchvision": "shufflenet_v2_x0_5 mobilenet_v3_small squeezenet1_1 mnasnet0_5 googlenet regnet_y_400mf"
-    " efficientnet_b0 convnext_tiny",
+    " efficientnet_b0 convnext_tiny inception_v3",
     "timm": "lcnet_050 ghostnet_100 tf_mobilenetv3_small_minimal_100 repvgg_a0 hardcorenas_a",
 }
 
@@ -266,7 +266,7 @@ def test_small_networks_of_libraries(library: str, name: str) -> None:
     torch.manual_seed(0)
     make = package.create_model if library == "timm" else importlib.import_module("torchvision.models").get_model
     model = unsettled(make(name, num_classes=4))
-    side = 64
+    side = 299 if name == "inception_v3" else 64
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     found = map_filters(model, images)
     dense = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
