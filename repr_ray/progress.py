@@ -70,7 +70,7 @@ class Progress:
         self.epochs_seen += 1
         self.running[trial] = message
         before, percent = self.last_line.get(trial, (0.0, -1))
-        now = message.epoch * 100 // message.epochs
+        now = message.row["epoch"] * 100 // message.epochs
         if not self.console.is_terminal and monotonic() - before >= LOG_EVERY and now > percent:
             self.last_line[trial] = monotonic(), now
             self._print(f"{trial}  {self._state(message)}")
@@ -83,12 +83,12 @@ class Progress:
         self.console.print(Text(line(text), style=style), soft_wrap=not self.console.is_terminal)
 
     def _state(self, at: EpochEnded) -> str:
-        epoch = at.epoch + 1
-        parts = [f"epoch {epoch}/{at.epochs}", at.phase, f"train {at.train_accuracy:.1%}"]
-        accuracies = {"val": at.val_accuracy, "test": at.test_accuracy}
+        row, epoch = at.row, at.row["epoch"] + 1
+        parts = [f"epoch {epoch}/{at.epochs}", row["phase"], f"train {row['train_accuracy']:.1%}"]
+        accuracies = {"val": row["val_accuracy"], "test": row["test_accuracy"]}
         parts += [f"{split} {accuracy:.1%}" for split, accuracy in accuracies.items() if accuracy is not None]
-        left = f"{duration((at.epochs - epoch) * at.seconds)} left" if epoch < at.epochs else ""
-        return "  ".join([*parts, f"{at.images_per_second:,.0f} images/s", left]).strip()
+        left = f"{_left(at)} left" if epoch < at.epochs else ""
+        return "  ".join([*parts, f"{row['images_per_second']:,.0f} images/s", left]).strip()
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 1), expand=True)
@@ -99,12 +99,13 @@ class Progress:
             if at is None:
                 table.add_row(trial, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
                 continue
-            epoch, accuracy = at.epoch + 1, at.test_accuracy or at.train_accuracy
+            row, epoch = at.row, at.row["epoch"] + 1
+            accuracy = row["test_accuracy"] or row["train_accuracy"]
             table.add_row(
                 trial,
                 ProgressBar(total=at.epochs, completed=epoch),
-                f"{epoch:>3}/{at.epochs} {at.phase:4} {accuracy:6.1%} {at.images_per_second:>7,.0f}/s "
-                f"{duration((at.epochs - epoch) * at.seconds):>6}",
+                f"{epoch:>3}/{at.epochs} {row['phase']:4} {accuracy:6.1%} {row['images_per_second']:>7,.0f}/s "
+                f"{_left(at):>6}",
             )
         return Group(table, Text(self._summary(), style="bold"))
 
@@ -112,7 +113,7 @@ class Progress:
         done = self.already_done + len(self.ended)
         text = f"{done} of {self.total} trials ended" + (f", {self.failed} FAILED" if self.failed else "")
         remaining = sum(
-            epochs - (at.epoch + 1 if (at := self.running.get(trial)) else 0)
+            epochs - (at.row["epoch"] + 1 if (at := self.running.get(trial)) else 0)
             for trial, epochs in self.epochs.items()
             if trial not in self.ended
         )
@@ -120,6 +121,10 @@ class Progress:
             rate = (monotonic() - self.started) / self.epochs_seen
             text += f", about {duration(remaining * rate)} left"
         return text
+
+
+def _left(at: EpochEnded) -> str:
+    return duration((at.epochs - at.row["epoch"] - 1) * at.row["seconds"])
 
 
 def bar(console: Console, items: Iterable[Any], total: int, title: str) -> Iterable[Any]:

@@ -1,48 +1,191 @@
-"""What a trial stores when it is done, declared once for those who write it and those who read it."""
+"""What a trial stores and the tables hold: every record and its columns, declared once for writer, readers, trackers.
+
+| record | where |
+|---|---|
+| `Epoch` | a line of `epochs.jsonl`, a row of the `epochs` table, the scalars of TensorBoard and MLflow |
+| `repr_ray.LayerEvent` | a line of `cycles.jsonl` |
+| `Result` | `result.json` |
+| `TrialRow`, `LayerRow`, `FilterRow` | a row of the `trials`, `layers` and `cycles` tables |
+
+Losses are nats per image, accuracies fractions from 0 to 1, times seconds; epochs and cycles count from 0.
+"""
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Required, TypedDict, get_args, get_type_hints
 
 from repr_ray.storage.foreign import Unusable, is_finite, read_json
 
 RESULT = "result.json"
 
-RESULT_FIELDS: dict[str, type] = {
-    "collapsed_epoch": int,
-    "wall_seconds": float,
-    "images_per_second": float,
-    "precision": str,
-    "workers": int,
-    "threads": int,
-    "gpus": float,
-    "parameters": int,
-    "checksum": str,
-    "started": str,
-    "finished": str,
-    "commit": str,
-    "command": str,
-    "data_digest": str,
-    "teacher_seconds": float,
-}
-"""The columns of a result; floats take integers too. `versions` and `hardware` are mappings of text."""
 
-_NEEDED = ("started", "finished", "wall_seconds", "precision", "workers", "checksum", "parameters")
+class Losses(TypedDict):
+    """The loss and the accuracy on each split, None where an epoch was not evaluated."""
+
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+
+
+class _EpochStart(TypedDict):
+    epoch: int
+    phase: str
+    cycle: int
+
+
+class _EpochEnd(TypedDict):
+    learning_rate: float
+    filters_dropped: int
+    images_per_second: float
+    seconds: float
+
+
+class Epoch(_EpochStart, Losses, _EpochEnd):
+    """A finished epoch."""
+
+
+class LayerState(TypedDict):
+    """A layer after an epoch: mean |cos| between its filters; how many are dropped, there, and zero."""
+
+    overlap: float
+    dropped: int
+    filters: int
+    zero: int
+
+
+class EpochLine(Epoch):
+    """A line of `epochs.jsonl`: the epoch and its layers by name."""
+
+    layers: dict[str, LayerState]
+
+
+def without_layers(line: EpochLine) -> Epoch:
+    """The columns of an epoch alone."""
+    row: Any = {name: value for name, value in line.items() if name != "layers"}
+    return row
+
+
+class Measured(TypedDict, total=False):
+    """The columns of the trials table that a result fills."""
+
+    collapsed_epoch: int | None
+    wall_seconds: Required[float]
+    images_per_second: float
+    precision: Required[str]
+    workers: Required[int]
+    threads: int
+    gpus: float
+    parameters: Required[int]
+    checksum: Required[str]
+    started: Required[str]
+    finished: Required[str]
+    commit: str | None
+    command: str
+    data_digest: str
+    teacher_seconds: float
+
+
+class Result(Measured, total=False):
+    """`result.json`: `status` is always `done`."""
+
+    status: Required[str]
+    versions: Required[dict[str, Any]]
+    hardware: Required[dict[str, Any]]
+    data_notes: str
+    plug_ins: dict[str, str]
+    teacher: str
+
+
+class TrialKeys(TypedDict):
+    """What every row of the epochs table repeats about its trial."""
+
+    experiment: str
+    trial: str
+    dataset: str
+    model: str
+    variant: str
+    scheme: str
+    seed: int
+
+
+class _Course(TypedDict):
+    fingerprint: str
+    status: str
+    message: str
+    epochs: int
+    epochs_done: int
+
+
+class _Best(TypedDict):
+    best_val_epoch: int
+    best_val_test_accuracy: float
+    best_test_epoch: int
+    best_test_accuracy: float
+
+
+class _Blocks(TypedDict):
+    versions: str
+    hardware: str
+    settings: str
+    resources: str
+    stage: str
+    tuned: str
+
+
+class TrialRow(TrialKeys, _Course, Losses, _Best, Measured, _Blocks):
+    """A trial: what it was, how far it came, its last and best figures, its result; blocks are JSON text."""
+
+
+class _LayerKeys(TypedDict):
+    trial: str
+    epoch: int
+    layer: str
+
+
+class LayerRow(_LayerKeys, LayerState):
+    """A layer of a trial after an epoch."""
+
+
+class FilterRow(TypedDict):
+    """A filter of a layer when filters are dropped or re-initialised."""
+
+    trial: str
+    cycle: int
+    event: str
+    epoch: int
+    layer: str
+    filter: int
+    score: float
+    dropped: bool
+
+
+def columns(record: type) -> dict[str, Any]:
+    """The fields of a record with their types, `X | None` as X, in the order of the table's columns."""
+    return {
+        name: next(kind for kind in get_args(hint) if kind is not NoneType) if isinstance(hint, UnionType) else hint
+        for name, hint in get_type_hints(record).items()
+    }
+
+
 _MAPPINGS = ("versions", "hardware")
 _LONGEST = 10_000  # characters of a text
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of the trial in `folder`, None where there is none. Raises Unusable for one that is not whole."""
+    """The result of the trial in `folder`, None without one. Raises Unusable for an incomplete or wrong one."""
     try:
         result = read_json(folder / RESULT)
     except FileNotFoundError:
         return None
     if result.get("status") != "done":
         raise Unusable(f"says status={result.get('status')!r}, not done")
-    if missing := [name for name in (*_NEEDED, *_MAPPINGS) if result.get(name) is None]:
+    if missing := [name for name in Result.__annotations__ if name in _NEEDED and result.get(name) is None]:
         raise Unusable(f"lacks {', '.join(missing)}")
-    for name, kind in RESULT_FIELDS.items():
+    for name, kind in columns(Measured).items():
         if (value := result.get(name)) is not None and not _fits(value, kind):
             raise Unusable(f"says {name}={str(value)[:100]!r}, which is no {_KINDS[kind]}")
     for name in ("started", "finished"):
@@ -53,10 +196,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+_NEEDED = Result.__required_keys__
 _KINDS = {int: "whole number", float: "number", str: "text"}
 
 
 def _fits(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; a float may be written as an integer."""
     if kind is str:
         return isinstance(value, str) and len(value) <= _LONGEST
     return is_finite(value) and 0 <= value < 1e15 and (kind is float or isinstance(value, int))

@@ -2,18 +2,21 @@
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from repr_ray.progress import Progress, bar, duration
+from repr_ray.records import Epoch, columns
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note
 
 TRIAL = "convnet-3x32-cifar10-repr-s3-1a2b3c4d"
 
 
 def epoch(number: int, epochs: int = 100) -> EpochEnded:
-    return EpochEnded(TRIAL, number, epochs, "sub", 0.5, None, 0.4321, 12345.6, 2.0)
+    row: Any = dict.fromkeys(columns(Epoch)) | {"epoch": number, "phase": "sub", "train_accuracy": 0.5}
+    return EpochEnded(TRIAL, epochs, row | {"test_accuracy": 0.4321, "images_per_second": 12345.6, "seconds": 2.0})
 
 
 def run(terminal: bool) -> str:

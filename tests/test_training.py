@@ -9,7 +9,9 @@ import torch
 from support import results_of, rows, tiny
 from tensorboardX.proto.event_pb2 import Event
 
+from repr_ray.method.events import LayerEvent
 from repr_ray.optim.rates import Constant
+from repr_ray.records import EpochLine, LayerState, Result, columns
 from repr_ray.runners import local
 from repr_ray.study.config import Train
 from repr_ray.training import loop, trial
@@ -37,6 +39,10 @@ def test_a_trial_learns_and_leaves_everything(tmp_path: Path) -> None:
     assert result["collapsed_epoch"] is None
     assert result["command"] == "test"
     cycles = rows(tmp_path, repr_.name, "cycles")
+    assert {*epochs[0], "seconds", "images_per_second"} == {*columns(EpochLine)}  # `rows` leaves times out
+    assert epochs[0]["layers"]["conv1"].keys() == columns(LayerState).keys()
+    assert cycles[0].keys() == columns(LayerEvent).keys()
+    assert result.keys() <= columns(Result).keys()
     assert [(c["event"], c["layer"], c["epoch"]) for c in cycles] == [
         (event, layer, epoch) for event, epoch in (("drop", 2), ("reinit", 4)) for layer in ("conv1", "conv2")
     ]

@@ -15,15 +15,13 @@ from typing import Any
 
 import pandas as pd
 
+from repr_ray.records import Epoch, columns
 from repr_ray.results.compare import records
 from repr_ray.results.settings import flatten
 from repr_ray.results.store import UNFINISHED, gather
 from repr_ray.storage.text import line, lines
 
-_CURVES = (
-    *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")),
-    *("learning_rate", "filters_dropped", "images_per_second"),
-)
+_CURVES = [name for name, kind in columns(Epoch).items() if kind is float and name != "seconds"] + ["filters_dropped"]
 _FIGURES = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
 _TAGS = (
     "dataset",

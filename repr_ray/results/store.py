@@ -33,7 +33,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import repr_ray
-from repr_ray.records import RESULT, RESULT_FIELDS, read_result
+from repr_ray.method.events import LayerEvent
+from repr_ray.records import (
+    RESULT,
+    Epoch,
+    FilterRow,
+    LayerRow,
+    LayerState,
+    Losses,
+    Measured,
+    TrialKeys,
+    TrialRow,
+    columns,
+    read_result,
+)
 from repr_ray.results.design import Design, common, design_of
 from repr_ray.results.files import MARK, replacing
 from repr_ray.storage.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
@@ -56,44 +69,21 @@ _EPOCHS = 10**9
 _HIGHEST = 1e30  # of a score or a loss
 _LONGEST = 500  # characters of a name
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_TYPES: dict[type, pa.DataType] = {str: _TEXT, int: _INT, float: _REAL}
-_NAME = pa.dictionary(pa.int32(), pa.string())
-_ID = {
-    "experiment": _TEXT,
-    "trial": _TEXT,
-    "dataset": _TEXT,
-    "model": _TEXT,
-    "variant": _TEXT,
-    "scheme": _TEXT,
-    "seed": _INT,
-}
-_EPOCH = {
-    "epoch": _INT,
-    "phase": _TEXT,
-    "cycle": _INT,
-    "train_loss": _REAL,
-    "train_accuracy": _REAL,
-    "val_loss": _REAL,
-    "val_accuracy": _REAL,
-    "test_loss": _REAL,
-    "test_accuracy": _REAL,
-    "learning_rate": _REAL,
-    "filters_dropped": _INT,
-    "images_per_second": _REAL,
-    "seconds": _REAL,
-}
-_EVENT = {
-    "cycle": _INT,
-    "event": _TEXT,
-    "epoch": _INT,
-    "layer": _TEXT,
-    "scores": pa.list_(_REAL),
-    "dropped": pa.list_(pa.int8()),
-}
-_LAYER = pa.struct({"overlap": _REAL, "dropped": _INT, "filters": _INT, "zero": _INT})
+_TEXT, _INT, _REAL, _NAME = pa.string(), pa.int64(), pa.float64(), pa.dictionary(pa.int32(), pa.string())
+_ARROW = {str: _TEXT, int: _INT, float: _REAL, bool: pa.bool_()}
+_LISTS = {tuple[int, ...]: pa.list_(pa.int8()), tuple[float, ...]: pa.list_(_REAL)}
+
+
+def _types(record: type, text: pa.DataType = _TEXT) -> dict[str, pa.DataType]:
+    """The columns of a record; fields that are mappings or optional lists have no column of their own."""
+    kinds = _ARROW | _LISTS | {str: text}
+    return {name: kinds[kind] for name, kind in columns(record).items() if kind in kinds}
+
+
+_ID, _EPOCH, _LAYER = _types(TrialKeys), _types(Epoch), pa.struct(_types(LayerState))
+_EVENT = {name: _types(LayerEvent)[name] for name in ("cycle", "event", "epoch", "layer", "scores", "dropped")}
+_RESULT, _FIGURES = tuple(columns(Measured)), tuple(columns(Losses))
 _KEYS = {"epochs.jsonl": ["epoch"], "cycles.jsonl": ["cycle", "event", "epoch", "layer"]}  # of a line
-_FIGURES = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy"))
 _AS_JSON = ("versions", "hardware")
 
 
@@ -103,21 +93,10 @@ def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
 
 
 SCHEMAS = {
-    "trials": _schema(
-        _ID
-        | {"fingerprint": _TEXT, "status": _TEXT, "message": _TEXT, "epochs": _INT, "epochs_done": _INT}
-        | dict.fromkeys(_FIGURES, _REAL)
-        | {"best_val_epoch": _INT, "best_val_test_accuracy": _REAL}
-        | {"best_test_epoch": _INT, "best_test_accuracy": _REAL}
-        | {name: _TYPES[kind] for name, kind in RESULT_FIELDS.items()}
-        | dict.fromkeys((*_AS_JSON, "settings", "resources", "stage", "tuned"), _TEXT)
-    ),
-    "epochs": _schema({k: _NAME if t == _TEXT else t for k, t in (_ID | _EPOCH).items()}),
-    "layers": _schema({"trial": _NAME, "epoch": _INT, "layer": _NAME} | {field.name: field.type for field in _LAYER}),
-    "cycles": _schema(
-        {"trial": _NAME, "cycle": _INT, "event": _NAME, "epoch": _INT, "layer": _NAME}
-        | {"filter": pa.int32(), "score": pa.float32(), "dropped": pa.bool_()}
-    ),
+    "trials": _schema(_types(TrialRow)),
+    "epochs": _schema({name: _NAME if kind == _TEXT else kind for name, kind in (_ID | _EPOCH).items()}),
+    "layers": _schema(_types(LayerRow, _NAME)),
+    "cycles": _schema(_types(FilterRow, _NAME) | {"filter": pa.int32(), "score": pa.float32()}),
 }
 """Columns of each table, with the version of this package and of the tables as file metadata."""
 
@@ -363,7 +342,7 @@ def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
         row: dict[str, Any] = dict.fromkeys(SCHEMAS["trials"].names)
         row |= {key: config.get(key) for key in ("dataset", "model", "scheme", "seed", "epochs", "data_digest")}
         row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint", "stage")}
-        row |= {key: result[key] for key in RESULT_FIELDS if key in result}
+        row |= {key: result[key] for key in _RESULT if key in result}
         row |= {key: json.dumps(result[key], sort_keys=True) for key in _AS_JSON if key in result}
         row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in ("settings", "resources", "tuned")}
         row["trial"] = path.name

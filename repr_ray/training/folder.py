@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from repr_ray.training.messages import Preempted
 
 LONGEST_LOG, LONGEST_LINE = 500_000, 4_000
 """Bytes of log.txt, characters of one of its lines."""
-
-Row = dict[str, Any]
 
 OWNER = ".owner"
 
@@ -110,7 +108,7 @@ class TrialFolder:
         if owner.decode() != self.owner:
             raise Preempted(f"another process has taken over {self.trial.name}")
 
-    def write_rows(self, name: str, rows: list[Row]) -> None:
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a table of JSON lines (`epochs` or `cycles`) whole."""
         self.assert_owned()
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -125,7 +123,7 @@ class TrialFolder:
             kept = len(lines) // 4
             write_atomic(path, b"".join([*lines[:kept], b"... lines left out ...\n", *lines[-kept:]]))
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Mapping[str, object]) -> None:
         """Mark the trial done; the last thing written."""
         self.assert_owned()
         (self.path / "error.json").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from repr_ray.data.batches import Batches
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.measurement import Progress
 from repr_ray.method.scores import overlap, zero_filters
+from repr_ray.records import EpochLine, LayerState
 from repr_ray.training.messages import Preempted
 from repr_ray.training.setup import Setup, derive_seed
 from repr_ray.training.step import sums
@@ -52,8 +53,8 @@ def run_epoch(
     progress: Progress | None = None,
     part: Part | None = None,
     stop: Stop = never,
-) -> dict[str, Any]:
-    """Train one epoch and evaluate it: its row of the `epochs` table.
+) -> EpochLine:
+    """Train one epoch and evaluate it: its line of `epochs.jsonl`.
 
     `record` takes what the scheme did before and after it, `progress(filters done, filters in all)` is called while
     it ranks filters or brings them back. `part` goes on with an epoch that was left half-way. Raises Preempted
@@ -178,8 +179,8 @@ def _over_ranks(totals: Tensor) -> list[float]:
     return totals.tolist()
 
 
-def _layers(setup: Setup) -> dict[str, dict[str, float]]:
-    """Per convolution: mean |cos| between its filters, how many are dropped, zero (dropped ones too), and in all."""
+def _layers(setup: Setup) -> dict[str, LayerState]:
+    """The state of each convolution without groups; `zero` counts dropped filters too."""
     dropped = setup.scheme.dropped
     return {
         name: {

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from repr_ray.records import Epoch
+
 
 @dataclass(frozen=True)
 class Note:
@@ -15,17 +17,11 @@ class Note:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """A trial after an epoch, counted from 0, of `epochs`. Accuracies are fractions, None where not measured."""
+    """A trial after one epoch of `epochs`."""
 
     trial: str
-    epoch: int
     epochs: int
-    phase: str
-    train_accuracy: float
-    val_accuracy: float | None
-    test_accuracy: float | None
-    images_per_second: float
-    seconds: float
+    row: Epoch
 
 
 @dataclass(frozen=True)

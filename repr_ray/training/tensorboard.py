@@ -1,7 +1,6 @@
 """A trial's curves for TensorBoard."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +8,9 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from repr_ray.method.events import LayerEvent
+from repr_ray.records import Epoch, EpochLine, columns
+
+_CURVES = [name for name, kind in columns(Epoch).items() if kind is float] + ["filters_dropped"]
 
 
 class Board:
@@ -17,10 +19,9 @@ class Board:
     def __init__(self, folder: Path, first: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=first)
 
-    def add(self, row: dict[str, Any], events: list[LayerEvent]) -> None:
+    def add(self, row: EpochLine, events: list[LayerEvent]) -> None:
         """Add an epoch, and a picture of the filters that were dropped before it."""
-        scalars = {key: value for key, value in row.items() if isinstance(value, float)}
-        scalars |= {"filters_dropped": row["filters_dropped"]}
+        scalars = {name: value for name, value in row.items() if name in _CURVES and isinstance(value, float | int)}
         scalars |= {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.writer.file_writer.add_summary(

@@ -3,7 +3,7 @@
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -15,11 +15,12 @@ from torch import Tensor
 from repr_ray import distributed
 from repr_ray.components import in_one_line
 from repr_ray.method.events import LayerEvent, describe, warnings
+from repr_ray.records import EpochLine, Result, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, provenance
-from repr_ray.training.folder import Row, TrialFolder
+from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
 from repr_ray.training.restore import restore
@@ -89,8 +90,8 @@ class _Run:
         """Set the trial up as its newest checkpoint says, or at its start."""
         self.trial, self.folder, self.tell = trial, folder, tell
         self.lead = distributed.rank() == 0
-        self.epochs: list[Row] = []
-        self.cycles: list[Row] = []
+        self.epochs: list[EpochLine] = []
+        self.cycles: list[dict[str, Any]] = []
         self.events: list[LayerEvent] = []  # of the epoch that trains
         self.part: Part | None = None
         self.best: tuple[int, float, dict[str, Tensor]] | None = None  # weights that are not written yet
@@ -140,7 +141,7 @@ class _Run:
         collapsed = collapsed_epoch(accuracies, self.setup.chance, len(self.setup.train))
         if collapsed is not None:
             self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed + 1} to the end")
-        self.folder.finish(self._result(collapsed) | origin)
+        self.folder.finish(self._result(collapsed) | self.teacher | origin)
         self.tell(Done(self.trial.name))
 
     def _restored(self, device: torch.device) -> dict[str, Any] | None:
@@ -212,19 +213,18 @@ class _Run:
                 self.warned.add(kind)
                 self.tell(Note(warning, name))
 
-    def _end_epoch(self, epoch: int, row: Row) -> None:
+    def _end_epoch(self, epoch: int, row: EpochLine) -> None:
         last = epoch + 1 == self.trial.train.epochs
         self.board.add(row, self.events)
-        if _is_best(self.epochs):
+        if (accuracy := _best_so_far(self.epochs)) is not None:
             weights = {key: value.clone() for key, value in self.setup.model.state_dict().items()}
-            self.best = epoch, row["val_accuracy"], weights
+            self.best = epoch, accuracy, weights
         if last or self.pace.due(epoch):
             with self.pace.measured():
                 self._write()
                 self.folder.push()
         if last or perf_counter() - self.told >= TELL_EVERY:
-            told = {field.name: row[field.name] for field in fields(EpochEnded) if field.name in row}
-            self.tell(EpochEnded(trial=self.trial.name, epochs=self.trial.train.epochs, **told))
+            self.tell(EpochEnded(self.trial.name, self.trial.train.epochs, without_layers(row)))
             self.told = perf_counter()
 
     def _leave(self, epoch: int, part: Part | None) -> None:
@@ -260,7 +260,7 @@ class _Run:
         self.folder.write_rows("epochs", self.epochs)
         self.folder.write_rows("cycles", self.cycles)
 
-    def _result(self, collapsed: int | None) -> dict[str, Any]:
+    def _result(self, collapsed: int | None) -> Result:
         setup, seconds = self.setup, sum(row["seconds"] for row in self.epochs)
         return {
             "status": "done",
@@ -276,7 +276,6 @@ class _Run:
             "data_digest": setup.data_digest,
             "data_notes": "; ".join(setup.data_notes),
             "plug_ins": setup.trial.plug_ins,
-            **self.teacher,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(setup.device),
@@ -325,10 +324,10 @@ def _place(epochs: int, part: Part | None) -> str:
     return f"epoch {epochs + 1}" + (f", step {part['steps']}" if part else "")
 
 
-def _is_best(epochs: list[Row]) -> bool:
-    """Whether the last epoch is the first with the best accuracy on held-out images."""
+def _best_so_far(epochs: list[EpochLine]) -> float | None:
+    """The validation accuracy of the last epoch, if it is higher than that of every epoch before; else None."""
     *before, last = [row["val_accuracy"] for row in epochs]
-    return last is not None and all(value is None or value < last for value in before)
+    return last if last is not None and all(value is None or value < last for value in before) else None
 
 
 def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int | None:
