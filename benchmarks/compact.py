@@ -16,7 +16,7 @@ from benchmarks.training import MODELS, epoch_rate
 from benchmarks.trials import cifar_trial, random_images, set_up_on
 from repr_ray.data.decoded import Split
 from repr_ray.training.loop import train_epoch
-from repr_ray.training.setup import Setup
+from repr_ray.training.step import Setup
 
 WAYS = {"masked": False, "compact": True}
 

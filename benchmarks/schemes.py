@@ -19,7 +19,8 @@ from benchmarks.trials import cifar_trial, random_images, set_up_on
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import validate
 from repr_ray.training.loop import train_epoch
-from repr_ray.training.setup import Setup, build_model, teach
+from repr_ray.training.setup import build_model, teach
+from repr_ray.training.step import Setup
 
 SCHEMES = {
     "standard": {"kind": "standard"},

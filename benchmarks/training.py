@@ -18,7 +18,8 @@ from benchmarks.tables import device_named, interleaved, ratio_table, spread, wr
 from benchmarks.trials import cifar_trial, random_images, set_up_on
 from repr_ray.study.plan import Trial
 from repr_ray.training.loop import train_epoch
-from repr_ray.training.setup import Setup, build_model
+from repr_ray.training.setup import build_model
+from repr_ray.training.step import Setup
 
 MODELS = {
     "convnet-3x32": {"kind": "convnet"},

@@ -16,7 +16,8 @@ from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training.setup import Setup, build_model, keep_freed_memory
+from repr_ray.training.setup import build_model, keep_freed_memory
+from repr_ray.training.step import Setup
 
 STANDARD = {"standard": {"kind": "standard"}}
 

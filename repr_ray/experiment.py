@@ -1,23 +1,16 @@
-"""The folder of an experiment: made once, refused to a different experiment, held by one launch at a time."""
+"""The experiment stored in a results folder: merged with the one to launch, or refused when they differ."""
 
-import os
-import platform
-import signal
-import sys
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Event, Thread
-from time import sleep
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from repr_ray.storage.atomic import write_atomic
-from repr_ray.storage.folder import Folder, Remote, StorageError, shown
-from repr_ray.storage.foreign import Unusable, obstacles, read_bytes, read_mapping
+from repr_ray.storage.folder import Folder, StorageError
+from repr_ray.storage.foreign import Unusable, obstacles, read_mapping
+from repr_ray.storage.lease import HOLDER, LOCK, Held, lease
 from repr_ray.storage.text import line
 from repr_ray.study.config import ConfigError, Experiment, Looks
 from repr_ray.study.data import Data
@@ -26,16 +19,6 @@ from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
 FILE = "experiment.yaml"
-HOLDER = ".holder"
-
-BEAT = 10.0
-"""Seconds between two signs of life of a launch whose results are on object storage."""
-
-SILENT = 60.0
-"""Seconds after the last sign of life when another launch takes over."""
-
-SETTLE = 2.0
-"""Seconds for which a launch waits whether another one claimed the folder in the same moment."""
 
 
 def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Experiment:
@@ -74,113 +57,33 @@ def _seeds(folder: Path, stored: Experiment, new: Experiment) -> tuple[int, ...]
 
 
 @contextmanager
-def claim(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Iterator[None]:
-    """Hold `folder`, or the `storage` that it mirrors, for this launch and store the experiment in it.
+def hold(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Iterator[None]:
+    """Hold the lease on `folder`, or on the `storage` that it mirrors, and store the experiment there.
 
-    Raises ConfigError when the folder holds something else, or another launch is at work in it.
+    Raises ConfigError if the folder holds a different experiment, cannot be written, or another launch runs in it.
     """
     storage = storage or Folder(folder)
     experiment = merge(folder, experiment, storage)
-    with _held(storage) if isinstance(storage, Remote) else _locked(folder):
-        experiment = merge(folder, experiment, storage)  # again: now nobody else changes it
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lease(storage))
+        except Held as error:
+            raise ConfigError(str(error)) from None
+        except StorageError as error:
+            raise ConfigError(f"--results: {error}") from None
+        experiment = merge(folder, experiment, storage)  # another launch may have stored one since
         text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomic(folder / FILE, text.encode())
         storage.push(FILE)
         yield
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder of a file system, by a lock that goes with this process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--results: {folder} cannot be made: {error.strerror}") from None
-    holder = folder / HOLDER
-    try:
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise _refusal(folder, _read_holder(holder)) from None
-    except OSError as error:
-        raise ConfigError(f"--results: {folder} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            write_atomic(holder, _ourselves().encode())
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-
-
-@contextmanager
-def _held(remote: Remote) -> Iterator[None]:
-    """Hold a folder of a storage without locks, by a file that is stored again every `BEAT` seconds.
-
-    Of launches that write it at the same time the last one has it. One that finds another's name there, because it
-    was silent for too long, is terminated.
-    """
-    ours = f"{_ourselves()} ({uuid.uuid4().hex[:8]})"
-
-    def holder() -> str:
-        try:
-            return remote.read(HOLDER).decode()
-        except FileNotFoundError:
-            return ours
-
-    def beat() -> None:
-        while not ended.wait(BEAT):
-            with suppress(StorageError):  # the next time, perhaps
-                if (other := holder()) != ours:
-                    print(f"{shown(remote.path)}: {other} has taken over this experiment", file=sys.stderr)
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-                remote.write(HOLDER, ours.encode())
-
-    try:
-        silence = remote.now() - remote.time(HOLDER)
-        if silence < SILENT and (other := holder()) != ours:
-            raise _refusal(remote.path, other, f"; after {SILENT:.0f} s without a sign of life it counts as dead")
-        for _ in range(2):  # twice: storage that cannot replace a file had better say so now
-            remote.write(HOLDER, ours.encode())
-        sleep(SETTLE)
-        if (other := holder()) != ours:
-            raise _refusal(remote.path, other)
-    except StorageError as error:
-        raise ConfigError(f"--results: {error}") from None
-    ended = Event()
-    thread = Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        with suppress(StorageError):
-            if holder() == ours:
-                remote.delete(HOLDER)
-
-
 def _refuse_links(folder: Path) -> None:
-    for path, reason in obstacles(folder, (FILE, HOLDER, ".lock", "trials")):
+    for path, reason in obstacles(folder, (FILE, HOLDER, LOCK, "trials")):
         raise ConfigError(
             f"{path}: {reason}, and nothing in a results folder may lead out of it; remove it, or choose another"
             " name=... or --results"
         )
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        return line(read_bytes(path).decode(errors="replace")) or "another process"
-    except (FileNotFoundError, Unusable):
-        return "another process"
-
-
-def _ourselves() -> str:
-    return f"process {os.getpid()} on {platform.node()}"
-
-
-def _refusal(folder: Path, holder: str, more: str = "") -> ConfigError:
-    return ConfigError(f"{folder}: {holder} is running this experiment; wait for it, or stop it first{more}")
 
 
 def read(folder: Path) -> Experiment | None:

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from repr_ray.data.shape import shape_is_known, shape_of
-from repr_ray.experiment import claim, has_other_source, merge, refuse_other_data, refuse_other_plug_ins
+from repr_ray.experiment import has_other_source, hold, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.report import job_console
 from repr_ray.runners import signals
@@ -110,7 +110,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 _say(console, disk, "yellow")
             _say(console, "building every network once, to check it")
             _check(pending)
-        with claim(storage.path, experiment, storage):
+        with hold(storage.path, experiment, storage):
             if not pending:
                 _say(console, f"all {len(trials)} trials are done already, results in {where}")
             command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
@@ -355,7 +355,7 @@ UNDISTURBED = 5.0
 """Seconds that a launch has to leave in order before another signal interrupts that."""
 
 
-class _Stopped(BaseException):
+class _Signalled(BaseException):
     """A signal, raised in the main thread."""
 
     since = -inf
@@ -363,15 +363,15 @@ class _Stopped(BaseException):
 
 def _stop(number: int, frame: object) -> None:
     signals.leave_terminal(number)
-    if monotonic() - _Stopped.since > UNDISTURBED:
-        _Stopped.since = monotonic()
-        raise _Stopped(number)
+    if monotonic() - _Signalled.since > UNDISTURBED:
+        _Signalled.since = monotonic()
+        raise _Signalled(number)
 
 
 def _signal_behind(error: BaseException | None) -> int | None:
     """The number of the signal that led to an exception, also where Ray raised another one from it."""
     while error is not None:
-        if isinstance(error, _Stopped):
+        if isinstance(error, _Signalled):
             return int(error.args[0])
         error = error.__cause__ or error.__context__
     return None

@@ -11,8 +11,6 @@ from pathlib import Path
 from repr_ray.study.config import Experiment, Looks
 from repr_ray.study.plan import Trial
 
-Cell = tuple[str, ...]
-
 
 def called_for(experiment: Experiment, trials: Sequence[Trial], folder: Path) -> list[Trial]:
     """Those of all `trials` that the results in `folder` call for; all of them where the seeds are a list.
@@ -47,7 +45,7 @@ def bounds_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
     )
 
 
-def _cell(trial: Trial) -> Cell:
+def _cell(trial: Trial) -> tuple[str, ...]:
     return (trial.data.name, trial.model.label, trial.variant, trial.scheme)
 
 

@@ -15,12 +15,13 @@ from repr_ray.data import decoded
 from repr_ray.method import repr
 from repr_ray.method.filters import map_filters
 from repr_ray.training import loop, setup
+from repr_ray.training.step import Setup
 
 CUDA = torch.device("cuda")
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[setup.Setup]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
     """A trial with dropped filters on a GPU that is not there, in S2."""
     trial = tiny(train={"batch_size": 48, "precision": "bf16"}, data={"crop_padding": 1, "flip": True})[1]
     decoded.load(trial.data)
@@ -54,7 +55,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[setup.Setup]:
         yield one
 
 
-def test_an_epoch_is_read_once_at_its_end(fake: setup.Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_read_once_at_its_end(fake: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataDependentOutputException):  # the sums
         loop.train_epoch(fake, 0)
     read: list[torch.Tensor] = []
@@ -69,14 +70,14 @@ def test_an_epoch_is_read_once_at_its_end(fake: setup.Setup, monkeypatch: pytest
     assert [totals.device.type for totals in read] == ["cuda", "cuda"]
 
 
-def test_a_read_in_a_step_is_refused(fake: setup.Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_in_a_step_is_refused(fake: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_over_ranks", lambda totals: [0.0, 0.0])
     monkeypatch.setattr(type(fake.scheme), "after_step", lambda self: bool(fake.step.totals.sum() > 0))
     with pytest.raises(DataDependentOutputException):
         loop.train_epoch(fake, 0)
 
 
-def test_a_mask_on_another_device_is_refused(fake: setup.Setup) -> None:
+def test_a_mask_on_another_device_is_refused(fake: Setup) -> None:
     tensor, mask = next(iter(fake.scheme.masks._masked.values()))
     with pytest.raises(RuntimeError, match="device"), torch.no_grad():
         tensor.masked_fill_(torch.zeros(mask.shape, dtype=torch.bool), 0.0)

@@ -8,6 +8,7 @@ import torch
 from support import tiny
 
 from repr_ray.training import loop, memory, setup
+from repr_ray.training.step import Setup
 
 GB = 2**30
 
@@ -18,7 +19,7 @@ def test_a_little_training_and_a_whole_evaluation_are_measured(
     """With a GPU of 80 GB pretended, of which 2 are taken by contexts and 3 were once allocated."""
     set_up, evaluate, done = setup.set_up, loop.evaluate, {"steps": 0, "evaluated": 0}
 
-    def on_cpu(trial: Any, device: torch.device) -> setup.Setup:
+    def on_cpu(trial: Any, device: torch.device) -> Setup:
         assert device.type == "cuda"
         made = set_up(trial, torch.device("cpu"))
         train = made.step._train
@@ -30,7 +31,7 @@ def test_a_little_training_and_a_whole_evaluation_are_measured(
         monkeypatch.setattr(made.step, "_train", step)
         return made
 
-    def evaluated(state: setup.Setup, split: Any) -> Any:
+    def evaluated(state: Setup, split: Any) -> Any:
         done["evaluated"] += len(split)
         return evaluate(state, split)
 

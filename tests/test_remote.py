@@ -23,6 +23,7 @@ from repr_ray import experiment, report
 from repr_ray import launch as launch_module
 from repr_ray.runners import local
 from repr_ray.storage import folder as remote
+from repr_ray.storage import lease
 from repr_ray.storage.folder import Remote, StorageError, at, filesystem, light, opened, shown
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import plan
@@ -201,20 +202,20 @@ EXPERIMENT = validate(TINY, "tiny")
 def test_of_two_launches_at_the_same_moment_one_goes_on(
     location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "SETTLE", 1.0)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 1.0)
     together, entered, refused = threading.Barrier(2), [], []
 
-    def claim(name: str) -> None:
+    def hold(name: str) -> None:
         storage = remote_at(location, tmp_path / name)
         together.wait()
         try:
-            with experiment.claim(storage.path, EXPERIMENT, storage):
+            with experiment.hold(storage.path, EXPERIMENT, storage):
                 entered.append(name)
                 time.sleep(3)
         except ConfigError as error:
             refused.append(str(error))
 
-    threads = [threading.Thread(target=claim, args=(name,)) for name in ("one", "two")]
+    threads = [threading.Thread(target=hold, args=(name,)) for name in ("one", "two")]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -230,12 +231,12 @@ def test_a_launch_that_was_taken_over_is_ended(
     def ended(number: int, frame: object) -> None:
         raise _Late
 
-    monkeypatch.setattr(experiment, "SETTLE", 0.1)
-    monkeypatch.setattr(experiment, "BEAT", 0.1)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
     storage = remote_at(location, tmp_path / "here")
     before = signal.signal(signal.SIGTERM, ended)
     try:
-        with pytest.raises(_Late), experiment.claim(storage.path, EXPERIMENT, storage):
+        with pytest.raises(_Late), experiment.hold(storage.path, EXPERIMENT, storage):
             since = storage.time(".holder")
             wait_for(lambda: storage.time(".holder") > since)
             storage.write(".holder", b"process 1 elsewhere")
@@ -272,7 +273,7 @@ def test_killed_refused_taken_over_and_resumed_elsewhere(
         first.wait(60)
     assert not any(name.endswith("result.json") for name in stored.stored()), "too fast to be disturbed"
 
-    monkeypatch.setattr(experiment, "SILENT", 1.0)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_SECONDS", 1.0)
     time.sleep(2.5)
     assert launch_module.main(arguments) == 0
     out = capsys.readouterr().out

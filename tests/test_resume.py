@@ -20,6 +20,7 @@ from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, loop, setup
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Preempted
+from repr_ray.training.step import Setup
 from repr_ray.training.trial import _Pace, _Run, run_trial
 
 CPU = torch.device("cpu")
@@ -331,7 +332,7 @@ def test_precision_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(setup, "resolve_precision", lambda train, device: "fp32")
     epoch = trial.run_epoch
 
-    def stop(state: setup.Setup, number: int, *rest: object) -> object:
+    def stop(state: Setup, number: int, *rest: object) -> object:
         if number == 2:
             raise KeyboardInterrupt
         return epoch(state, number, *rest)

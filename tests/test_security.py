@@ -22,7 +22,7 @@ import yaml
 from studies import make_experiment, make_trial
 from support import ROOT, TINY, results_of, tiny, write_config
 
-from repr_ray.experiment import claim
+from repr_ray.experiment import hold
 from repr_ray.launch import main
 from repr_ray.report import main as report_main
 from repr_ray.report import report
@@ -285,7 +285,7 @@ def planned(tmp_path: Path) -> tuple[list[str], Path, Path]:
     config = write_config(tmp_path)
     results = tmp_path / "results" / "tiny"
     arguments = ["--config", str(config), "--results", str(results.parent), "--runner", "local"]
-    with claim(results, load(config)):
+    with hold(results, load(config)):
         pass
     folder = TrialFolder(results, plan(load(config))[0])
     folder.announce()

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repr_ray.training import loop, setup, trial
-from repr_ray.training.step import GraphedStep, Step, make_step
+from repr_ray.training import step as steps
+from repr_ray.training.step import GraphedStep, Setup, Step, make_step
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ class Recorded(GraphedStep):
 
     made: ClassVar[list["Recorded"]] = []
 
-    def __init__(self, setup: setup.Setup) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.addresses: dict[str, list[int]] = {}
         self.replays = 0
@@ -96,7 +97,7 @@ def test_recorded_and_plain_steps_train_alike(
     one = tiny(train={"epochs": 8, "batch_size": 60, "optimizer": settings, "schedule": schedule})[1]
     trial.run_trial(one, tmp_path / "plain", CPU, lambda message: None, {})
     Recorded.made.clear()
-    monkeypatch.setattr(setup, "make_step", Recorded)
+    monkeypatch.setattr(steps, "make_step", Recorded)
     trial.run_trial(one, tmp_path / "recorded", CPU, lambda message: None, {})
     [step] = Recorded.made
     assert set(step.addresses) == {"full", "sub"}
@@ -120,7 +121,7 @@ def test_recorded_steps_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one = tiny(train={"epochs": 5, "batch_size": 64}, schemes={"x": {"kind": kind, **RIVALS[kind]}, **STANDARD})
     [one] = [trial for trial in one if trial.scheme == "x"]
     trial.run_trial(one, tmp_path / "plain", CPU, print, {})
-    monkeypatch.setattr(setup, "make_step", Recorded)
+    monkeypatch.setattr(steps, "make_step", Recorded)
     trial.run_trial(one, tmp_path / "recorded", CPU, print, {})
     plain, recorded = (results_of(tmp_path / name)[one.name] for name in ("plain", "recorded"))
     assert plain["checksum"] == recorded["checksum"]

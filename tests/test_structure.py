@@ -1,6 +1,7 @@
-"""The tree stays what the README says: imports point one way, and only one module knows Ray."""
+"""The tree stays what CONTRIBUTING says: imports point one way and in no circle, and only one module imports Ray."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -9,21 +10,10 @@ from support import ROOT
 
 PACKAGE = ROOT / "repr_ray"
 
+DIAGRAM = re.search(r"```layers\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+assert DIAGRAM
 # A file may import from the layers after its own, and from its own.
-LAYERS = [
-    ["__main__"],
-    ["launch", "explain"],
-    ["stages"],
-    ["looks"],
-    ["runners", "progress", "experiment", "estimate"],
-    ["training", "lightning"],
-    ["data"],
-    ["study"],
-    ["method", "models", "optim"],
-    ["components", "distributed"],
-    ["records"],
-    ["storage"],
-]
+LAYERS = [line.split() for line in DIAGRAM[1].splitlines()]
 RESULTS = LAYERS.index(["study"])
 REPORT = [["launch"], ["stages"], ["looks"], ["report"], ["results"], *LAYERS[RESULTS:]]
 
@@ -54,6 +44,17 @@ def test_imports_point_down(layers: list[list[str]]) -> None:
             parts = name.split(".")
             if parts[0] == "repr_ray" and len(parts) > 1 and parts[1] in depth:
                 assert depth[parts[1]] >= depth[layer], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for types count too; the package itself only gives its version."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    del modules["repr_ray"]
+    graph = {}
+    for name, path in modules.items():
+        found = {part for full in imports(path) for part in (full, full.rpartition(".")[0])}
+        graph[name] = (found & modules.keys()) - {name}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_every_module_has_its_layer() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from repr_ray.data.cache import cache_folder, make, unusable
 from repr_ray.data.images import Damaged, Look, Shape, decode_all, look_at_all
-from repr_ray.data.source import Progress, Rows, Source, Splits, Subset, silent
+from repr_ray.data.source import Rows, Source, Splits, Subset, Track, silent
 from repr_ray.data.sources import source_of
 from repr_ray.data.split import check_classes, check_labels, choose, divide, with_noise
 from repr_ray.study.config import ConfigError
@@ -76,7 +76,7 @@ class Decoded:
     warning: str = ""
 
 
-def load(data: Data, progress: Progress = silent, seed: int = 0) -> Decoded:
+def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
     """Map the data set into memory, decoding it first where this machine has not done so yet.
 
     `seed` draws what the settings want drawn for each seed: held-out images, noise of labels. Raises ConfigError
@@ -177,7 +177,7 @@ def _statistics(data: Data, facts: dict[str, Any], channels: int) -> tuple[NDArr
     return np.asarray(given.mean), np.asarray(given.std)
 
 
-def _copy(data: Data, progress: Progress) -> tuple[Path, dict[str, Any]]:
+def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
     """The folder of the decoded copy and its facts, made now where it is not there or not whole."""
     source, folder = _place(data)
     if (facts := _whole(folder)) is None:
@@ -251,7 +251,7 @@ def _whole(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-def _write(folder: Path, data: Data, source: Source, progress: Progress) -> None:
+def _write(folder: Path, data: Data, source: Source, progress: Track) -> None:
     """All files or none: written beside the final name and renamed."""
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
@@ -265,7 +265,7 @@ def _write(folder: Path, data: Data, source: Source, progress: Progress) -> None
         raise
 
 
-def _decode(folder: Path, data: Data, found: Splits, progress: Progress) -> dict[str, Any]:
+def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str, Any]:
     """Write arrays of every split; what is known of them."""
     chosen, notes = choose(found, data)
     classes = check_labels(chosen, found, data)
@@ -316,7 +316,7 @@ def _decode(folder: Path, data: Data, found: Splits, progress: Progress) -> dict
     }
 
 
-def _look(chosen: dict[str, Rows], data: Data, progress: Progress) -> tuple[list[Look], dict[str, Rows], list[str]]:
+def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Look], dict[str, Rows], list[str]]:
     """The headers of all images, the rows without those that have none, and what is wrong with these."""
     looks: list[Look] = []
     good: dict[str, Rows] = {}
@@ -347,9 +347,7 @@ def _all_but(count: int, damaged: list[Damaged]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(count), [one.index for one in damaged])
 
 
-def _write_images(
-    folder: Path, name: str, rows: Rows, shape: Shape, fixed: bool, progress: Progress
-) -> list[Damaged]:
+def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, fixed: bool, progress: Track) -> list[Damaged]:
     """NAME_images.npy without those that cannot be decoded, which come back."""
     path = folder / f"{name}_images.npy"
     count = len(rows.labels)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from repr_ray.data.source import FORMATS, Progress, Rows
+from repr_ray.data.source import FORMATS, Rows, Track
 
 T = TypeVar("T")
 
@@ -92,13 +92,13 @@ class Damaged:
     reason: str
 
 
-def look_at_all(rows: Rows, progress: Progress, title: str) -> tuple[list[Look], list[Damaged]]:
+def look_at_all(rows: Rows, progress: Track, title: str) -> tuple[list[Look], list[Damaged]]:
     """The headers of all images."""
     return _each(rows, lambda index: look(rows.image(index)), progress, title)
 
 
 def decode_all(
-    rows: Rows, shape: Shape, fixed: bool, out: NDArray[np.uint8], progress: Progress, title: str
+    rows: Rows, shape: Shape, fixed: bool, out: NDArray[np.uint8], progress: Track, title: str
 ) -> list[Damaged]:
     """Fill `out`, n x crop x crop x channels. With `fixed` an image of another size is one that cannot be used."""
 
@@ -112,7 +112,7 @@ def decode_all(
     return _each(rows, decode, progress, title)[1]
 
 
-def _each(rows: Rows, do: Callable[[int], T], progress: Progress, title: str) -> tuple[list[T], list[Damaged]]:
+def _each(rows: Rows, do: Callable[[int], T], progress: Track, title: str) -> tuple[list[T], list[Damaged]]:
     """Do something for each image, a block of rows per task: decoders release the interpreter lock."""
     results: list[T] = []
     damaged: list[Damaged] = []

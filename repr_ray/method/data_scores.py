@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repr_ray.method.filters import ConvLayer
-from repr_ray.method.measurement import Batches, Measurement, Progress, evaluating
+from repr_ray.method.measurement import FiltersDone, Measurement, RankingBatches, evaluating
 from repr_ray.method.settings import SCORE
 
 FEWEST_IMAGES = 1024
@@ -145,9 +145,9 @@ def score_by_data(
     name: str,
     model: nn.Module,
     layers: Sequence[ConvLayer],
-    batches: Batches,
+    batches: RankingBatches,
     generator: torch.Generator,
-    progress: Progress | None = None,
+    progress: FiltersDone | None = None,
 ) -> dict[str, Tensor]:
     """Scores of all filters by layer (J, float64), equal on all ranks. Every rank calls it.
 

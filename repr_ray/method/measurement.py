@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from repr_ray import distributed
 from repr_ray.method.filters import ConvLayer
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+RankingBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives a fresh pass over this rank's (images, labels), on the model's device."""
 
-Progress = Callable[[int, int], None]
-"""Hears how many filters are done, and how many there are."""
+FiltersDone = Callable[[int, int], None]
+"""Called with the number of filters that are done, and the number of all."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Measurement:
 
     model: nn.Module
     layers: Sequence[ConvLayer]
-    batches: Batches
+    batches: RankingBatches
     generator: torch.Generator
-    progress: Progress
+    progress: FiltersDone
 
     def kernels(self) -> list[nn.Parameter]:
         """The J x c x k x k weights of every layer."""

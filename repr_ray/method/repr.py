@@ -15,7 +15,7 @@ from repr_ray.method.directions import default_init
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import ConvLayer, FilterMap, Part, map_filters, unwrap
 from repr_ray.method.masks import Masks
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
 from repr_ray.method.scheme import Scheme
@@ -84,7 +84,7 @@ class RePr(Scheme):
 
     @torch.no_grad()
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """Drop filters or bring them back when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
 
@@ -185,7 +185,7 @@ class RePr(Scheme):
         """The same draws for the same seed and epoch, resumed or not."""
         return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
 
-    def _score(self, batches: Batches | None, progress: Progress | None) -> dict[str, Tensor]:
+    def _score(self, batches: RankingBatches | None, progress: FiltersDone | None) -> dict[str, Tensor]:
         """Scores of all filters by layer, J each. Every rank calls it; what rank 0 returns counts."""
         ranking, generator = self.settings.ranking, self._generator()
         if batches is not None and ranking.needs_data:
@@ -195,7 +195,7 @@ class RePr(Scheme):
             return {}
         return {layer.name: score(tensors[layer.kernel], generator) for layer in self.masks.layers}
 
-    def _drop(self, batches: Batches | None, progress: Progress | None) -> list[LayerEvent]:
+    def _drop(self, batches: RankingBatches | None, progress: FiltersDone | None) -> list[LayerEvent]:
         tensors, layers = self._tensors(), self.masks.layers
         parts = [part for layer in layers for part in layer.parts if part.role != "input"]
         self._before = {part.tensor: tensors[part.tensor].clone() for part in parts}
@@ -226,7 +226,7 @@ class RePr(Scheme):
             for layer in (layers if distributed.rank() == 0 else ())
         ]
 
-    def _reinitialise(self, progress: Progress | None) -> list[LayerEvent]:
+    def _reinitialise(self, progress: FiltersDone | None) -> list[LayerEvent]:
         tensors, layers, generator = self._tensors(), self.masks.layers, self._generator()
         self._assert_still_dropped(tensors)
         events = self._redraw(tensors, generator, progress) if distributed.rank() == 0 else []
@@ -244,7 +244,7 @@ class RePr(Scheme):
         return events
 
     def _redraw(
-        self, tensors: Mapping[str, Tensor], generator: torch.Generator, progress: Progress | None
+        self, tensors: Mapping[str, Tensor], generator: torch.Generator, progress: FiltersDone | None
     ) -> list[LayerEvent]:
         """Bring back the filters of every layer, then see to the channels they feed, those of new filters too."""
         layers = self.masks.layers

@@ -11,7 +11,7 @@ from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import unwrap
 from repr_ray.method.loss_settings import LossSettings
 from repr_ray.method.losses import LossTerm
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.schedule import Phase
 from repr_ray.method.settings import SchemeSettings, StandardSettings
 
@@ -91,7 +91,7 @@ class Scheme:
         return 1.0
 
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """Do what is due before this epoch, on all ranks alike; returns an event per layer (on rank 0).
 

@@ -288,4 +288,4 @@ class RePrSettings(SchemeSettings):
         return (self.ranking.data_split, self.ranking.images) if self.ranking.needs_data else None
 
 
-Scheme = Annotated[SchemeSettings, ByKind()]
+AnyScheme = Annotated[SchemeSettings, ByKind()]

@@ -8,7 +8,7 @@ from repr_ray.results.compare import GROUP, Comparison, points, records
 from repr_ray.results.effects import beats, beats_of_same_seed, device_hours, median, reaching
 from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
-from repr_ray.results.tables import NONE, Cell, Column, Row, Sheet, bounded, duration, heading
+from repr_ray.results.tables import NONE, Cell, Column, Row, Sheet, bounded, heading, rounded_time
 
 DETAILS_LEGEND = (
     "A run beats one of the baseline: probability over all pairs of runs, ties half, with the 95% bootstrap interval"
@@ -80,7 +80,7 @@ def details_sheet(found: pd.DataFrame) -> Sheet:
         said = f"{row['beats']:.0%}"
         if not pd.isna(row["beats_low"]):
             said += f" [{row['beats_low']:.0%}, {row['beats_high']:.0%}]"
-        own = f"{_count(row['baseline_epochs_to_baseline'])}, {duration(row['baseline_seconds_to_baseline'])}"
+        own = f"{_count(row['baseline_epochs_to_baseline'])}, {rounded_time(row['baseline_seconds_to_baseline'])}"
         reached = f" ({row['reached']}/{row['trials']})"
         rows.append(
             [
@@ -89,7 +89,7 @@ def details_sheet(found: pd.DataFrame) -> Sheet:
                 Cell(said, row["beats"]),
                 Cell(f"{row['beats_same_seed']:.0%}", row["beats_same_seed"]),
                 Cell(_count(row["epochs_to_baseline"]) + reached, row["epochs_to_baseline"]),
-                Cell(duration(row["seconds_to_baseline"]), row["seconds_to_baseline"]),
+                Cell(rounded_time(row["seconds_to_baseline"]), row["seconds_to_baseline"]),
                 Cell(own, row["baseline_epochs_to_baseline"]),
                 Cell(_figure(row["device_hours"], "{:.3g}"), row["device_hours"]),
                 Cell(_figure(row["cost"], "{:.2f}"), row["cost"]),

@@ -129,7 +129,7 @@ def _said(row: dict[str, Any]) -> str:
     if not pd.isna(row["collapsed_epoch"]):
         said.append(f"collapsed in epoch {row['collapsed_epoch'] + 1:.0f}")
     if not pd.isna(row["wall_seconds"]):
-        said.append(sheets.duration(row["wall_seconds"]))
+        said.append(sheets.rounded_time(row["wall_seconds"]))
     return ", ".join(said)
 
 

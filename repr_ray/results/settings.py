@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from repr_ray.method.settings import Scheme
+from repr_ray.method.settings import AnyScheme
 from repr_ray.models.settings import Model
 from repr_ray.study.config import Train
 from repr_ray.study.data import Data
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import load
 
-_BLOCKS = {"data": Data, "model": Model, "train": Train, "scheme": Scheme}
+_BLOCKS = {"data": Data, "model": Model, "train": Train, "scheme": AnyScheme}
 
 
 def whole(settings: dict[str, Any]) -> dict[str, Any]:

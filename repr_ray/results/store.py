@@ -205,11 +205,11 @@ class _Trial:
     stored: bool = False
 
 
-_Parts = dict[str, pa.Table]  # some rows of the long tables, by table
+_LongTables = dict[str, pa.Table]  # some rows of the long tables, by table
 _Index = NDArray[np.int64]  # which trial of a batch a row is of
 
 
-def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_Parts]:
+def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_LongTables]:
     """The long tables, part by part in the order of the trials, whose own rows are completed on the way."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
@@ -252,7 +252,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_stored(folder: Path, trials: list[str], notes: list[str]) -> Iterator[_Parts]:
+def _read_stored(folder: Path, trials: list[str], notes: list[str]) -> Iterator[_LongTables]:
     wanted = pa.array(trials, _TEXT)
     for name in ("epochs", "layers", "cycles"):
         path = folder / f"{name}.parquet"
@@ -279,7 +279,7 @@ def _completed(table: pa.Table, name: str) -> pa.Table:
     return table.select(schema.names)
 
 
-def _read_batch(trials: list[_Trial]) -> tuple[_Parts, list[str]]:
+def _read_batch(trials: list[_Trial]) -> tuple[_LongTables, list[str]]:
     """The long tables of trials of the same network, and notes. What is broken in one costs the others nothing."""
     notes: list[str] = []
     try:
@@ -296,7 +296,7 @@ def _read_batch(trials: list[_Trial]) -> tuple[_Parts, list[str]]:
     return parts, [note for _, found in single for note in found]
 
 
-def _parts(trials: list[_Trial], notes: list[str]) -> _Parts:
+def _parts(trials: list[_Trial], notes: list[str]) -> _LongTables:
     epochs, of_epoch = _read_lines(trials, "epochs.jsonl", _EPOCH, notes)
     events, of_event = _read_lines(trials, "cycles.jsonl", _EVENT, notes)
     ids = {key: pa.array([trial.row[key] for trial in trials], kind) for key, kind in _ID.items()}

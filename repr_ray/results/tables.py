@@ -140,7 +140,7 @@ def bounded(mean: float, low: float, high: float, signed: bool = True) -> str:
     return said if pd.isna(low) else f"{said} [{points(low, signed)}, {points(high, signed)}]"
 
 
-def duration(seconds: float) -> str:
+def rounded_time(seconds: float) -> str:
     """Seconds, minutes or hours, three digits at most."""
     if pd.isna(seconds):
         return NONE
@@ -187,7 +187,7 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Val., %", 2), _accuracy("val_accuracy")),
     (Column("Test at best val. epoch, %", 5), _accuracy("best_val_test_accuracy")),
     (Column("Gap", 4), _number("generalisation_gap", points)),
-    (Column("Wall time", 3), _number("wall_seconds", duration)),
+    (Column("Wall time", 3), _number("wall_seconds", rounded_time)),
     (Column("Images/s", 7), _number("images_per_second", "{:,.0f}".format)),
     (Column("Best on test (selection on test set), %", 9), _accuracy("selected_on_test_accuracy")),
     (Column("Status", number=False), _text("status")),

@@ -25,7 +25,8 @@ from repr_ray.estimate import amount, size
 from repr_ray.runners import ray_private, signals
 from repr_ray.runners.capacity import Room, trials_per_gpu
 from repr_ray.runners.mailbox import Mailbox
-from repr_ray.runners.ray_trial import PROBE, Launch, prepare, require_seen, train_here, train_on_ranks
+from repr_ray.runners.ray_ranks import train_on_ranks
+from repr_ray.runners.ray_trial import PROBE, Launch, prepare, require_seen, train_here
 from repr_ray.storage.folder import Folder, StorageError, light, opened
 from repr_ray.storage.scratch import scratch
 from repr_ray.study.config import ConfigError, Resources

@@ -6,9 +6,11 @@ import uuid
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
+from repr_ray.components import first_line
+from repr_ray.runners.ray_private import errors_of_ranks, show_as
 from repr_ray.runners.ray_trial import Launch
 from repr_ray.study.config import Resources
-from repr_ray.training.messages import Failed, Message, Preempted
+from repr_ray.training.messages import Failed, Message, Note, Preempted
 
 
 class Ranks:
@@ -95,3 +97,34 @@ def _train_rank(config: dict[str, Any]) -> None:
             run_trial(trial, launch.results, get_device(), tell, launch.origin, stop)
         except Preempted:
             return
+
+
+def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
+    """Drive the Train worker group of a trial of several workers from this process."""
+    from repr_ray.training.trial import failure
+
+    trial = launch.trials[config["trial"]]
+    show_as(trial.name)
+    while True:
+        try:
+            launch.start(trial)
+            if Ranks.of(launch, trial.resources).train(trial.name):
+                return {"failure": None}
+        except Preempted:
+            raise
+        except Exception as error:
+            if own := _own_error(error):
+                why = failure(own)
+                launch.mailbox.put.remote(Failed(trial.name, why["message"]))
+                return {"failure": why}
+            launch.mailbox.put.remote(Note(f"a rank died: {first_line(error)}", trial.name))
+
+
+def _own_error(error: Exception) -> Exception | None:
+    """What a rank itself raised; None where its process, its node or a connection was lost."""
+    from repr_ray import distributed
+
+    failures = errors_of_ranks(error)
+    if failures is None:
+        return error
+    return next((failure for failure in failures if not distributed.lost_connection(failure)), None)

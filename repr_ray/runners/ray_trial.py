@@ -1,4 +1,4 @@
-"""What runs in the process of a trial on Ray: the trial itself, or, with several workers, the driver of its ranks."""
+"""What runs in the process of a trial of one worker on Ray."""
 
 import contextlib
 import threading
@@ -8,13 +8,12 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from repr_ray.components import first_line
-from repr_ray.runners.ray_private import errors_of_ranks, show_as
+from repr_ray.runners.ray_private import show_as
 from repr_ray.storage.folder import Folder, StorageError, opened, shown
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
-from repr_ray.training.messages import Failed, Note, Preempted
+from repr_ray.training.messages import Preempted
 
 PROBE = ".probe"
 """A file beside the results that shows whether a node sees what the launcher writes."""
@@ -123,35 +122,3 @@ def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:
     except Exception as error:
         return {"failure": failure(error)}
     return {"failure": None}
-
-
-def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
-    """Drive the Train worker group of a trial of several workers from this process."""
-    from repr_ray.runners.ray_ranks import Ranks
-    from repr_ray.training.trial import failure
-
-    trial = launch.trials[config["trial"]]
-    show_as(trial.name)
-    while True:
-        try:
-            launch.start(trial)
-            if Ranks.of(launch, trial.resources).train(trial.name):
-                return {"failure": None}
-        except Preempted:
-            raise
-        except Exception as error:
-            if own := _own_error(error):
-                why = failure(own)
-                launch.mailbox.put.remote(Failed(trial.name, why["message"]))
-                return {"failure": why}
-            launch.mailbox.put.remote(Note(f"a rank died: {first_line(error)}", trial.name))
-
-
-def _own_error(error: Exception) -> Exception | None:
-    """What a rank itself raised; None where its process, its node or a connection was lost."""
-    from repr_ray import distributed
-
-    failures = errors_of_ranks(error)
-    if failures is None:
-        return error
-    return next((failure for failure in failures if not distributed.lost_connection(failure)), None)

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
 from repr_ray.components import Count, Natural, Settings
-from repr_ray.method.settings import Scheme
+from repr_ray.method.settings import AnyScheme
 from repr_ray.models.settings import ConvNet, Model
 from repr_ray.optim.optimizers import Optimizer, Sgd
 from repr_ray.optim.rates import Constant, Rate
@@ -132,7 +132,7 @@ class Experiment(Settings):
     data: Data = Field(description="the images")
     model: Model = Field(default=ConvNet(), description="the network")
     train: Train = Field(description="the training, the same for all schemes")
-    schemes: Annotated[dict[str, Scheme], Field(min_length=1)] = Field(
+    schemes: Annotated[dict[str, AnyScheme], Field(min_length=1)] = Field(
         description="the ways of training that are compared, by the names they have in tables",
     )
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(

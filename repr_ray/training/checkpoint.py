@@ -83,7 +83,7 @@ class _Row(BaseModel, strict=True):
     val_accuracy: float | None
 
 
-class _Part(BaseModel, strict=True):
+class _PartialEpoch(BaseModel, strict=True):
     steps: int
     seconds: float
     ranks: list[dict[str, Any]]
@@ -97,7 +97,7 @@ class _Content(BaseModel, strict=True):
     data_digest: str | None = None  # of version 0.4 and later
     epochs: list[_Row]
     cycles: list[dict[str, Any]]
-    part: _Part | None = None
+    part: _PartialEpoch | None = None
     seconds: float
     started: str
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from repr_ray import distributed
 from repr_ray.data.batches import Batches
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.measurement import Progress
+from repr_ray.method.measurement import FiltersDone
 from repr_ray.method.scores import overlap, zero_filters
 from repr_ray.records import EpochLine, LayerState
 from repr_ray.training.messages import Preempted
-from repr_ray.training.setup import Setup, derive_seed
-from repr_ray.training.step import sums
+from repr_ray.training.setup import derive_seed
+from repr_ray.training.step import Setup, sums
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2000}
 """Images at a time: what keeps a core's cache warm, and what keeps a GPU busy."""
@@ -29,8 +29,8 @@ AGREE_EVERY = 16
 Stop = Callable[[], bool]
 """Whether this process has been asked to leave; called after every step, so it must not block."""
 
-Part = dict[str, Any]
-"""An epoch left half-way: `steps` done, `seconds` spent, and each rank's running sums and random state."""
+PartialEpoch = dict[str, Any]
+"""An interrupted epoch: `steps` done, `seconds` spent, and each rank's running sums and random state."""
 
 
 Record = Callable[[int, list[LayerEvent]], None]
@@ -50,8 +50,8 @@ def run_epoch(
     setup: Setup,
     epoch: int,
     record: Record | None = None,
-    progress: Progress | None = None,
-    part: Part | None = None,
+    progress: FiltersDone | None = None,
+    part: PartialEpoch | None = None,
     stop: Stop = never,
 ) -> EpochLine:
     """Train one epoch and evaluate it: its line of `epochs.jsonl`.
@@ -110,7 +110,9 @@ def assert_finite(model: nn.Module) -> None:
             raise Diverged(f"{name} is not finite after the last epoch; lower train.optimizer.learning_rate")
 
 
-def train_epoch(setup: Setup, epoch: int, part: Part | None = None, stop: Stop = never) -> tuple[float, float, float]:
+def train_epoch(
+    setup: Setup, epoch: int, part: PartialEpoch | None = None, stop: Stop = never
+) -> tuple[float, float, float]:
     """One pass over the training images: mean loss (nats), accuracy in [0, 1], the last learning rate.
 
     Sums stay on the device; the only synchronisation is the one at the end. See `run_epoch` for `part` and `stop`.
@@ -144,7 +146,7 @@ def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
     return bool(asked.item())
 
 
-def _leave(steps: int, seconds: float, totals: Tensor, setup: Setup) -> Part:
+def _leave(steps: int, seconds: float, totals: Tensor, setup: Setup) -> PartialEpoch:
     """What `_go_on` needs on every rank, gathered from all of them."""
     own = {"totals": totals.cpu(), "random": torch.get_rng_state()}
     if setup.device.type == "cuda":

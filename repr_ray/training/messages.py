@@ -56,7 +56,7 @@ Tell = Callable[[Message], Any]
 class Preempted(Exception):
     """A trial leaves its process before its end: the process was asked to stop, or another one runs the trial.
 
-    `part` is where it was in an epoch, for a checkpoint; see `repr_ray.training.loop.Part`.
+    `part` is where it was in an epoch, for a checkpoint; see `repr_ray.training.loop.PartialEpoch`.
     """
 
     def __init__(self, message: str, part: dict[str, Any] | None = None) -> None:

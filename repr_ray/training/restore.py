@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from repr_ray.training.setup import Setup
+from repr_ray.training.step import Setup
 
 _OURS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """Optimizers whose state is known: of each parameter the same entries, in its shape."""

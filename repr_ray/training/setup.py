@@ -4,16 +4,14 @@ import ctypes
 import hashlib
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from repr_ray import distributed
@@ -21,45 +19,11 @@ from repr_ray.components import first_line, plug_in_behind
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
+from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
 from repr_ray.study.config import ConfigError, Train
 from repr_ray.study.plan import Trial
-from repr_ray.training.step import Step, make_step
-
-RankingBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""A fresh pass over this rank's (images, labels) for rankings that are measured on images."""
-
-
-@dataclass
-class Setup:
-    """What the loop works on. `model` is the network itself, `forward` the same one as it is trained (DDP)."""
-
-    trial: Trial
-    device: torch.device
-    precision: str
-    model: nn.Module
-    forward: nn.Module
-    optimizer: Optimizer
-    scheme: Scheme
-    train: Batches
-    validation: Batches
-    test: Batches
-    ranking: RankingBatches | None
-    chance: float
-    data_digest: str
-    data_notes: tuple[str, ...] = ()
-    step: Step = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.step = make_step(self)
-
-    def data_parallel(self, model: nn.Module) -> nn.Module:
-        """A network as the ranks of this trial train it."""
-        return _data_parallel(model, self.trial.train)
-
-    def autocast(self) -> torch.autocast:
-        """The context of a forward pass in this trial's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+from repr_ray.training.step import Setup, data_parallel
 
 
 def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> Setup:
@@ -80,7 +44,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         device=device,
         precision=precision or resolve_precision(trial.train, device),
         model=model,
-        forward=_data_parallel(model, trial.train),
+        forward=data_parallel(model, trial.train),
         optimizer=optimizer,
         scheme=scheme,
         train=_batches(decoded, decoded.train, trial, device),
@@ -223,16 +187,6 @@ def resolve_precision(train: Train, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
-def _data_parallel(model: nn.Module, train: Train) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    if train.sync_batch_norm:
-        if next(model.parameters()).device.type != "cuda":
-            raise ValueError("train.sync_batch_norm: PyTorch has it for GPUs only; turn it off, or use one worker")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device) -> Batches:

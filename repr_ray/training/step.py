@@ -1,27 +1,62 @@
-"""One optimizer step: run as it is, on a smaller copy in S2, or recorded once and replayed as a CUDA graph."""
+"""What a trial trains with, and one optimizer step: plain, on a smaller copy in S2, or as a replayed CUDA graph."""
 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from repr_ray import distributed
-from repr_ray.data.batches import Batch
+from repr_ray.data.batches import Batch, Batches
 from repr_ray.method.compact import SubNetwork
+from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
+from repr_ray.study.config import Train
+from repr_ray.study.plan import Trial
 
-if TYPE_CHECKING:
-    from repr_ray.training.setup import Setup
+
+@dataclass
+class Setup:
+    """What the loop works on. `model` is the network itself, `forward` the same one as it is trained (DDP)."""
+
+    trial: Trial
+    device: torch.device
+    precision: str
+    model: nn.Module
+    forward: nn.Module
+    optimizer: Optimizer
+    scheme: Scheme
+    train: Batches
+    validation: Batches
+    test: Batches
+    ranking: RankingBatches | None
+    chance: float
+    data_digest: str
+    data_notes: tuple[str, ...] = ()
+    step: "Step" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.step = make_step(self)
+
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """A network as the ranks of this trial train it."""
+        return data_parallel(model, self.trial.train)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in this trial's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class Step:
     """Forward, backward and update on a batch. `totals` sums loss (nats) and hits over batches, on the device."""
 
-    def __init__(self, setup: "Setup") -> None:
+    def __init__(self, setup: Setup) -> None:
         self.setup: Setup = weakref.proxy(setup)  # which owns this step: a cycle would keep a trial's memory for long
         self.totals = torch.zeros(2, device=setup.device)
         self.sub: SubNetwork | None = None
@@ -98,7 +133,7 @@ class GraphedStep(Step):
 
     WARM_UP = 3
 
-    def __init__(self, setup: "Setup") -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.stream = torch.cuda.Stream(setup.device) if setup.device.type == "cuda" else None
         self.graphs: dict[str, Any] = {}
@@ -145,7 +180,18 @@ class GraphedStep(Step):
         return graph
 
 
-def make_step(setup: "Setup") -> Step:
+def data_parallel(model: nn.Module, train: Train) -> nn.Module:
+    """A network as the ranks train it: in DistributedDataParallel where there are several."""
+    if distributed.world_size() == 1:
+        return model
+    if train.sync_batch_norm:
+        if next(model.parameters()).device.type != "cuda":
+            raise ValueError("train.sync_batch_norm: PyTorch has it for GPUs only; turn it off, or use one worker")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def make_step(setup: Setup) -> Step:
     """The step for a trial; `resources.cuda_graph` asks for nothing without a GPU, or under DDP."""
     graphed = setup.trial.resources.cuda_graph and setup.device.type == "cuda" and distributed.world_size() == 1
     return GraphedStep(setup) if graphed else Step(setup)

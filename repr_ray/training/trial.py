@@ -21,7 +21,7 @@ from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import TrialFolder
-from repr_ray.training.loop import Diverged, Part, Stop, assert_finite, never, run_epoch
+from repr_ray.training.loop import Diverged, PartialEpoch, Stop, assert_finite, never, run_epoch
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
 from repr_ray.training.restore import restore
 from repr_ray.training.setup import set_up, teach
@@ -93,7 +93,7 @@ class _Run:
         self.epochs: list[EpochLine] = []
         self.cycles: list[dict[str, Any]] = []
         self.events: list[LayerEvent] = []  # of the epoch that trains
-        self.part: Part | None = None
+        self.part: PartialEpoch | None = None
         self.best: tuple[int, float, dict[str, Tensor]] | None = None  # weights that are not written yet
         self.warned: set[str] = set()
         self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
@@ -114,7 +114,7 @@ class _Run:
         """Train the epochs that are left."""
         for epoch in range(len(self.epochs), self.trial.train.epochs):
             self.events = []
-            progress = _Progress(self._note) if self.lead else None
+            progress = _RankingNotes(self._note) if self.lead else None
             try:
                 row = run_epoch(self.setup, epoch, self._record, progress, self.part, stop)
             except Preempted as left:
@@ -227,7 +227,7 @@ class _Run:
             self.tell(EpochEnded(self.trial.name, self.trial.train.epochs, without_layers(row)))
             self.told = perf_counter()
 
-    def _leave(self, epoch: int, part: Part | None) -> None:
+    def _leave(self, epoch: int, part: PartialEpoch | None) -> None:
         self.part = part
         self._write()
         self.folder.log(f"saved at {_place(epoch, part)} and stopped, as asked")
@@ -319,7 +319,7 @@ class _Pace:
         self.cost = self.ended - began
 
 
-def _place(epochs: int, part: Part | None) -> str:
+def _place(epochs: int, part: PartialEpoch | None) -> str:
     """Where a trial with so many whole epochs behind it goes on, in words: people count from 1."""
     return f"epoch {epochs + 1}" + (f", step {part['steps']}" if part else "")
 
@@ -343,7 +343,7 @@ def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int 
     return first if len(accuracies) - first >= 3 else None
 
 
-class _Progress:
+class _RankingNotes:
     """Says how far a ranking or a re-initialisation is, every `PROGRESS_EVERY` seconds, twenty times at most."""
 
     def __init__(self, note: Callable[[str], None]) -> None:

@@ -14,13 +14,14 @@ from support import launch, results_of, rows, tiny, write_config
 from repr_ray.study.plan import Trial
 from repr_ray.training import loop, memory, setup
 from repr_ray.training.messages import Preempted
+from repr_ray.training.step import Setup
 from repr_ray.training.trial import run_trial
 
 CPU = torch.device("cpu")
 Measured = Callable[[str], None]
 
 
-def epochs_on(trial: Trial, device: torch.device, epochs: int) -> tuple[setup.Setup, list[float], list[Any]]:
+def epochs_on(trial: Trial, device: torch.device, epochs: int) -> tuple[Setup, list[float], list[Any]]:
     """Train some epochs: the set-up, the losses, and the dropped filters of each epoch."""
     one = setup.set_up(trial, device)
     losses, dropped = [], []

@@ -17,7 +17,8 @@ from repr_ray.method.masks import Masks
 from repr_ray.method.settings import DATA_SCORES
 from repr_ray.study.config import ConfigError
 from repr_ray.training.loop import run_epoch
-from repr_ray.training.setup import Setup, set_up
+from repr_ray.training.setup import set_up
+from repr_ray.training.step import Setup
 
 IMAGES = torch.cat([images for images, _ in batches()])
 LABELS = torch.cat([labels for _, labels in batches()])

@@ -182,5 +182,5 @@ def test_too_few_seeds_are_marked_and_the_test_set_column_is_labelled(awkward: C
 
 
 def test_durations_and_points() -> None:
-    assert [tables.duration(s) for s in (5, 130, 7200, float("nan"))] == ["5 s", "2.2 min", "2.0 h", tables.NONE]
+    assert [tables.rounded_time(s) for s in (5, 130, 7200, float("nan"))] == ["5 s", "2.2 min", "2.0 h", tables.NONE]
     assert tables.bounded(0.012, -0.004, 0.028) == "+1.2 [\N{MINUS SIGN}0.4, +2.8]"

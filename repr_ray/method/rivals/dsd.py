@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from repr_ray import distributed
 from repr_ray.method import optimizer_state
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import DSDSettings
 from repr_ray.method.schedule import Phase
 from repr_ray.method.scheme import Scheme
@@ -57,7 +57,7 @@ class DSD(Scheme):
 
     @torch.no_grad()
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """Mask the smallest weights, or let them train again; see `Scheme.start_epoch`.
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from repr_ray import distributed
 from repr_ray.method import optimizer_state
 from repr_ray.method.events import LayerEvent
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import (
     LaterLayerForgettingSettings,
     RenewalSettings,
@@ -54,7 +54,7 @@ class Renewal(Scheme):
 
     @torch.no_grad()
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """Renew what the scheme renews, when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
 

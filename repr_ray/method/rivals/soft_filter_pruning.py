@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from repr_ray import distributed
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import map_filters
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import SoftFilterPruningSettings
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.scores import magnitude_l2, overlap, zero_filters
@@ -66,7 +66,7 @@ class SoftFilterPruning(Scheme):
         return self.filter_map.left_out
 
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """See `Scheme.start_epoch`. Raises ValueError when `end_epoch` was not called after the last one."""
         if not self.ended:

@@ -13,7 +13,7 @@ from repr_ray import distributed
 from repr_ray.method import optimizer_state
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import ConvLayer, Part, map_filters
-from repr_ray.method.measurement import Batches, Progress
+from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.scores import overlap, zero_filters
 from repr_ray.method.settings import SchemeSettings
@@ -113,7 +113,7 @@ class UnitScheme(Scheme):
         return self._left_out
 
     def start_epoch(
-        self, epoch: int, batches: Batches | None = None, progress: Progress | None = None
+        self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
         """See `Scheme.start_epoch`. Raises RuntimeError when a step passed without a forward pass being seen."""
         self._assert_seen()
