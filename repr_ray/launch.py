@@ -22,7 +22,7 @@ from repr_ray.experiment import has_other_source, hold, merge, refuse_other_data
 from repr_ray.method.settings import RePrSettings, Selection
 from repr_ray.report import job_console
 from repr_ray.runners import signals
-from repr_ray.storage.folder import Folder, Remote, StorageError, at, light, opened, shown
+from repr_ray.storage.folder import Folder, Remote, StorageError, join, light, opened, redact
 from repr_ray.storage.text import lines
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
@@ -43,18 +43,18 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     try:
         return _launch(job_console(), args, arguments)
     except ConfigError as error:
-        print(shown(error), file=sys.stderr)
+        print(redact(error), file=sys.stderr)
         return 2
     except StorageError as error:
-        print(f"{shown(error)}\nthe same command resumes from the last checkpoints", file=sys.stderr)
+        print(f"{redact(error)}\nthe same command resumes from the last checkpoints", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            print(shown(f"--results: {error.strerror}: {error.filename}"), file=sys.stderr)
+            print(redact(f"--results: {error.strerror}: {error.filename}"), file=sys.stderr)
             return 2
         if error.errno not in _NO_ROOM:
             raise
-        print(f"{shown(error)}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
+        print(f"{redact(error)}\nmake room; the same command resumes from the last checkpoints", file=sys.stderr)
         return 1
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
@@ -70,8 +70,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
 
     experiment = load(args.config, args.overrides)
     every = plan(experiment)
-    location = at(args.results, experiment.name)
-    where = shown(location)
+    location = join(args.results, experiment.name)
+    where = redact(location)
     if args.dry_run:
         _show_data(console, every)
         shown_trials = every if experiment.tuning is None else stages.called_for(experiment, Path("none"))
@@ -92,7 +92,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         pending = [folder.trial for folder in folders if not stages.ended(folder)]
         for folder in folders:
             if broken := folder.broken:
-                _say(console, f"{shown(folder.path)}: {broken}: it runs again", "yellow")
+                _say(console, f"{redact(folder.path)}: {broken}: it runs again", "yellow")
         if pending:
             _say(console, f"{len(pending)} of {len(trials)} trials to run, results in {where}")
         digests = {}
@@ -113,7 +113,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         with hold(storage.path, experiment, storage):
             if not pending:
                 _say(console, f"all {len(trials)} trials are done already, results in {where}")
-            command, tried = shlex.join([*_COMMAND, *map(shown, arguments)]), set[str]()
+            command, tried = shlex.join([*_COMMAND, *map(redact, arguments)]), set[str]()
             while runner and pending:
                 if now := stages.ready(pending, storage.path):
                     waiting = {trial.name for trial in pending} - {trial.name for trial in now}
@@ -215,7 +215,7 @@ def _open(location: Path | str) -> Iterator[Folder]:
         try:
             yield storage
         except ConfigError as error:
-            raise ConfigError(shown(error)) from None  # while it is known what the mirror mirrors
+            raise ConfigError(redact(error)) from None  # while it is known what the mirror mirrors
 
 
 def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
@@ -330,7 +330,7 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
         except (
             ValueError
         ) as error:  # a tracker is never needed: results are stored, and --mlflow of a report logs them
-            _say(console, shown(error), "yellow")
+            _say(console, redact(error), "yellow")
 
 
 def _say(console: "Console", text: str, style: str = "") -> None:

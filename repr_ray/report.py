@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repr_ray.storage.folder import Folder, Remote, light, opened, shown
+from repr_ray.storage.folder import Folder, Remote, light, opened, redact
 from repr_ray.storage.foreign import obstacle
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def report(
     with tempfile.TemporaryDirectory() as work:
         gathered = store.gather(paths, Path(work))
         comparison = compare(gathered, baseline)
-        comparison.notes.extend(map(shown, [*zero_filters(gathered, comparison), *gathered.notes]))
+        comparison.notes.extend(map(redact, [*zero_filters(gathered, comparison), *gathered.notes]))
         claimed = published.check(comparison, known)
         failed = [failure for path in paths for failure in store.failures(path)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
@@ -80,7 +80,7 @@ def report(
                 make(target / name)
                 written.append(name)
             except FileExistsError as error:
-                comparison.notes.append(shown(error))
+                comparison.notes.append(redact(error))
 
         for name in store.SCHEMAS:
             write(f"{name}.parquet", lambda path: gathered.publish(path))
@@ -120,7 +120,7 @@ def report(
                 tables.print_sheet(console, needed)
             else:
                 tables.print_text(console, "no scheme with two pairs or more is still open")
-        tables.print_text(console, f"written to {shown(target)}: {', '.join(written)}")
+        tables.print_text(console, f"written to {redact(target)}: {', '.join(written)}")
         if failed:
             console.print()
             tables.print_sheet(console, failures)
@@ -142,7 +142,7 @@ def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
     from repr_ray.results.mlflow import log_to_mlflow
 
     logged = log_to_mlflow(folders, uri)
-    console.print(f"{logged} trials logged to {shown(uri)}", markup=False, soft_wrap=True)
+    console.print(f"{logged} trials logged to {redact(uri)}", markup=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.report") -> int:
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
             time.sleep(options.watch)
             console.clear()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(shown(error), file=sys.stderr)
+        print(redact(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -24,7 +24,7 @@ from repr_ray import launch as launch_module
 from repr_ray.runners import local
 from repr_ray.storage import folder as remote
 from repr_ray.storage import lease
-from repr_ray.storage.folder import Remote, StorageError, at, filesystem, light, opened, shown
+from repr_ray.storage.folder import Remote, StorageError, filesystem, join, light, opened, redact
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import load, validate
@@ -222,7 +222,7 @@ def test_of_two_launches_at_the_same_moment_one_goes_on(
         thread.join()
     assert len(entered) == len(refused) == 1
     assert f"process {os.getpid()} on" in refused[0]
-    assert remote_at(location, tmp_path / "one").time(".holder") < 0, "free again"
+    assert remote_at(location, tmp_path / "one").mtime(".holder") < 0, "free again"
 
 
 def test_a_launch_that_was_taken_over_is_ended(
@@ -237,8 +237,8 @@ def test_a_launch_that_was_taken_over_is_ended(
     before = signal.signal(signal.SIGTERM, ended)
     try:
         with pytest.raises(_Late), experiment.hold(storage.path, EXPERIMENT, storage):
-            since = storage.time(".holder")
-            wait_for(lambda: storage.time(".holder") > since)
+            since = storage.mtime(".holder")
+            wait_for(lambda: storage.mtime(".holder") > since)
             storage.write(".holder", b"process 1 elsewhere")
             time.sleep(30)
     finally:
@@ -259,7 +259,7 @@ def test_killed_refused_taken_over_and_resumed_elsewhere(
     first = subprocess.Popen(
         [sys.executable, "-m", "repr_ray.launch", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
     )
-    stored = remote_at(str(at(results, "tiny")), tmp_path / "look")
+    stored = remote_at(str(join(results, "tiny")), tmp_path / "look")
     try:
         wait_for(lambda: any("checkpoint-0007" in name for name in stored.stored()))
         first.send_signal(signal.SIGSTOP)
@@ -280,7 +280,7 @@ def test_killed_refused_taken_over_and_resumed_elsewhere(
     assert "resumes at epoch" in out
     assert f"written to s3://bucket/{tmp_path.name}/tiny: trials.parquet" in "".join(out.splitlines())
     local.run([trial], tmp_path / "undisturbed", lambda message: None, {})
-    copy = copy_of(str(at(results, "tiny")), tmp_path / "copy")
+    copy = copy_of(str(join(results, "tiny")), tmp_path / "copy")
     assert results_of(copy)[trial.name]["checksum"] == results_of(tmp_path / "undisturbed")[trial.name]["checksum"]
     for table in ("epochs", "cycles"):
         assert rows(copy, trial.name, table) == rows(tmp_path / "undisturbed", trial.name, table)
@@ -339,7 +339,7 @@ def test_a_process_that_was_taken_for_dead_stores_no_more(server: str, tmp_path:
     with pytest.raises(Preempted):
         run_trial(trial, results, CPU, lambda message: None, {}, stop=meanwhile)
     assert states == [stored.stored()]
-    assert stored.time(f"trials/{trial.name}/.owner") < 0
+    assert stored.mtime(f"trials/{trial.name}/.owner") < 0
 
 
 def test_report_of_results_on_storage(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +393,7 @@ def test_a_bad_place_for_results_costs_nothing(
 
 def test_other_peoples_folders_are_refused(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = uri(server, tmp_path.name)
-    theirs = remote_at(str(at(results, "tiny")), tmp_path / "theirs")
+    theirs = remote_at(str(join(results, "tiny")), tmp_path / "theirs")
     theirs.write("thesis.txt", b"mine")
     arguments = ["--config", str(write_config(tmp_path)), "--results", results, "--runner", "local"]
     assert launch_module.main(arguments) == 2
@@ -410,9 +410,9 @@ def test_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_names_of_places() -> None:
-    assert at("s3://b/x/?region=eu-west-1&scheme=http", "tiny") == "s3://b/x/tiny?region=eu-west-1&scheme=http"
-    assert at("results", "tiny") == Path("results").resolve() / "tiny"
-    assert shown("s3://key:secret@b/x?region=y cannot be read") == "s3://b/x cannot be read"
+    assert join("s3://b/x/?region=eu-west-1&scheme=http", "tiny") == "s3://b/x/tiny?region=eu-west-1&scheme=http"
+    assert join("results", "tiny") == Path("results").resolve() / "tiny"
+    assert redact("s3://key:secret@b/x?region=y cannot be read") == "s3://b/x cannot be read"
     with opened("somewhere/local") as folder:
         assert folder.path == folder.location == Path("somewhere/local")
     wanted = ["experiment.yaml", "trials/t/epochs.jsonl", "plots/curves.png"]
@@ -428,7 +428,7 @@ def test_through_ray(server: str, tmp_path: Path) -> None:
     done = launch(*arguments, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     local.run(tiny(), tmp_path / "local", lambda message: None, {})
-    copy = copy_of(str(at(results, "tiny")), tmp_path / "copy")
+    copy = copy_of(str(join(results, "tiny")), tmp_path / "copy")
     ours, theirs = results_of(copy), results_of(tmp_path / "local")
     assert {t: r["checksum"] for t, r in ours.items()} == {t: r["checksum"] for t, r in theirs.items()}
     for trial in theirs:

@@ -9,7 +9,7 @@ from repr_ray.data.images import look
 from repr_ray.data.source import Rows
 from repr_ray.data.sources import kind_of, source_of
 from repr_ray.data.split import check_labels, choose
-from repr_ray.storage.folder import shown
+from repr_ray.storage.folder import redact
 from repr_ray.study.data import Data
 
 LARGEST = 2_000_000_000
@@ -47,7 +47,7 @@ _NOT_LOOKED_AT = {
 
 
 def _later(data: Data, reason: str) -> str:
-    return f"data: {data.name} from {shown(data.source)}: not looked at ({reason}); a launch does before it trains"
+    return f"data: {data.name} from {redact(data.source)}: not looked at ({reason}); a launch does before it trains"
 
 
 def _first(rows: Rows) -> str:

@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from repr_ray.runners.ray_private import show_as
-from repr_ray.storage.folder import Folder, StorageError, opened, shown
+from repr_ray.storage.folder import Folder, StorageError, opened, redact
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
@@ -83,7 +83,7 @@ def require_seen(results: Path | str, probe: str) -> None:
             while _probe(storage) != probe:
                 if monotonic() > deadline:
                     raise FileNotFoundError(
-                        f"cannot read what the launcher wrote to {shown(results)}; mount that folder on every node,"
+                        f"cannot read what the launcher wrote to {redact(results)}; mount that folder on every node,"
                         " or name one that they all see with --results"
                     )
                 sleep(0.5)

@@ -48,7 +48,7 @@ def is_uri(location: Path | str) -> bool:
     return isinstance(location, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", location) is not None
 
 
-def at(location: str, name: str) -> Path | str:
+def join(location: str, name: str) -> Path | str:
     """`name` in a folder: an absolute path, or a URI with the folder's options."""
     if not is_uri(location):
         return Path(location).resolve() / name
@@ -56,7 +56,7 @@ def at(location: str, name: str) -> Path | str:
     return f"{folder.rstrip('/')}/{name}{mark}{options}"
 
 
-def shown(text: object) -> str:
+def redact(text: object) -> str:
     """A text for people: no control characters, the names of mirrored folders, URIs without keys and options."""
     plain = lines(text)
     for mirror, name in _MIRRORED.items():
@@ -83,7 +83,7 @@ def filesystem(location: str) -> tuple[Any, str]:
     return fs.FileSystem.from_uri(location)
 
 
-def insist(attempt: Callable[[], T], waits: Sequence[float] | None = None) -> T:
+def retry(attempt: Callable[[], T], waits: Sequence[float] | None = None) -> T:
     """Try again after each wait (else `WAITS`) while storage fails; the last failure is raised."""
     for wait in WAITS if waits is None else waits:
         try:
@@ -123,7 +123,7 @@ class Folder:
         """Delete a stored file where there is one."""
         (self.path / name).unlink(missing_ok=True)
 
-    def time(self, name: str) -> float:
+    def mtime(self, name: str) -> float:
         """When a file was stored, in seconds by the storage's clock; minus infinity without one."""
         path = self.path / name
         return path.stat().st_mtime if path.exists() else -math.inf
@@ -139,7 +139,7 @@ class Remote(Folder):
         self.known: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {}
 
     def pull(self, under: str = "", wanted: Callable[[str], bool] = bool) -> None:
-        there = {name: state for name, state in insist(lambda: self.stored(under)).items() if wanted(name)}
+        there = {name: state for name, state in retry(lambda: self.stored(under)).items() if wanted(name)}
         for name in self._known(under):
             if wanted(name) and name not in there:
                 (self.path / name).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ class Remote(Folder):
         _side_by_side(self.delete, [name for name in self._known(under) if name not in local])
 
     def names(self) -> list[str]:
-        return sorted({name.partition("/")[0] for name in insist(self.stored)})
+        return sorted({name.partition("/")[0] for name in retry(self.stored)})
 
     def stored(self, under: str = "") -> dict[str, tuple[int, int]]:
         """Size and time of every stored file, but for hidden ones, below a file or folder."""
@@ -212,7 +212,7 @@ class Remote(Folder):
             self.files.delete_file(f"{self.base}/{name}")
         self.known.pop(name, None)
 
-    def time(self, name: str) -> float:
+    def mtime(self, name: str) -> float:
         with self._said("read", name):
             info = self.files.get_file_info(f"{self.base}/{name}")
         return info.mtime.timestamp() if info.is_file else -math.inf
@@ -222,7 +222,7 @@ class Remote(Folder):
         now = -math.inf
         while now == -math.inf:  # another launch may have deleted it
             self.write(CLOCK, b"")
-            now = self.time(CLOCK)
+            now = self.mtime(CLOCK)
         self.delete(CLOCK)
         return now
 
@@ -252,7 +252,7 @@ class Remote(Folder):
         except (OSError, ValueError) as error:
             if done == "read" and isinstance(error, FileNotFoundError):
                 raise
-            raise _failed(at(str(self.location), name), done, error) from None
+            raise _failed(join(str(self.location), name), done, error) from None
 
 
 @contextlib.contextmanager
@@ -271,14 +271,14 @@ def opened(location: Path | str, waits: Sequence[float] | None = None) -> Iterat
         except (OSError, ValueError) as error:
             raise _failed(uri, "opened", error) from None
 
-    files, base = insist(open_uri, waits)
+    files, base = retry(open_uri, waits)
     if files.type_name == "local":
         yield Folder(Path(base))
         return
     with scratch() as folder:
         mirror = Path(folder) / Path(base).name
         mirror.mkdir()
-        _MIRRORED[mirror] = shown(uri)
+        _MIRRORED[mirror] = redact(uri)
         try:
             yield Remote(uri, files, base, mirror)
         finally:
@@ -315,10 +315,10 @@ def _side_by_side(do: Callable[[str], None], names: Iterable[str]) -> None:
         for future in futures.values():
             future.result()
 
-    insist(attempt)
+    retry(attempt)
 
 
 def _failed(location: Path | str, done: str, error: Exception) -> StorageError:
     reason = textwrap.shorten(re.sub(r" \(Request ID.*?\)", "", str(error)), 300)
     access = _ACCESS.get(str(location).partition(":")[0], "the address: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER")
-    return StorageError(f"{shown(location)} cannot be {done} ({reason}); check {access}")
+    return StorageError(f"{redact(location)} cannot be {done} ({reason}); check {access}")

@@ -14,7 +14,7 @@ from time import sleep
 from filelock import FileLock, Timeout
 
 from repr_ray.storage.atomic import write_atomic
-from repr_ray.storage.folder import Folder, Remote, StorageError, shown
+from repr_ray.storage.folder import Folder, Remote, StorageError, redact
 from repr_ray.storage.foreign import Unusable, read_bytes
 from repr_ray.storage.text import line
 
@@ -81,12 +81,12 @@ def _renewed(remote: Remote) -> Iterator[None]:
         while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(StorageError):  # tried again at the next heartbeat
                 if (other := holder()) != ours:
-                    print(f"{shown(remote.path)}: {other} has taken over this experiment", file=sys.stderr)
+                    print(f"{redact(remote.path)}: {other} has taken over this experiment", file=sys.stderr)
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 remote.write(HOLDER, ours.encode())
 
-    age = remote.now() - remote.time(HOLDER)
+    age = remote.now() - remote.mtime(HOLDER)
     if age < LEASE_TIMEOUT_SECONDS and (other := holder()) != ours:
         raise _held(remote.path, other, f"; its lease ends {LEASE_TIMEOUT_SECONDS:.0f} s after its last heartbeat")
     for _ in range(2):  # twice, to fail here on storage that cannot replace a file

@@ -12,7 +12,7 @@ import yaml
 
 from repr_ray.records import RESULT, read_result
 from repr_ray.storage.atomic import PARTIAL, append, write_atomic
-from repr_ray.storage.folder import Folder, Remote, insist
+from repr_ray.storage.folder import Folder, Remote, retry
 from repr_ray.storage.foreign import Unusable, read_json, read_mapping
 from repr_ray.storage.text import line
 from repr_ray.study.plan import Trial
@@ -94,7 +94,7 @@ class TrialFolder:
         self.owner = uuid.uuid4().hex
         self.path.mkdir(parents=True, exist_ok=True)
         content = self.owner.encode()
-        insist(lambda: self.storage.write(f"{self.name}/{OWNER}", content))
+        retry(lambda: self.storage.write(f"{self.name}/{OWNER}", content))
 
     def assert_owned(self) -> None:
         """Raise Preempted when another process has taken over; on object storage `push` does."""
@@ -104,7 +104,7 @@ class TrialFolder:
     def _ask_whose(self) -> None:
         owner = b""
         with contextlib.suppress(FileNotFoundError):  # the other one has even ended
-            owner = insist(lambda: self.storage.read(f"{self.name}/{OWNER}"))
+            owner = retry(lambda: self.storage.read(f"{self.name}/{OWNER}"))
         if owner.decode() != self.owner:
             raise Preempted(f"another process has taken over {self.trial.name}")
 
@@ -130,7 +130,7 @@ class TrialFolder:
         write_atomic(self.path / RESULT, json.dumps(result, indent=1).encode())
         self.log("done")
         self.push()
-        insist(lambda: self.storage.delete(f"{self.name}/{OWNER}"))
+        retry(lambda: self.storage.delete(f"{self.name}/{OWNER}"))
 
     def fail(self, error: dict[str, Any]) -> None:
         """Mark the trial failed, unless another rank has said why already."""

@@ -122,7 +122,7 @@ def train_epoch(
     order = torch.Generator().manual_seed(derive_seed(setup.trial.seed, "order and augmentation", epoch))
     steps = -(-len(setup.train) // train.batch_size)
     done = part["steps"] if part else 0
-    step.totals.copy_(_go_on(part["ranks"][distributed.rank()], setup)) if part else step.totals.zero_()
+    step.totals.copy_(_restore(part["ranks"][distributed.rank()], setup)) if part else step.totals.zero_()
     base, factor = train.optimizer.learning_rate, setup.scheme.rate_factor
     rate = base * factor
     with step.epoch():
@@ -130,7 +130,7 @@ def train_epoch(
             rate = factor * train.schedule.rate(base, epoch * steps + number, steps, train.epochs)
             step(batch, rate)
             if number + 1 < steps and _agree_to_stop(stop, number, setup):
-                raise Preempted("asked to stop", _leave(number + 1, perf_counter() - started, step.totals, setup))
+                raise Preempted("asked to stop", _snapshot(number + 1, perf_counter() - started, step.totals, setup))
     loss_sum, correct = _over_ranks(step.totals)
     return loss_sum / len(setup.train), correct / len(setup.train), rate
 
@@ -146,15 +146,15 @@ def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
     return bool(asked.item())
 
 
-def _leave(steps: int, seconds: float, totals: Tensor, setup: Setup) -> PartialEpoch:
-    """What `_go_on` needs on every rank, gathered from all of them."""
+def _snapshot(steps: int, seconds: float, totals: Tensor, setup: Setup) -> PartialEpoch:
+    """What `_restore` needs on every rank, gathered from all of them."""
     own = {"totals": totals.cpu(), "random": torch.get_rng_state()}
     if setup.device.type == "cuda":
         own["cuda_random"] = torch.cuda.get_rng_state(setup.device)
     return {"steps": steps, "seconds": seconds, "ranks": distributed.of_every_rank(own)}
 
 
-def _go_on(own: dict[str, Tensor], setup: Setup) -> Tensor:
+def _restore(own: dict[str, Tensor], setup: Setup) -> Tensor:
     """Restore a rank's random state; its running sums."""
     torch.set_rng_state(own["random"])
     if setup.device.type == "cuda" and "cuda_random" in own:

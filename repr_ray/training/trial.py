@@ -98,7 +98,7 @@ class _Run:
         self.warned: set[str] = set()
         self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
         self.started, seconds = datetime.now(UTC), 0.0
-        state = self._restored(device)
+        state = self._restore(device)
         if state:
             self.epochs, self.cycles, self.part = state["epochs"], state["cycles"], state.get("part")
             self.started, seconds = datetime.fromisoformat(state["started"]), state["seconds"]
@@ -119,7 +119,7 @@ class _Run:
                 row = run_epoch(self.setup, epoch, self._record, progress, self.part, stop)
             except Preempted as left:
                 if self.lead:
-                    self._leave(epoch, left.part)
+                    self._save_and_stop(epoch, left.part)
                 raise Preempted(f"stopped at {_place(epoch, left.part)}") from None
             except Exception:
                 if self.lead:
@@ -144,7 +144,7 @@ class _Run:
         self.folder.finish(self._result(collapsed) | self.teacher | origin)
         self.tell(Done(self.trial.name))
 
-    def _restored(self, device: torch.device) -> dict[str, Any] | None:
+    def _restore(self, device: torch.device) -> dict[str, Any] | None:
         """Set up what trains, with the newest checkpoint that this trial can have saved in it; that checkpoint."""
         states = self._take_over() if self.lead else iter(())
         while True:
@@ -227,7 +227,7 @@ class _Run:
             self.tell(EpochEnded(self.trial.name, self.trial.train.epochs, without_layers(row)))
             self.told = perf_counter()
 
-    def _leave(self, epoch: int, part: PartialEpoch | None) -> None:
+    def _save_and_stop(self, epoch: int, part: PartialEpoch | None) -> None:
         self.part = part
         self._write()
         self.folder.log(f"saved at {_place(epoch, part)} and stopped, as asked")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, open_bytes
 from repr_ray.data.sources.torchvision import read_torchvision
-from repr_ray.storage.folder import shown
+from repr_ray.storage.folder import redact
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
@@ -60,7 +60,7 @@ class _Say:
     """One line that names the source, and the file or column."""
 
     def __init__(self, data: Data) -> None:
-        self.source = shown(data.source)
+        self.source = redact(data.source)
 
     def error(self, *parts: object) -> ConfigError:
         text = ": ".join(" ".join(str(part).split()) for part in parts)

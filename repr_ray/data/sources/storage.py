@@ -12,7 +12,7 @@ from filelock import FileLock
 from repr_ray.data.cache import cache_folder, make
 from repr_ray.data.source import Source, Splits
 from repr_ray.data.sources.folder import folder_at
-from repr_ray.storage.folder import filesystem, shown
+from repr_ray.storage.folder import filesystem, redact
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
@@ -25,11 +25,11 @@ def storage(data: Data) -> Source:
         files, base = filesystem(data.source)
         listed = files.get_file_info(fs.FileSelector(base, recursive=True))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"data.source={shown(data.source)}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"data.source={redact(data.source)}: {' '.join(str(error).split())}") from None
     found = sorted((i.path.removeprefix(base).lstrip("/"), i.size, i.mtime_ns) for i in listed if i.is_file)
     found = [entry for entry in found if not any(part.startswith(".") for part in entry[0].split("/"))]
     if any(".." in name.split("/") for name, _, _ in found):
-        raise ConfigError(f"data.source={shown(data.source)}: a file's name leads out of the folder")
+        raise ConfigError(f"data.source={redact(data.source)}: a file's name leads out of the folder")
     key = hashlib.sha256(json.dumps([data.source, found]).encode()).hexdigest()[:12]
 
     def read(scratch: Path) -> Splits:
@@ -60,4 +60,4 @@ def _download(files: Any, base: str, names: list[str], target: Path, source: str
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(fetch, names))
     except OSError as error:
-        raise ConfigError(f"data.source={shown(source)}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"data.source={redact(source)}: {' '.join(str(error).split())}") from None
