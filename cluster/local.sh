@@ -12,19 +12,25 @@ export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 folder=${LOCAL_CLUSTER:-/tmp/repr_ray_cluster}
 port=${LOCAL_CLUSTER_PORT:-26379}
 dashboard=$((port + 1))
+nodes=()
 
 node() { # NAME AGENT_PORT OPTION...: a raylet with a folder of its own, in a session of its own
     mkdir -p "$folder/$1"
     setsid ray start --block --disable-usage-stats --node-ip-address=127.0.0.1 --temp-dir="$folder/$1" \
         --dashboard-agent-listen-port="$2" "${@:3}" >"$folder/$1.log" 2>&1 </dev/null &
+    nodes+=($!)
     echo $! >"$folder/$1.pid"
 }
 
-await() { # COMMAND...: until it succeeds; the end of every log when that takes too long
+await() { # COMMAND...: until it succeeds; the end of every log when that takes too long, or when a node has ended
     until "$@"; do
-        ((SECONDS < ${LOCAL_CLUSTER_TIMEOUT:-180})) || { tail -n 20 "$folder"/*.log >&2; return 1; }
+        ((SECONDS < ${LOCAL_CLUSTER_TIMEOUT:-180})) && alive || { tail -n 20 "$folder"/*.log >&2; return 1; }
         sleep 0.2
     done
+}
+
+alive() { # whether all nodes that this command started run
+    for pid in "${nodes[@]}"; do kill -0 "$pid" 2>/dev/null || return 1; done
 }
 
 started() { # COUNT NAME: whether that many nodes of this name are up
@@ -42,12 +48,18 @@ add() {
     await started 1 "worker$number"
 }
 
+token() { # in the cluster's folder, for a home that cannot be written
+    mkdir -p "$folder"
+    (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$folder/auth_token")
+    export RAY_AUTH_TOKEN_PATH=$folder/auth_token
+}
+
 start() {
     local count=${1:-1}
     [[ ! -e $folder ]] || { echo "$folder exists: cluster/local.sh stop first, or set LOCAL_CLUSTER" >&2; exit 1; }
     [[ $RAY_AUTH_MODE == disabled || -n ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} ]] ||
-        ray get-auth-token --generate >/dev/null 2>&1
-    node head $((port + 2)) --head --port="$port" --num-cpus=0 --num-gpus=0 \
+        ray get-auth-token --generate >/dev/null 2>&1 || token
+    node head $((port + 2)) --head --port="$port" --ray-client-server-port=$((port - 1)) --num-cpus=0 --num-gpus=0 \
         --dashboard-host=127.0.0.1 --dashboard-port="$dashboard"
     await started 1 head
     for ((i = 1; i <= count; i++)); do
@@ -59,7 +71,8 @@ start() {
     { sed -n '1,/^env_vars:/p' "$(dirname "$0")/runtime_env.yaml"
       printf '  %s: %s\n' REPR_RAY_RESULTS "'${PWD//\'/\'\'}/results'" RAY_JOB_STOP_WAIT_TIME_S '"30"'; } >"$folder/runtime_env.yaml"
     echo "submit with --runtime-env '$folder/runtime_env.yaml', which puts results in $PWD/results" >&2
-    echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
+    echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE${RAY_AUTH_TOKEN_PATH:+ RAY_AUTH_TOKEN_PATH='$RAY_AUTH_TOKEN_PATH'}" \
+        "RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
 }
 
 stop() {

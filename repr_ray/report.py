@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def report(
             write("comparison.tex", lambda path: tables.write_latex(path, sheets))
             write("comparison-short.tex", lambda path: tables.write_latex(path, sheets[:1], tables.SHORT))
         if "html" in formats:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that is read-only
             from repr_ray.results import html, plots
 
             drawn: list[plots.Picture] = []

@@ -136,9 +136,10 @@ def test_levels_over_decades_have_a_logarithmic_axis(tmp_path: Path) -> None:
     results = make_experiment(tmp_path / "grid", {"standard": [0.7, 0.71]} | grid, epochs=8)
     (tmp_path / "work").mkdir()
     [(made, _, _)] = ablations(compare(store.gather([results], tmp_path / "work")))
-    [axis] = made.axes
-    assert axis.get_xscale() == "log"
-    assert axis.get_xticks().tolist() == pytest.approx([0.001, 0.01, 0.1])
+    assert [axis.get_ylabel().split()[0] for axis in made.axes] == ["validation", "test:"]
+    for axis in made.axes:
+        assert axis.get_xscale() == "log"
+        assert axis.get_xticks().tolist() == pytest.approx([0.001, 0.01, 0.1])
 
 
 def test_several_blocks_and_the_limit_on_them(tmp_path: Path) -> None:

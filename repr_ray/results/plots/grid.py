@@ -63,25 +63,34 @@ def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     longest = max(len(line) for name in names for line in name.split("\n")) * LETTER
     upright = even and longest * len(names) > _LINE[0]
     ticks = 0.25 + longest if upright else 0.45 if even else 0.3
-    panels = Panels.make(1, 1, _LINE, left=0.9, ticks=ticks, x_label=field)
-    [axis] = panels.axes
     study = sorted(study, key=lambda cell: _level(cell[0].get(field, "")))
     x = [levels[field].index(point[field]) if even else _level(point[field])[1] for point, _ in study]
-    mean, low, high = (
-        np.array([100 * row[f"{measure}_{part}"] for _, row in study]) for part in ("mean", "low", "high")
-    )
-    joined = "-" if numbers else ""
-    axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
-    if measure == "difference":
-        axis.axhline(0, color="black", linewidth=0.9)
-    if logarithmic:
-        axis.set_xscale("log")
-        axis.set_xticks([_level(levels[field][place])[1] for place in named], names)
-        axis.xaxis.set_minor_locator(NullLocator())
-    if even:
-        axis.set_xticks(named, names, rotation=90 if upright else 0)
-    axis.set_ylabel(short(what, 34))
+    shown = _shown([row for _, row in study], measure, what)
+    panels = Panels.make(len(shown), 2, _LINE, left=0.9, ticks=ticks, gap=(0.9, 0.42), x_label=field)
+    for axis, (name, label) in zip(panels.axes, shown.items(), strict=True):
+        mean, low, high = (
+            np.array([100 * row[f"{name}_{part}"] for _, row in study]) for part in ("mean", "low", "high")
+        )
+        joined = "-" if numbers else ""
+        axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
+        if name == "difference":
+            axis.axhline(0, color="black", linewidth=0.9)
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.set_xticks([_level(levels[field][place])[1] for place in named], names)
+            axis.xaxis.set_minor_locator(NullLocator())
+        if even:
+            axis.set_xticks(named, names, rotation=90 if upright else 0)
+        axis.set_ylabel(short(label, 34))
     return panels.figure
+
+
+def _shown(rows: list[dict[str, Any]], measure: str, what: str) -> dict[str, str]:
+    """Measures in the order of their panels, with their labels: validation, where there is any, and test."""
+    shown = {"val_accuracy": "validation accuracy, %", measure: f"test: {what}"}
+    if all(pd.isna(row["val_accuracy_mean"]) for row in rows):
+        del shown["val_accuracy"]
+    return shown
 
 
 def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
@@ -91,9 +100,7 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
     )[:_MAPS]
     size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
     cells = {tuple(point.get(f, "") for f in fields): row for point, row in study}
-    shown = {"val_accuracy": "validation accuracy, %", measure: f"test: {what}"}
-    if all(pd.isna(row["val_accuracy_mean"]) for row in cells.values()):
-        del shown["val_accuracy"]
+    shown = _shown(list(cells.values()), measure, what)
     looks = {each: _colours(each, list(cells.values())) for each in shown}
     panels = Panels.make(
         len(others) * len(shown),
