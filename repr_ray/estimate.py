@@ -100,8 +100,9 @@ def disk(trial: Trial) -> int:
     net, momenta = size(trial.model, trial.data), trial.train.optimizer.momenta
     weights = FLOAT * (net.parameters + net.buffers)
     best = weights if trial.data.validation_images else 0
+    average = weights if trial.train.ema else 0
     return (
-        checkpoint.KEPT * (weights + FLOAT * momenta * net.parameters)
+        checkpoint.KEPT * (weights + average + FLOAT * momenta * net.parameters)
         + best
         + trial.train.epochs * (EPOCH + LAYER * net.convolutions)
     )

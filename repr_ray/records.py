@@ -31,6 +31,15 @@ class Losses(TypedDict):
     test_accuracy: float | None
 
 
+class Averaged(TypedDict, total=False):
+    """The same of the averaged weights, with `train.ema`; not there without."""
+
+    ema_val_loss: float | None
+    ema_val_accuracy: float | None
+    ema_test_loss: float | None
+    ema_test_accuracy: float | None
+
+
 class _EpochStart(TypedDict):
     epoch: int
     phase: str
@@ -44,7 +53,7 @@ class _EpochEnd(TypedDict):
     seconds: float
 
 
-class Epoch(_EpochStart, Losses, _EpochEnd):
+class Epoch(_EpochStart, Losses, Averaged, _EpochEnd):
     """A finished epoch."""
 
 
@@ -136,7 +145,7 @@ class _Blocks(TypedDict):
     tuned: str
 
 
-class TrialRow(TrialKeys, _Course, Losses, _Best, Measured, _Blocks):
+class TrialRow(TrialKeys, _Course, Losses, Averaged, _Best, Measured, _Blocks):
     """A trial: what it was, how far it came, its last and best figures, its result; blocks are JSON text."""
 
 

@@ -21,7 +21,8 @@ UNEVEN = {
     "data": {"crop_padding": 1, "flip": True},
     "train": {"batch_size": 63, "precision": "fp32", "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
 }
-STANDARD, REPR = tiny(**UNEVEN)
+STANDARD = tiny(**UNEVEN)[0]
+REPR = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"ema": 0.9}})[1]
 COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
 TRIALS = [STANDARD, COMPACT, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
@@ -40,10 +41,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return folders
 
 
-def weights(folder: Path, trial: Trial) -> dict[str, torch.Tensor]:
+def weights(folder: Path, trial: Trial, part: str) -> dict[str, torch.Tensor]:
     state = checkpoint.load_newest(TrialFolder(folder, trial).path, warn=pytest.fail)
     assert state is not None
-    return state["model"]
+    found: dict[str, torch.Tensor] = state[part]["network"] if part == "average" else state[part]
+    return found
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=["standard", "compact", "repr"])
@@ -51,8 +53,12 @@ def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial
     for ours, theirs in zip(*(rows(results[w], trial.name, "epochs") for w in (1, 2)), strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss", "test_loss", "test_accuracy"):
             assert ours[column] == pytest.approx(theirs[column], rel=1e-3, abs=2e-3), (ours["epoch"], column)
-    for (name, one), two in zip(weights(results[1], trial).items(), weights(results[2], trial).values(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        for column in ("ema_val_loss", "ema_test_accuracy") if trial.train.ema else ():
+            assert ours[column] == pytest.approx(theirs[column], rel=1e-3, abs=2e-3), (ours["epoch"], column)
+    for part in ("model", "average") if trial.train.ema else ("model",):
+        ends = [weights(results[world], trial, part) for world in (1, 2)]
+        for (name, one), two in zip(ends[0].items(), ends[1].values(), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     assert results_of(results[2])[trial.name]["workers"] == 2
 
 
@@ -66,6 +72,8 @@ def test_one_rank_is_asked_to_stop_and_both_go_on_later(results: dict[int, Path]
     """Bit for bit the end of the trial that was left alone."""
     stopped, trial = results[2] / "stopped", TRIALS[-1]
     assert results_of(stopped)[trial.name]["checksum"] == results_of(results[2])[trial.name]["checksum"]
+    ends = [weights(folder, trial, "average") for folder in (stopped, results[2])]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
     for table in ("epochs", "cycles"):
         assert rows(stopped, trial.name, table) == rows(results[2], trial.name, table)
     log = (TrialFolder(stopped, trial).path / "log.txt").read_text()

@@ -107,7 +107,7 @@ def test_recorded_and_plain_steps_train_alike(
     assert rows(tmp_path / "plain", one.name, "epochs") == rows(tmp_path / "recorded", one.name, "epochs")
 
 
-RIVALS = {
+RIVALS: dict[str, dict[str, Any]] = {
     "dsd": {"sparse_at": 2, "dense_at": 4},
     "continual_backprop": {"replacement_rate": 0.1, "maturity": 4},
     "redo": {"every": 7, "threshold": 0.8},
@@ -118,7 +118,9 @@ RIVALS = {
 @pytest.mark.parametrize("kind", RIVALS)
 def test_recorded_steps_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What is done between steps, and what changes with the epoch, is not frozen in a record."""
-    one = tiny(train={"epochs": 5, "batch_size": 64}, schemes={"x": {"kind": kind, **RIVALS[kind]}, **STANDARD})
+    one = tiny(
+        train={"epochs": 5, "batch_size": 64, "ema": 0.9}, schemes={"x": {"kind": kind, **RIVALS[kind]}, **STANDARD}
+    )
     [one] = [trial for trial in one if trial.scheme == "x"]
     trial.run_trial(one, tmp_path / "plain", CPU, print, {})
     monkeypatch.setattr(steps, "make_step", Recorded)
@@ -132,11 +134,11 @@ def test_recorded_steps_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", [kind for kind in RIVALS if kind != "dsd"])
 def test_rivals_never_wait_for_the_device(kind: str) -> None:
-    """However many steps an epoch has, also where filters are replaced in its middle."""
+    """However many steps an epoch has, also where filters are replaced in its middle and weights are averaged."""
     counts = {}
     for batch in (64, 16):
         schemes = {"x": {"kind": kind, **RIVALS[kind]}, **STANDARD}
-        [one] = [t for t in tiny(train={"batch_size": batch}, schemes=schemes) if t.scheme == "x"]
+        [one] = [t for t in tiny(train={"batch_size": batch, "ema": 0.9}, schemes=schemes) if t.scheme == "x"]
         one = setup.set_up(one, CPU)
         one.scheme.start_epoch(0)
         loop.train_epoch(one, 0)

@@ -4,6 +4,7 @@ To add one: a settings class here that names the optimizer class, whose argument
 """
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -94,6 +95,63 @@ class RmsProp(OptimizerSettings):
     def momenta(self) -> int:
         """One, one more with momentum, and one more when centered."""
         return 1 + int(self.momentum > 0) + int(self.centered)
+
+
+class _OfTimm(OptimizerSettings):
+    """An optimizer that torch lacks and timm has, which the optional extra `repr-ray[timm]` installs."""
+
+    def optimizer(self, parameters: Iterable[Any]) -> Any:
+        """See `OptimizerSettings.optimizer`. Raises ValueError, saying what to install, where timm is missing."""
+        if find_spec("timm") is None:
+            raise ValueError(f"train.optimizer.kind={self.kind}: timm has it; pip install 'repr-ray[timm]'")
+        return super().optimizer(parameters)
+
+    @property
+    def momenta(self) -> int:
+        """One."""
+        return 1
+
+
+class Lars(_OfTimm):
+    """LARS (arXiv 1708.03888), as timm has it: each tensor's step is scaled by |weights| / |gradient|.
+
+    The learning rate is the paper's global one, some hundred times that of SGD.
+    """
+
+    builds: ClassVar[str] = "timm.optim:Lars"
+
+    kind: Literal["lars"]
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="the learning rate before the schedule",
+    )
+    momentum: Fraction = Field(default=0.9, description="share of the last update that is added")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=5e-4,
+        description="L2 penalty on all parameters; without one timm scales no step",
+    )
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
+    trust_coeff: Annotated[float, Field(gt=0)] = Field(default=0.001, description="the paper's eta")
+
+
+class Lion(_OfTimm):
+    """Lion (arXiv 2302.06675), as timm has it: the sign of a mixture of gradient and average is the step.
+
+    The paper takes a learning rate 3 to 10 times smaller than AdamW's, and a weight decay as many times larger.
+    """
+
+    builds: ClassVar[str] = "timm.optim:Lion"
+
+    kind: Literal["lion"]
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=1e-4,
+        description="the learning rate before the schedule",
+    )
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.99),
+        description="weight of the average in a step, and its decay",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="decay of the weights themselves")
 
 
 Optimizer = Annotated[OptimizerSettings, ByKind()]

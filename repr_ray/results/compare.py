@@ -130,7 +130,10 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished, tables.design)
 
 
-_MEASURES = ("test_accuracy", "val_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy")
+_MEASURES = (
+    *("test_accuracy", "val_accuracy", "best_val_test_accuracy", "selected_on_test_accuracy"),
+    *("ema_test_accuracy", "ema_val_accuracy"),
+)
 _PARTS = ("mean", "sd", "low", "high")
 _STATUS = ["done", "running", "waiting", "failed", "collapsed"]
 COLUMNS = [
@@ -160,8 +163,8 @@ COLUMNS = [
 ]
 """Columns of the comparison table. `low` and `high` are ends of 95% intervals of the mean; `p_smallest` and
 `p_holm_smallest` are what p cannot go below with that many pairs; `val_accuracy` is that of the last epoch,
-`best_val_test_accuracy` the test accuracy in the epoch of best validation accuracy, and `selected_on_test` the best
-epoch by the test set itself."""
+`best_val_test_accuracy` the test accuracy in the epoch of best validation accuracy, `selected_on_test` the best
+epoch by the test set itself, and `ema_*` those of the averaged weights in the last epoch, with `train.ema`."""
 _KINDS = (
     dict.fromkeys(["n", *_STATUS], "int64")
     | {"pairs": "Int64", "looked": "Int64", "margin": "float64", "p_exact": "boolean", "is_baseline": "bool"}
@@ -289,10 +292,9 @@ def _describe(group: pd.DataFrame) -> dict[str, Any]:
     done = _finished(group)
     row: dict[str, Any] = {key: group[key].iloc[0] for key in GROUP}
     row |= {"epochs": "/".join(str(int(e)) for e in sorted(group["epochs"].dropna().unique())), "n": len(done)}
-    row |= _interval("test_accuracy", done["test_accuracy"].to_numpy())
-    row |= _interval("val_accuracy", done["val_accuracy"].dropna().to_numpy())
-    row |= _interval("best_val_test_accuracy", done["best_val_test_accuracy"].dropna().to_numpy())
-    row |= _interval("selected_on_test_accuracy", done["best_test_accuracy"].dropna().to_numpy())
+    done = done.assign(selected_on_test_accuracy=done["best_test_accuracy"])
+    for name in _MEASURES:
+        row |= _interval(name, done[name].dropna().to_numpy())
     row["generalisation_gap"] = (done["train_accuracy"] - done["test_accuracy"]).mean()
     row |= {key: done[key].mean() for key in ("wall_seconds", "images_per_second")}
     row["precision"] = ", ".join(sorted(set(done["precision"].dropna())))

@@ -36,6 +36,7 @@ import repr_ray
 from repr_ray.method.events import LayerEvent
 from repr_ray.records import (
     RESULT,
+    Averaged,
     Epoch,
     FilterRow,
     LayerRow,
@@ -52,11 +53,14 @@ from repr_ray.results.files import MARK, replacing
 from repr_ray.storage.foreign import Unusable, check_plain, is_text, obstacle, read_bytes, read_json, read_mapping
 from repr_ray.storage.text import line
 
-VERSION = "4"  # of the tables' columns
-_ADDED: dict[str, dict[str, tuple[str, ...]]] = {
-    "2": {"trials": ("data_digest", "stage", "tuned"), "layers": ("zero",)},
-    "3": {"trials": ("stage", "tuned")},
-}  # earlier versions read too, and what they lack
+VERSION = "5"  # of the tables' columns
+_AVERAGE = tuple(columns(Averaged))
+_EARLIER = ("2", "3", "4")  # read too
+_ADDED: dict[str, tuple[str, ...]] = {
+    "trials": ("data_digest", "stage", "tuned", "teacher_seconds", *_AVERAGE),
+    "epochs": _AVERAGE,
+    "layers": ("zero",),
+}  # since version 2: an earlier version may lack them
 _VERSION_KEY = f"{MARK}.tables".encode()
 _COUNTING_KEY = f"{MARK}.counting".encode()
 _BATCH = 64  # trials read at once, and a Parquet row group at most
@@ -306,7 +310,7 @@ def _parts(trials: list[_Trial], notes: list[str]) -> _LongTables:
         "layers": _layers(ids["trial"], of_epoch, epochs),
         "cycles": _cycles(ids["trial"], of_event, events),
     }
-    columns = {key: epochs[key].to_numpy() for key in ("epoch", *_FIGURES)}
+    columns = {key: epochs[key].to_numpy() for key in ("epoch", *_FIGURES, *_AVERAGE)}
     ends = np.searchsorted(of_epoch, np.arange(len(trials) + 1))
     for trial, start, end in zip(trials, ends[:-1], ends[1:], strict=True):
         trial.row |= _figures({key: values[start:end] for key, values in columns.items()})
@@ -446,10 +450,11 @@ def _unusable(path: Path) -> str:
     except (OSError, pa.ArrowInvalid):
         return f"is not a table of {MARK}"
     version = (schema.metadata or {}).get(_VERSION_KEY, b"").decode(errors="replace")
-    if version not in (VERSION, *_ADDED):
+    if version not in (VERSION, *_EARLIER):
         found = f"is of version {line(version)}" if version else f"is not a table of {MARK}"
         return f"{found}, this reads version {VERSION}"
-    lacks = _ADDED.get(version, {}).get(path.stem, ())
+    added = _ADDED.get(path.stem, ()) if version in _EARLIER else ()
+    lacks = set(added) - set(schema.names)
     expected = pa.schema([column for column in SCHEMAS[path.stem] if column.name not in lacks])
     return "" if schema.equals(expected) else f"has other columns than version {version}"
 
@@ -590,7 +595,7 @@ def _possible(table: pa.Table) -> NDArray[np.bool_]:
     """Which lines have an epoch, and no accuracy or cycle that cannot be."""
     epoch = table["epoch"].to_numpy()
     possible = (epoch >= 0) & (epoch < _EPOCHS)  # false for what is missing
-    for name, most in (("cycle", _EPOCHS), *((f"{part}_accuracy", 1) for part in ("train", "val", "test"))):
+    for name, most in (("cycle", _EPOCHS), *((key, 1) for key in (*_FIGURES, *_AVERAGE) if key.endswith("accuracy"))):
         if name in table.column_names:
             values = table[name].to_numpy()
             possible &= ~((values < 0) | (values > most))
@@ -604,6 +609,7 @@ def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     epoch, test, val = columns["epoch"], columns["test_accuracy"], columns["val_accuracy"]
     last = epoch.argmax()
     figures: dict[str, Any] = {key: float(columns[key][last]) for key in _FIGURES}
+    figures |= {key: float(columns[key][last]) for key in _AVERAGE if not np.isnan(columns[key][last])}
     figures["epochs_done"] = int(epoch[last]) + 1
     for kind, chosen in (("test", test), ("val", np.where(np.isnan(test), np.nan, val))):
         if not np.isnan(chosen).all():

@@ -37,6 +37,8 @@ LEGEND_BY_LOOKS = (
     " count from 1 here, from 0 in the Parquet files."
 )
 
+AVERAGE_LEGEND = "EMA: of the exponential moving average of the weights (train.ema), in the last epoch."
+
 
 CLAIMS_LEGEND = (
     f"Reproduced: the whole 95% interval lies within {points(MARGIN)} point of the published value; not reproduced:"
@@ -75,18 +77,20 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
     """The comparison, accuracies in percent."""
     cells: list[list[Cell]] = []
     headings: list[str] = []
+    averaged = comparison.table["ema_test_accuracy_mean"].notna().any()
+    columns = [(column, cell) for column, cell in _COLUMNS if averaged or column not in _OF_AVERAGE]
     for _, block in comparison.table.groupby(BLOCK, sort=False):
         rows = records(block)
         precision = ", ".join(dict.fromkeys(row["precision"] for row in rows if row["precision"]))
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in rows))
         headings += [" · ".join(filter(None, [heading(rows[0]), f"{epochs} epochs", precision]))] * len(rows)
-        cells += [[cell(row) for _, cell in _COLUMNS] for row in rows]
+        cells += [[cell(row) for _, cell in columns] for row in rows]
         for row, texts in zip(rows, cells[-len(rows) :], strict=True):
             if not row["is_baseline"] and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
                 seeds = "; ".join(points(value, True) for value in comparison.differences(row)) or NONE
                 texts[_DIFFERENCE] = Cell(seeds, row["difference_mean"])
-    legend = LEGEND if comparison.design is None else LEGEND_BY_LOOKS
-    return Sheet([column for column, _ in _COLUMNS], cells, headings, [legend])
+    legends = [LEGEND if comparison.design is None else LEGEND_BY_LOOKS, *([AVERAGE_LEGEND] if averaged else [])]
+    return Sheet([column for column, _ in columns], cells, headings, legends)
 
 
 def claims_sheet(claims: pd.DataFrame) -> Sheet:
@@ -177,6 +181,7 @@ def _text(name: str) -> Callable[[Row], Cell]:
     return lambda row: Cell(row[name], row[name])
 
 
+_OF_AVERAGE = (Column("EMA test, %", 3), Column("EMA val., %", 6))
 _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Scheme", number=False), _text("scheme")),
     (Column("n"), _number("n", "{:.0f}".format)),
@@ -186,6 +191,7 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Holm p"), _p("p_holm")),
     (Column("Val., %", 2), _accuracy("val_accuracy")),
     (Column("Test at best val. epoch, %", 5), _accuracy("best_val_test_accuracy")),
+    *zip(_OF_AVERAGE, map(_accuracy, ("ema_test_accuracy", "ema_val_accuracy")), strict=True),
     (Column("Gap", 4), _number("generalisation_gap", points)),
     (Column("Wall time", 3), _number("wall_seconds", rounded_time)),
     (Column("Images/s", 7), _number("images_per_second", "{:,.0f}".format)),

@@ -33,6 +33,13 @@ class Train(Settings):
             "of forward and backward passes; `auto` is bf16 where the hardware multiplies it faster, else fp32"
         ),
     )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description=(
+            "decay per step of an exponential moving average of the weights, which is evaluated beside them, "
+            "for example 0.999; none by default"
+        ),
+    )
     evaluate_every: Count = Field(
         default=1,
         description="epochs between two evaluations; the last epoch is always evaluated",
@@ -52,6 +59,14 @@ class Train(Settings):
         default=False,
         description="use PyTorch's deterministic algorithms, which are slower, also on a GPU",
     )
+
+    @model_validator(mode="after")
+    def _averages_whole_networks(self) -> "Train":
+        if self.ema is not None and self.compact_sub_network:
+            raise ValueError(
+                "ema: the average is of the whole network after every step; turn compact_sub_network off"
+            )
+        return self
 
 
 class Resources(Settings):

@@ -93,6 +93,7 @@ class _Content(BaseModel, strict=True):
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scheme: dict[str, Any]
+    average: dict[str, Any] | None = None
     precision: Literal["fp32", "bf16"]
     data_digest: str | None = None  # of version 0.4 and later
     epochs: list[_Row]

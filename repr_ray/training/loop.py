@@ -14,7 +14,7 @@ from repr_ray.data.batches import Batches
 from repr_ray.method.events import LayerEvent
 from repr_ray.method.measurement import FiltersDone
 from repr_ray.method.scores import overlap, zero_filters
-from repr_ray.records import EpochLine, LayerState
+from repr_ray.records import Averaged, EpochLine, LayerState
 from repr_ray.training.messages import Preempted
 from repr_ray.training.setup import derive_seed
 from repr_ray.training.step import Setup, sums
@@ -63,23 +63,30 @@ def run_epoch(
     trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
     if not part:
-        events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
+        with setup.taking_over():
+            events = setup.scheme.start_epoch(epoch, setup.ranking, progress)
         if record:
             record(epoch, events)
     training_started = perf_counter() - (part["seconds"] if part else 0)
     loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
     training_seconds = perf_counter() - training_started
     _assert_finite_loss(loss, "training", epoch)
-    events = setup.scheme.end_epoch()
+    with setup.taking_over():
+        events = setup.scheme.end_epoch()
     if record:
         record(epoch, events)
     distributed.assert_same_model(setup.model, f"after epoch {epoch}")
     distributed.broadcast(setup.model.buffers())
+    if setup.average:
+        setup.average.synchronise()
     due = (epoch + 1) % trial.train.evaluate_every == 0 or epoch + 1 == trial.train.epochs
     validation = evaluate(setup, setup.validation) if due else (None, None)
     test = evaluate(setup, setup.test) if due else (None, None)
     _assert_finite_loss(validation[0], "validation", epoch)
     _assert_finite_loss(test[0], "test", epoch)
+    averaged = _of_average(setup, due)
+    for loss_of_average in (averaged.get("ema_val_loss"), averaged.get("ema_test_loss")):
+        _assert_finite_loss(loss_of_average, "averaged weights'", epoch)
     return {
         "epoch": epoch,
         "phase": setup.scheme.phase,
@@ -95,6 +102,21 @@ def run_epoch(
         "images_per_second": len(setup.train) / training_seconds,
         "seconds": perf_counter() - started,
         "layers": _layers(setup) if distributed.rank() == 0 else {},
+        **averaged,
+    }
+
+
+def _of_average(setup: Setup, due: bool) -> Averaged:
+    """The columns of the average of the weights; none without one."""
+    if not setup.average:
+        return {}
+    splits = (setup.validation, setup.test)
+    val, test = [evaluate(setup, split, setup.average.network) if due else (None, None) for split in splits]
+    return {
+        "ema_val_loss": val[0],
+        "ema_val_accuracy": val[1],
+        "ema_test_loss": test[0],
+        "ema_test_accuracy": test[1],
     }
 
 
@@ -162,15 +184,18 @@ def _restore(own: dict[str, Tensor], setup: Setup) -> Tensor:
     return own["totals"]
 
 
-def evaluate(setup: Setup, split: Batches) -> tuple[float | None, float | None]:
-    """Mean loss (nats) and accuracy in [0, 1] over a split; None, None for an empty one."""
+def evaluate(setup: Setup, split: Batches, network: nn.Module | None = None) -> tuple[float | None, float | None]:
+    """Mean loss (nats) and accuracy in [0, 1] over a split; None, None for an empty one.
+
+    `network` is evaluated in place of the model.
+    """
     if len(split) == 0:
         return None, None
     totals = torch.zeros(2, device=setup.device)
-    setup.model.eval()
+    network = (network or setup.model).eval()
     with torch.inference_mode(), setup.autocast():
         for batch in split.in_order(EVALUATION_BATCH[setup.device.type]):
-            logits = setup.model(batch.images).float()
+            logits = network(batch.images).float()
             totals += sums(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     loss_sum, correct = _over_ranks(totals)
     return loss_sum / len(split), correct / len(split)

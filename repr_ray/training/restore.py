@@ -29,6 +29,9 @@ def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
     setup.scheme.load_state_dict(state["scheme"])
     after = setup.scheme.state_dict()
     _assert_alike(state["scheme"], after, "scheme")
+    if setup.average:
+        setup.average.load_state_dict(state["average"])
+        _assert_alike(state["average"], setup.average.state_dict(), "average")
     part = state.get("part")
     epoch = len(state["epochs"]) - (part is None)
     if after.get("epoch", epoch) != epoch:

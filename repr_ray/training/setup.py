@@ -23,6 +23,7 @@ from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
 from repr_ray.study.config import ConfigError, Train
 from repr_ray.study.plan import Trial
+from repr_ray.training.average import Average
 from repr_ray.training.step import Setup, data_parallel
 
 
@@ -34,6 +35,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     torch.use_deterministic_algorithms(trial.train.deterministic)
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
     model = build_model(trial).to(device).to(memory_format=torch.channels_last)
+    average = Average(model, trial.train.ema) if trial.train.ema else None  # before schemes put hooks on the model
     optimizer = trial.train.optimizer.optimizer(model.parameters())
     seed = derive_seed(trial.seed, "scheme")
     scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, seed, example_of(trial))
@@ -54,6 +56,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
         chance=int(np.bincount(decoded.train.targets).max()) / len(decoded.train),
         data_digest=decoded.digest,
         data_notes=(*decoded.notes, *filter(None, [decoded.warning])),
+        average=average,
     )
 
 

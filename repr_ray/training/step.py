@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
 from repr_ray.study.config import Train
 from repr_ray.study.plan import Trial
+from repr_ray.training.average import Average
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Setup:
     chance: float
     data_digest: str
     data_notes: tuple[str, ...] = ()
+    average: Average | None = None
     step: "Step" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +49,10 @@ class Setup:
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """A network as the ranks of this trial train it."""
         return data_parallel(model, self.trial.train)
+
+    def taking_over(self) -> AbstractContextManager[None]:
+        """Around what the scheme writes into the network itself; see `Average.taking_over`."""
+        return self.average.taking_over() if self.average else nullcontext()
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in this trial's precision."""
@@ -85,7 +91,10 @@ class Step:
         self._set_rate(learning_rate)
         self._run(batch)
         if not self.sub and not self.setup.scheme.recorded:
-            self.setup.scheme.after_step()
+            with self.setup.taking_over():
+                self.setup.scheme.after_step()
+        if self.setup.average:
+            self.setup.average.update()
 
     def _set_rate(self, learning_rate: float) -> None:
         for group in self.setup.optimizer.param_groups:

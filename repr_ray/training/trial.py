@@ -244,6 +244,7 @@ class _Run:
             "model": self.setup.model.state_dict(),
             "optimizer": self.setup.optimizer.state_dict(),
             "scheme": self.setup.scheme.state_dict(),
+            **({"average": self.setup.average.state_dict()} if self.setup.average else {}),
             "precision": self.setup.precision,
             "data_digest": self.setup.data_digest,
             "epochs": self.epochs,

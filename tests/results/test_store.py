@@ -16,6 +16,8 @@ from studies import LAYERS, make_trial
 
 from repr_ray.records import read_result
 from repr_ray.results import store
+from repr_ray.results.compare import compare
+from repr_ray.results.tables import comparison_sheet
 from repr_ray.storage.foreign import Unusable
 
 Make = Callable[..., Path]
@@ -304,3 +306,43 @@ def test_trials_of_several_networks_some_stored_some_broken(tmp_path: Path) -> N
         columns = [column for column in store.SCHEMAS[name].names if column != "trial"]
         tables = [t.read(name, columns, t.trials["trial"]) for t in (whole, again)]
         assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize(("version", "lacking"), [("2", 4), ("3", 2), ("4", 1)])
+def test_tables_of_earlier_versions_are_read(experiment: Make, tmp_path: Path, version: str, lacking: int) -> None:
+    """What they lack is empty; the version says what that may be."""
+    results, old = experiment({"standard": [0.7], "repr": [0.75]}), tmp_path / "old"
+    tables = gather(tmp_path, results)
+    lost = [("trials", "teacher_seconds"), ("trials", "stage"), ("layers", "zero"), ("trials", "data_digest")]
+    for name in store.SCHEMAS:
+        tables.publish(old / f"{name}.parquet")
+        table = pq.read_table(old / f"{name}.parquet")
+        table = table.drop_columns([column for column in table.column_names if column.startswith("ema_")])
+        table = table.drop_columns([column for of, column in lost[:lacking] if of == name])
+        metadata = {**(table.schema.metadata or {}), b"repr_ray.tables": version.encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), old / f"{name}.parquet")
+    found = gather(tmp_path, old)
+    assert not found.notes
+    assert sorted(found.trials["test_accuracy"]) == [0.7, 0.75]
+    assert found.trials["ema_test_accuracy"].isna().all()
+    assert len(found.read("epochs", ["ema_val_loss"], found.trials["trial"])) == 24
+
+
+def test_figures_of_averaged_weights(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7]})
+    [folder] = (results / "trials").iterdir()
+    rows = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    lines = [
+        json.dumps(row | {"ema_test_accuracy": row["test_accuracy"] + 0.01, "ema_val_loss": 1.5}) for row in rows
+    ]
+    (folder / "epochs.jsonl").write_text("\n".join(lines))
+    tables = gather(tmp_path, results)
+    assert tables.trials["ema_test_accuracy"].tolist() == [pytest.approx(0.71)]
+    assert tables.trials["ema_val_loss"].tolist() == [1.5] and tables.trials["ema_val_accuracy"].isna().all()
+    comparison = compare(tables)
+    sheets = [
+        comparison_sheet(comparison),
+        comparison_sheet(compare(gather(tmp_path, experiment({"standard": [0.7]}, name="x")))),
+    ]
+    assert [["EMA test, %" in [column.name for column in sheet.columns]] for sheet in sheets] == [[True], [False]]
+    assert "71.0" in [cell.text for cell in sheets[0].rows[0]]
