@@ -49,6 +49,7 @@ def report(
     from repr_ray.results import store, tables, tuned
     from repr_ray.results.across import across
     from repr_ray.results.compare import compare
+    from repr_ray.results.grids import grid_sheets
     from repr_ray.results.zeros import zero_filters
 
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
@@ -66,6 +67,7 @@ def report(
         details = beside.details(comparison, gathered)
         overall = across(comparison.table, comparison.baseline)
         more = {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
+        more |= (grids := grid_sheets(comparison))
         more |= {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
         more |= {"Tuning": tuned.tuned_sheet(points)} if len(points := tuned.tried(gathered)) else {}
         needed = beside.power_sheet(comparison)
@@ -113,6 +115,8 @@ def report(
             write("comparison.md", lambda path: tables.write_markdown(path, comparison, everything, folded))
     if console:
         tables.print_comparison(console, comparison, schemes, checked)
+        for sheet in grids.values():
+            tables.print_sheet(console, sheet)
         if overall:
             tables.print_sheet(console, more["Over data sets and networks"])
         if "Tuning" in more:

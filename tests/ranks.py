@@ -1,6 +1,7 @@
 """What the processes of test_ranks.py do: python ranks.py JOB RANK."""
 
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from repr_ray.training.messages import Preempted
 def main(job: Path, rank: int) -> None:
     """Train the job's trials on two gloo ranks.
 
-    The last of them once more in `stopped`, where rank 1 is asked to stop, twice; and `spoiled`, of which rank 1 goes
-    its own way before epoch 1.
+    The last of them, whose teacher is the first, once more in `stopped`, where rank 1 is asked to stop, twice; and
+    `spoiled`, of which rank 1 goes its own way before epoch 1.
     """
     trials, results, spoiled = pickle.loads(job.read_bytes())  # noqa: S301 - written by the test that starts this
     dist.init_process_group("gloo", init_method=f"file://{job}.store", rank=rank, world_size=2)
     for one in trials:
         trial.run_trial(one, results, torch.device("cpu"), lambda message: None, {})
     loop.AGREE_EVERY = 1
+    if rank == 0:
+        shutil.copytree(results / "trials" / trials[0].name, results / "stopped" / "trials" / trials[0].name)
     for steps in (2, 5):
         calls = iter(range(1000))
         try:

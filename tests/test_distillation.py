@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from support import TINY, results_of, write_config
+from support import launch as launch_it
 
 from repr_ray import launch, stages
 from repr_ray.results.effects import device_hours
@@ -126,6 +127,23 @@ def test_a_student_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> 
     trial.run_trial(known["ban"], tmp_path / "stopped", CPU, print, {})
     ends = [results_of(tmp_path / folder)[known["ban"].name]["checksum"] for folder in ("whole", "stopped")]
     assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+def test_students_of_two_workers_on_ray(tmp_path: Path) -> None:
+    """Rank 0 reads the teacher, which two other ranks have trained before; both get it."""
+    done = launch_it("--config", write_config(tmp_path, **CONFIG), "--results", tmp_path, "resources.workers=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results, known = results_of(tmp_path / "tiny"), trials()
+    teacher = results[known["standard"].name]
+    for name in ("ban", "ban+repr"):
+        student = results[known[name].name]
+        assert (student["teacher"], student["workers"]) == (known["standard"].name, 2)
+        assert student["teacher_seconds"] == teacher["wall_seconds"] and teacher["finished"] <= student["started"]
+        log = (TrialFolder(tmp_path / "tiny", known[name]).path / "log.txt").read_text()
+        assert log.count(f"learns from {known['standard'].name}") == 1
+    table = (tmp_path / "tiny" / "comparison.md").read_text()
+    assert "ban" in table
 
 
 def test_a_failed_teacher_fails_its_students_in_a_line(

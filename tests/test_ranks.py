@@ -1,5 +1,6 @@
 """Two ranks take the steps that one process takes; a difference between ranks stops the trial."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -22,7 +23,9 @@ UNEVEN = {
     "train": {"batch_size": 63, "precision": "fp32", "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
 }
 STANDARD = tiny(**UNEVEN)[0]
-REPR = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"ema": 0.9}})[1]
+STUDENT = {"kind": "repr", "s1": 2, "s2": 2, "prune_ratio": 0.3, "loss": {"kind": "distillation"}}
+REPR = tiny(**UNEVEN, schemes={"repr": STUDENT})[1]
+REPR = dataclasses.replace(REPR, train=REPR.train.model_copy(update={"ema": 0.9}))  # its teacher is STANDARD
 COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
 TRIALS = [STANDARD, COMPACT, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
@@ -59,7 +62,8 @@ def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial
         ends = [weights(results[world], trial, part) for world in (1, 2)]
         for (name, one), two in zip(ends[0].items(), ends[1].values(), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
-    assert results_of(results[2])[trial.name]["workers"] == 2
+    result = results_of(results[2])[trial.name]
+    assert result["workers"] == 2 and result.get("teacher") == (STANDARD.name if trial.teacher else None)
 
 
 @pytest.mark.parametrize("trial", [COMPACT, REPR], ids=["compact", "repr"])

@@ -421,16 +421,29 @@ def test_names_of_places() -> None:
 
 
 @pytest.mark.slow
-def test_through_ray(server: str, tmp_path: Path) -> None:
-    """Every trial's process has a mirror of its own; the end is that of a local run."""
+def test_through_ray(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trial's process has a mirror of its own; the end is that of a local run.
+
+    Seeds come look by look, and a scheme learns from the baseline's run, which another process has stored.
+    """
     results = uri(server, tmp_path.name)
-    arguments = ("--config", write_config(tmp_path), "--results", results)
-    done = launch(*arguments, timeout=400)
+    student = {"kind": "standard", "loss": {"kind": "distillation"}}
+    schemes, train = {**TINY["schemes"], "student": student}, {**TINY["train"], "epochs": 5}
+    config = write_config(tmp_path, seeds={"looks": [3, 4]}, schemes=schemes, train=train)
+    done = launch("--config", config, "--results", results, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    local.run(tiny(), tmp_path / "local", lambda message: None, {})
+    assert "3 trials (student) learn from 3 others and wait for them" in done.stdout
+    monkeypatch.setattr(launch_module, "_report", lambda *_: None)
+    there = tmp_path / "there"
+    assert launch_module.main(["--config", str(config), "--results", str(there), "--runner", "local"]) == 0
     copy = copy_of(str(join(results, "tiny")), tmp_path / "copy")
-    ours, theirs = results_of(copy), results_of(tmp_path / "local")
+    ours, theirs = results_of(copy), results_of(there / "tiny")
+    assert len(theirs) >= 9
     assert {t: r["checksum"] for t, r in ours.items()} == {t: r["checksum"] for t, r in theirs.items()}
-    for trial in theirs:
-        assert rows(copy, trial, "epochs") == rows(tmp_path / "local", trial, "epochs")
+    for trial, result in ours.items():
+        assert rows(copy, trial, "epochs") == rows(there / "tiny", trial, "epochs")
+        if teacher := ours.get(result.get("teacher", "")):
+            assert teacher["finished"] <= result["started"]
+            assert result["teacher_seconds"] == teacher["wall_seconds"]
+    assert sum("teacher" in result for result in ours.values()) >= 3
     assert (copy / "report.html").exists()

@@ -422,7 +422,7 @@ def write_markdown(
     parts += [f"**{markdown(comparison.answer)}**\n"]
     if len(comparison.answers) > 1:
         parts.append("".join(f"- {markdown(answer)}\n" for answer in comparison.answers))
-    parts += [f"## {title}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
+    parts += [f"## {markdown(title)}\n{markdown_sheet(sheet)}" for title, sheet in sheets if sheet.rows]
     if comparison.notes:
         parts.append("## Notes\n\n" + "".join(f"- {markdown(note)}\n" for note in comparison.notes))
     for title, sheet in folded:

@@ -1,7 +1,6 @@
 """What a grid of schemes shows: a line over one field, a heat map over two, several of them for more."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,64 +11,50 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from repr_ray.results.compare import Comparison, points, records
+from repr_ray.results.compare import Comparison, points
+from repr_ray.results.grids import Study, sort_key, studies
 from repr_ray.results.plots.style import BLUE, LETTER, Panels, every, plain, short
 
 _MAPS = 12  # heat maps in a picture
 _LINE = (6.0, 2.6)  # inches of a line's axes
 _NUMBERS = 10  # ticks on them
 
-_Study = list[tuple[dict[str, str], dict[str, Any]]]  # where in the grid, and its row of the comparison
-_Levels = dict[str, list[str]]
-
 
 def ablations(comparison: Comparison) -> Iterator[tuple[Figure, str, str]]:
     """A figure, its title and its description for every scheme that was run over a grid."""
-    studies: dict[tuple[str, str, str], _Study] = {}
-    for row in records(comparison.table[~comparison.table["is_baseline"] & (comparison.table["n"] > 0)]):
-        scheme, inside = _grid_values(row["scheme"])
-        _, around = _grid_values(f"- {row['variant']}")
-        studies.setdefault((row["dataset"], row["model"], scheme), []).append((around | inside, row))
-    for (dataset, model, scheme), study in studies.items():
-        values: _Levels = {}
-        for point, _ in study:
-            for field, value in point.items():
-                values.setdefault(field, []).append(value)
-        levels = {f: sorted(set(v), key=_level) for f, v in values.items() if len(set(v)) > 1}
-        paired = all(not pd.isna(row["difference_mean"]) for _, row in study)
+    for study in studies(comparison):
+        paired = all(not pd.isna(row["difference_mean"]) for _, row in study.cells)
         measure = "difference" if paired else "test_accuracy"
         what = f"difference to {comparison.baseline}, points" if paired else "test accuracy, %"
-        fields = sorted(levels, key=lambda f: -len(levels[f]))
-        if not fields:
-            continue
-        title = f"{scheme} over {', '.join(fields)}: {dataset} · {model}"
-        best = max(study, key=lambda cell: cell[1][f"{measure}_mean"])
+        fields = list(study.levels)
+        title = f"{study.scheme} over {', '.join(fields)}: {study.dataset} · {study.model}"
+        best = max(study.cells, key=lambda cell: cell[1][f"{measure}_mean"])
         at = ", ".join(f"{field} {best[0].get(field)}" for field in fields)
         signed = measure == "difference"
-        alt = f"{what} of {scheme}; the highest is {points(best[1][f'{measure}_mean'], signed)} at {at}."
+        alt = f"{what} of {study.scheme}; the highest is {points(best[1][f'{measure}_mean'], signed)} at {at}."
         draw_it = _line if len(fields) == 1 else _maps
-        yield draw_it(study, fields, levels, measure, what), title, alt[0].upper() + alt[1:]
+        yield draw_it(study, measure, what), title, alt[0].upper() + alt[1:]
 
 
-def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
-    [field] = fields
-    numbers = all(_level(level)[0] == 0 for level in levels[field])
+def _line(study: Study, measure: str, what: str) -> Figure:
+    [field], levels = study.levels, study.levels
+    numbers = all(sort_key(level)[0] == 0 for level in levels[field])
     # A logarithmic axis where they spread over more than a decade; equal steps where they are no positive numbers
-    wide = numbers and _level(levels[field][-1])[1] > 12 * abs(_level(levels[field][0])[1])
-    logarithmic = wide and _level(levels[field][0])[1] > 0
+    wide = numbers and sort_key(levels[field][-1])[1] > 12 * abs(sort_key(levels[field][0])[1])
+    logarithmic = wide and sort_key(levels[field][0])[1] > 0
     even = not numbers or (wide and not logarithmic)
     named = every(np.arange(len(levels[field])), _NUMBERS if numbers else len(levels[field])).tolist()
     names = [short(levels[field][place], 14) for place in named]
     longest = max(len(line) for name in names for line in name.split("\n")) * LETTER
     upright = even and longest * len(names) > _LINE[0]
     ticks = 0.25 + longest if upright else 0.45 if even else 0.3
-    study = sorted(study, key=lambda cell: _level(cell[0].get(field, "")))
-    x = [levels[field].index(point[field]) if even else _level(point[field])[1] for point, _ in study]
-    shown = _shown([row for _, row in study], measure, what)
+    cells = sorted(study.cells, key=lambda cell: sort_key(cell[0].get(field, "")))
+    x = [levels[field].index(point[field]) if even else sort_key(point[field])[1] for point, _ in cells]
+    shown = _shown([row for _, row in cells], measure, what)
     panels = Panels.make(len(shown), 2, _LINE, left=0.9, ticks=ticks, gap=(0.9, 0.42), x_label=field)
     for axis, (name, label) in zip(panels.axes, shown.items(), strict=True):
         mean, low, high = (
-            np.array([100 * row[f"{name}_{part}"] for _, row in study]) for part in ("mean", "low", "high")
+            np.array([100 * row[f"{name}_{part}"] for _, row in cells]) for part in ("mean", "low", "high")
         )
         joined = "-" if numbers else ""
         axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
@@ -77,7 +62,7 @@ def _line(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
             axis.axhline(0, color="black", linewidth=0.9)
         if logarithmic:
             axis.set_xscale("log")
-            axis.set_xticks([_level(levels[field][place])[1] for place in named], names)
+            axis.set_xticks([sort_key(levels[field][place])[1] for place in named], names)
             axis.xaxis.set_minor_locator(NullLocator())
         if even:
             axis.set_xticks(named, names, rotation=90 if upright else 0)
@@ -93,13 +78,14 @@ def _shown(rows: list[dict[str, Any]], measure: str, what: str) -> dict[str, str
     return shown
 
 
-def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what: str) -> Figure:
+def _maps(study: Study, measure: str, what: str) -> Figure:
+    fields, levels = list(study.levels), study.levels
     across, down, *rest = fields
     others = sorted(
-        {tuple(point.get(f, "") for f in rest) for point, _ in study}, key=lambda t: [_level(v) for v in t]
+        {tuple(point.get(f, "") for f in rest) for point, _ in study.cells}, key=lambda t: [sort_key(v) for v in t]
     )[:_MAPS]
     size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
-    cells = {tuple(point.get(f, "") for f in fields): row for point, row in study}
+    cells = {tuple(point.get(f, "") for f in fields): row for point, row in study.cells}
     shown = _shown(list(cells.values()), measure, what)
     looks = {each: _colours(each, list(cells.values())) for each in shown}
     panels = Panels.make(
@@ -124,10 +110,10 @@ def _maps(study: _Study, fields: list[str], levels: _Levels, measure: str, what:
         axis.imshow(image, aspect="auto", norm=scale, cmap=colours)
         axis.set_xticks(range(len(levels[across])), [short(x, 8) for x in levels[across]])
         axis.set_yticks(range(len(levels[down])), [short(y, 12) for y in levels[down]])
-        axis.set(xlabel=plain(across), ylabel=plain(down))
+        axis.set(xlabel=plain(study.name(across)), ylabel=plain(study.name(down)))
         axis.grid(False)
         which = "validation" if measure == "val_accuracy" else "test"
-        axis.set_title(plain(", ".join([which, *(f"{f}={v}" for f, v in zip(rest, other, strict=True))])))
+        axis.set_title(plain(", ".join([which, *(f"{study.name(f)}={v}" for f, v in zip(rest, other, strict=True))])))
     return panels.figure
 
 
@@ -144,16 +130,3 @@ def luminance(colour: tuple[float, ...]) -> float:
     """WCAG 2 relative luminance; at 0.18 black and white stand out about equally well."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-
-def _grid_values(scheme: str) -> tuple[str, dict[str, str]]:
-    """`repr prune_ratio=0.5` as `repr` and its grid values; a value may hold spaces."""
-    name, *fields = re.split(r" (?=[\w.]+=)", scheme)
-    return name, dict(field.split("=", 1) for field in fields)
-
-
-def _level(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value

@@ -1,0 +1,65 @@
+"""A student's process and its launch are killed while it learns: it ends as one that nobody disturbed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_cluster import LocalCluster
+from support import epochs_for, results_of, write_config
+from test_faults import assert_same_end
+
+from repr_ray.runners import local
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import load
+from repr_ray.training import checkpoint
+from repr_ray.training.folder import TrialFolder
+
+pytestmark = pytest.mark.slow
+
+BORN_AGAIN: dict[str, Any] = {
+    "data": {"name": "digits", "train_images": 1200, "validation_images": 100},
+    "train": {"epochs": 1, "batch_size": 16, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "schemes": {
+        "standard": {"kind": "standard"},
+        "born-again": {"kind": "repr", "s1": 2, "s2": 2, "loss": {"kind": "distillation"}},
+    },
+}
+
+
+def test_killed_and_resumed(cluster: LocalCluster, tmp_path: Path) -> None:
+    """The teacher is trained once, before it; its seconds are counted once, however often the student begins."""
+    epochs = epochs_for(15, tmp_path, **BORN_AGAIN)
+    config = write_config(tmp_path, **BORN_AGAIN | {"train": BORN_AGAIN["train"] | {"epochs": epochs}})
+    teacher, student = plan(load(config))
+    results, arguments = tmp_path / "tiny", ("--config", config, "--results", tmp_path)
+    launch = cluster.launch(*arguments)
+    _await(lambda: _epochs(results, student) >= 2)
+    [process] = cluster.processes(student.name)
+    os.kill(process, signal.SIGKILL)
+    before = _epochs(results, student)
+    _await(lambda: _epochs(results, student) > before)
+    launch.kill()
+    launch.communicate(timeout=60)
+    assert student.name not in results_of(results), "the trials are too short: all have ended"
+    assert cluster.launch(*arguments).wait(timeout=300) == 0
+    local.run([teacher, student], tmp_path / "undisturbed", lambda message: None, {})
+    assert_same_end(results, tmp_path / "undisturbed")
+    found = results_of(results)
+    assert found[student.name]["teacher_seconds"] == found[teacher.name]["wall_seconds"]
+    assert found[teacher.name]["finished"] <= found[student.name]["started"]
+    logs = [(TrialFolder(results, trial).path / "log.txt").read_text() for trial in (teacher, student)]
+    assert logs[0].count("  starts") == 1 and logs[1].count("  resumes") == 2
+
+
+def _epochs(results: Path, trial: Any) -> int:
+    return checkpoint.newest_place(TrialFolder(results, trial).path)[0]
+
+
+def _await(condition: Any) -> None:
+    until = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.1)
