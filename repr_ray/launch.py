@@ -101,14 +101,14 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             digests = _load(console, {trial.data for trial in [*everything, *trials]})
             refuse_other_data(storage.path, everything, digests)
         refuse_other_plug_ins(storage.path, trials)
-        runner = _runner(args.runner, stack) if pending else None
+        runner = _runner(args.runner, pending, stack) if pending else None
         if pending:
             if args.runner == "ray" and estimate.starts_longer_than_it_trains(pending):
                 _say(console, "these trials are small: --runner local trains them at once, without Ray")
             disk, enough = estimate.disk_line(pending, location)
             if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
                 _say(console, disk, "yellow")
-            _say(console, "building every network once, to check it")
+            _say(console, "importing PyTorch and building every network once, to check it")
             _check(pending)
         with hold(storage.path, experiment, storage):
             if not pending:
@@ -223,6 +223,8 @@ def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
     from repr_ray.data import decoded
     from repr_ray.progress import bar
 
+    wanted = list(wanted)
+    _say(console, f"loading the images of {', '.join(dict.fromkeys(data.name for data in wanted))}")
     loaded = {
         data: decoded.load(data, lambda items, total, title: bar(console, items, total, title)) for data in wanted
     }
@@ -233,13 +235,13 @@ def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
     return {data: one.digest for data, one in loaded.items()}
 
 
-def _runner(name: str, stack: contextlib.ExitStack) -> Callable[..., None]:
-    """What runs the trials. Ray takes its time to start: from now on, while something else is done."""
+def _runner(name: str, trials: Sequence[Trial], stack: contextlib.ExitStack) -> Callable[..., None]:
+    """The function that runs trials. Ray, which takes seconds to start, begins to."""
     from repr_ray.runners import local, ray
 
     if name == "local":
         return local.run
-    return functools.partial(ray.run, connection=stack.enter_context(ray.Connection()))
+    return functools.partial(ray.run, connection=stack.enter_context(ray.Connection(trials)))
 
 
 def _check(trials: list[Trial]) -> None:
@@ -322,6 +324,7 @@ def _check_mlflow(uri: str) -> None:
 def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
     from repr_ray.report import report, to_mlflow
 
+    _say(console, "reading the results, drawing tables and pictures")
     report([storage.path], console=console)
     storage.push()
     if mlflow:

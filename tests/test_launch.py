@@ -43,6 +43,43 @@ def test_ray_and_local_runner_give_the_same_bits(
             assert rows(through_ray[1], trial, table) == rows(tmp_path, trial, table)
 
 
+def test_ray_s_steps_are_said_in_order(through_ray: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    """Each of these takes seconds, and begins after its line."""
+    lines = iter(through_ray[0].stdout.splitlines())
+    for said in (
+        "4 of 4 trials to run",
+        "importing PyTorch and building every network",
+        "starting Ray on this machine",
+        "Ray is up; starting the processes of the trials",
+        "starts",
+        "reading the results, drawing tables and pictures",
+    ):
+        assert any(said in line for line in lines), said
+
+
+@pytest.mark.parametrize(
+    ("slow", "said"),
+    [
+        ("repr_ray.training.setup.check", "importing PyTorch and building every network once, to check it"),
+        ("repr_ray.report.report", "reading the results, drawing tables and pictures"),
+        ("repr_ray.data.decoded.load", "loading the images of digits"),
+    ],
+)
+def test_a_step_that_takes_long_says_what_it_is(
+    slow: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def reached(*args: object, **kwargs: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(slow, reached)
+    with pytest.raises(Reached):
+        here(capsys, "--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local")
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_failures_are_told_last_and_do_not_stop_the_others(
     through_ray: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:

@@ -61,13 +61,16 @@ _HEAD = {"node:__internal_head__": 0.001}
 class Connection:
     """Ray: the cluster that `RAY_ADDRESS` or a running `ray start` names, else one of our own on this machine.
 
-    Ray starts in a thread, so that the caller can do something else meanwhile. The thread lasts until `close`: the
-    processes that it has started end with it.
+    Ray starts in a thread, while the caller does something else. The thread lasts until the connection is closed: a
+    cluster of our own ends with the thread that started it. `mailbox` is there once `up` is done.
     """
 
-    def __init__(self) -> None:
+    mailbox: Any
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        self.trials = trials
         self.joins = ray_private.cluster_is_running()
         self.up: Future[None] = Future()
         self.over = threading.Event()
@@ -86,19 +89,24 @@ class Connection:
             ray.init(
                 include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment
             )
+            # before the warm-up: it would take one of the warm processes
+            self.mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
+            if not self.joins:
+                self._warm_up()
         except BaseException as error:
             self.up.set_exception(error)
         else:
             self.up.set_result(None)
             self.over.wait()
 
-    def warm_up(self, processes: int, resources: Resources) -> None:
-        """Have so many processes of a cluster of our own import what trials need, while the launcher imports Tune."""
+    def _warm_up(self) -> None:
+        """Have the processes of a cluster of our own import what trials need, while the launcher imports Tune."""
         import ray
 
-        if not self.joins:
-            for _ in range(processes):
-                ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
+        resources = self.trials[0].resources
+        fit = int(ray.cluster_resources().get("CPU", 0)) // resources.cpus_per_worker
+        for _ in range(min(len(self.trials) * resources.workers, fit)):
+            ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
 
     def __enter__(self) -> "Connection":
         return self
@@ -130,39 +138,34 @@ def run(
             f"--results: {results} is the job's own copy of the working folder and goes with the job;"
             " give a folder that every node sees, or set REPR_RAY_RESULTS in the job's environment"
         )
-    import ray
 
     resources = trials[0].resources
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(connection if connection and not connection.over.is_set() else Connection())
-        tell(
-            Note(
-                "joining the Ray cluster" if connection.joins else "Ray starts on this machine, in ten seconds or so"
-            )
-        )
+        if not connection or connection.over.is_set():
+            connection = Connection(trials)
+        stack.enter_context(connection)
+        tell(Note("joining the Ray cluster" if connection.joins else "starting Ray on this machine"))
+        from ray import tune  # takes seconds, in which Ray starts
+
         connection.up.result()
         handlers = signals.handlers()
         wait_minutes = resources.wait_minutes if connection.joins else 0  # else nobody adds nodes
         room = _wait_for_room(resources, tell, wait_minutes)
-        tell(Note("Ray is up; the processes of the trials start"))
-        connection.warm_up(min(len(trials), room.trials()) * resources.workers, resources)
-        from ray import tune  # takes seconds
-
+        tell(Note("Ray is up; starting the processes of the trials, which import PyTorch"))
         logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # what failed is told by us, in a line
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         if room.gpus and resources.trials_per_gpu != 1:
             room.share(_trials_per_gpu(trials, room, tell))
-        mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
         names, folder = {trial.name: trial for trial in trials}, stack.enter_context(scratch())
-        launch = Launch(names, results, probe, mailbox, origin | {"gpus": room.gpus}, room.gpus, folder)
+        launch = Launch(names, results, probe, connection.mailbox, origin | {"gpus": room.gpus}, room.gpus, folder)
         if resources.workers == 1:
             function, wanted = train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
             concurrent = resources.concurrent  # Tune itself starts no more than the nodes hold
         else:
             function, wanted = train_on_ranks, _HEAD
             concurrent = resources.concurrent or room.trials()
-        watch = _watch(mailbox, tell, room, handlers)
+        watch = _watch(connection.mailbox, tell, room, handlers)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(function, launch=launch), wanted),
             param_space={"trial": tune.grid_search([trial.name for trial in trials])},

@@ -11,8 +11,6 @@ from pathlib import Path
 from threading import Event, Thread
 from time import sleep
 
-from filelock import FileLock, Timeout
-
 from repr_ray.storage.atomic import write_atomic
 from repr_ray.storage.folder import Folder, Remote, StorageError, redact
 from repr_ray.storage.foreign import Unusable, read_bytes
@@ -47,6 +45,8 @@ def lease(storage: Folder) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # not at the top: --help does without
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
 
-from filelock import FileLock, Timeout
-
 PREFIX = "repr_ray-"
 
 YOUNG = 60.0
@@ -19,6 +17,8 @@ YOUNG = 60.0
 @contextmanager
 def scratch() -> Iterator[str]:
     """An empty folder below the system's temporary one, locked for as long as this process lives."""
+    from filelock import FileLock  # not at the top: --help does without
+
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder, FileLock(_lock(folder)):
         yield folder
@@ -26,6 +26,8 @@ def scratch() -> Iterator[str]:
 
 def _sweep(base: Path) -> None:
     """Remove this user's folders whose process is gone: the system has dropped its lock."""
+    from filelock import FileLock, Timeout
+
     for folder in base.glob(f"{PREFIX}*"):
         with suppress(OSError, Timeout):  # another user's, or at work
             status = folder.lstat()
