@@ -1,4 +1,4 @@
-"""RePr: `from repr_ray import RePr` in a loop of your own, `python -m repr_ray.launch` for a study."""
+"""RePr: `from repr_ray import RePr` for your own training loop, `python -m repr_ray.launch` for a study."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a name that needs it is used, so that `--help` is quick."""
+    """Import torch only when a name that needs it is used: `--help` does without it."""
     if name in _WHERE:
         return getattr(import_module(f"repr_ray.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'repr_ray' has no attribute {name!r}")

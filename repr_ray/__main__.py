@@ -8,7 +8,7 @@ from repr_ray import __version__
 
 COMMANDS = {
     "launch": "train every scheme of an experiment with every seed, and compare them",
-    "report": "make the tables and pictures of results again",
+    "report": "write the tables and pictures of results again",
     "explain": "say what a setting means",
 }
 

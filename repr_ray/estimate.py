@@ -1,6 +1,6 @@
-"""What the trials still to run will take: disk, and GPU hours as finished trials tell.
+"""Estimates for the pending trials: disk space, and hours from the measured speed of finished trials.
 
-The paper's nets are sized without torch, so that a dry run answers at once.
+The size of the paper's networks is computed without torch, for a quick dry run.
 """
 
 import shlex
@@ -26,10 +26,10 @@ FLOAT = 4
 """Bytes of a weight, and of a momentum."""
 
 EPOCH, LAYER = 1_200, 290
-"""Bytes an epoch adds to a trial (tables, events, both checkpoints), and each convolution adds to that; measured."""
+"""Bytes that an epoch adds to a trial (tables, events, checkpoints), and each convolution in addition; measured."""
 
 NEWEST = 20
-"""Finished trials that are asked for their speed."""
+"""Finished trials that the speed is estimated from."""
 
 
 SMALL = 1e12
@@ -57,7 +57,7 @@ class Speed:
 
 @cache
 def size(model: ModelSettings, data: Data) -> Size:
-    """The size of a network for a data set; all but the paper's nets are built, without memory."""
+    """The size of a network for a data set; a network other than a convnet is built on the meta device."""
     images = shape_of(data)
     if isinstance(model, ConvNet):
         return _convnet(model, images.classes, images.channels, images.size)
@@ -74,7 +74,7 @@ def size(model: ModelSettings, data: Data) -> Size:
 
 
 def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
-    """What repr_ray.models.convnet builds, which a test compares."""
+    """The size of what repr_ray.models.convnet builds; a test compares them."""
     parameters = 0
     for _ in range(net.depth):
         parameters += net.width * (channels * net.kernel**2 + 1) + 2 * net.width * net.batch_norm
@@ -85,18 +85,18 @@ def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
 
 
 def starts_longer_than_it_trains(trials: Sequence[Trial]) -> bool:
-    """Whether a core trains these trials in about the time that Ray takes to start."""
+    """Whether one core trains these trials in about the time that Ray takes to start."""
     return sum(map(_work, trials)) < SMALL and trials[0].resources.workers == 1
 
 
 def _work(trial: Trial) -> float:
-    """Weights times pixels times images: what training takes of a network of convolutions, or less."""
+    """Weights times pixels times images: an upper bound on the work of training a convolutional network."""
     shape = shape_of(trial.data)
     return float(size(trial.model, trial.data).parameters) * shape.size**2 * shape.train_images * trial.train.epochs
 
 
 def disk(trial: Trial) -> int:
-    """Bytes of a trial at its end. Not in it: what RePr notes of each drop, and the experiment's few MB of report."""
+    """Bytes of a finished trial, without the records of drops and the few MB of the report."""
     net, momenta = size(trial.model, trial.data), trial.train.optimizer.momenta
     weights = FLOAT * (net.parameters + net.buffers)
     best = weights if trial.data.validation_images else 0
@@ -109,9 +109,9 @@ def disk(trial: Trial) -> int:
 
 
 def disk_line(pending: Sequence[Trial], results: Path | str) -> tuple[str, bool]:
-    """The disk that the pending trials will take beyond what they hold, in words, and whether it is there.
+    """The additional disk space that the pending trials need, as a line, and whether it is free.
 
-    Object storage always has room, and is not asked what the trials hold already.
+    Object storage counts as unlimited, and what the trials already hold there is not subtracted.
     """
     if isinstance(results, str):
         return f"storage: about {amount(sum(map(disk, pending)))} for {len(pending)} trials", True
@@ -125,10 +125,10 @@ def disk_line(pending: Sequence[Trial], results: Path | str) -> tuple[str, bool]
 
 
 def time_lines(pending: Iterable[Trial], results: Path, arguments: Sequence[str]) -> list[str]:
-    """GPU hours (CPU hours where trials run on CPUs) of the pending trials, per network and data set.
+    """GPU or CPU hours of the pending trials, one line per network and data set.
 
-    Speeds are those of finished trials of the same network and data set in any experiment beside `results`; where
-    there is none, the line ends with the command, made from the `arguments` of this one, that measures it.
+    The speed is measured on finished trials of the same network and data set in any experiment beside `results`.
+    Without one, the line ends with a command, made from `arguments`, that measures it.
     """
     groups: dict[tuple[ModelSettings, str], list[Trial]] = {}
     for trial in pending:
@@ -141,8 +141,9 @@ def _time_line(trials: list[Trial], results: Path, arguments: Sequence[str]) -> 
     what = f"{len(trials)} trials of {first.model.label} on {first.data.name}"
     speed = measured(first, results.parent)
     if speed is None:
-        return f"time: not known for {what}: none has finished in {results.parent}; one epoch tells: " + shlex.join(
-            ["python", "-m", "repr_ray.launch", *arguments, *_one_epoch(first)]
+        return (
+            f"time: not known for {what}: none has finished in {results.parent}; run one epoch to measure it: "
+            + shlex.join(["python", "-m", "repr_ray.launch", *arguments, *_one_epoch(first)])
         )
     images = sum(_epochs_left(trial, results) * _images(trial) for trial in trials)
     hours = images * speed.per_image / 3600
@@ -166,10 +167,10 @@ def _one_epoch(trial: Trial) -> list[str]:
 
 
 def measured(trial: Trial, root: Path) -> Speed | None:
-    """The median speed of the newest finished trials below `root` that tell how fast this one will be, or None.
+    """The median speed of the newest finished trials below `root` that are comparable with this one, or None.
 
-    Asked are trials of the same network and data set on the kind of device that this one asks for; `auto` takes
-    those on GPUs where there are any. Several workers or threads are taken to divide the time by their number.
+    Comparable trials have the same network and data set, and ran on the kind of device that this one requests; with
+    `auto` those on GPUs, if any. The time is assumed to be divided by the number of workers or threads.
     """
     gpus = trial.resources.gpus_per_worker
     found: dict[str, list[tuple[float, str]]] = {"GPU": [], "CPU": []}
@@ -181,7 +182,7 @@ def measured(trial: Trial, root: Path) -> Speed | None:
             devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
             speed = devices / result["images_per_second"]
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # another version's, or damaged: the report says so
+            continue  # of another version, or damaged: the report says so
         found["GPU" if gpu else "CPU"].append((speed, gpu or result["hardware"]["cpu"]))
     device = "GPU" if gpus != 0 and (found["GPU"] or gpus != "auto") else "CPU"
     if not found[device]:
@@ -199,7 +200,7 @@ def _epochs_left(trial: Trial, results: Path) -> int:
 
 
 def _held(folder: Path) -> int:
-    """Bytes in a folder, in which another launch may be replacing files."""
+    """Bytes in a folder; another launch may replace files there meanwhile."""
     held = 0
     for path in folder.glob("*"):
         with suppress(FileNotFoundError):

@@ -22,9 +22,9 @@ FILE = "experiment.yaml"
 
 
 def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Experiment:
-    """The experiment together with the seeds and schemes that `folder` holds of it already.
+    """The experiment, with the seeds and schemes added that `folder` already holds.
 
-    Raises ConfigError when the folder, or the `storage` that it mirrors, holds something else.
+    Raises ConfigError if the folder, or the `storage` that it mirrors, holds something else.
     """
     storage = storage or Folder(folder)
     _refuse_links(folder)
@@ -44,7 +44,7 @@ def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -
 
 
 def _seeds(folder: Path, stored: Experiment, new: Experiment) -> tuple[int, ...] | Looks:
-    """The seeds of both; looks stay as they were named before the first result."""
+    """The seeds of both experiments; looks and margin may not change."""
     if isinstance(stored.seeds, tuple) and isinstance(new.seeds, tuple):
         return tuple(dict.fromkeys(stored.seeds + new.seeds))
     if stored.seeds != new.seeds:
@@ -87,7 +87,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def read(folder: Path) -> Experiment | None:
-    """The experiment stored in a folder, or None where there is none yet."""
+    """The experiment stored in a folder, or None."""
     path = folder / FILE
     try:
         return validate(read_mapping(path), str(path))
@@ -101,7 +101,7 @@ def read(folder: Path) -> Experiment | None:
 
 
 def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
-    """What changes a result must be the same; seeds, schemes and grid values may be added."""
+    """Raise ConfigError if a setting differs that changes results; seeds, schemes and grid values may be added."""
     before, after = _flat(stored), _flat(new)
     shared_schemes = stored.schemes.keys() & new.schemes.keys()
     differences = [
@@ -118,13 +118,13 @@ def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
 
 
 def has_other_source(folder: Path, experiment: Experiment) -> bool:
-    """Whether the images of the experiment stored in a folder came from elsewhere."""
+    """Whether the experiment stored in a folder has another `data.source`."""
     stored = read(folder)
     return stored is not None and stored.data.source != experiment.data.source
 
 
 def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Data, str]) -> None:
-    """Raise ConfigError when a trial in the folder has trained on other images than it would now."""
+    """Raise ConfigError if a trial in the folder was trained on other images."""
     there = (TrialFolder(folder, trial) for trial in trials)
     differing = [
         (found.trial, known)
@@ -142,7 +142,7 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
 
 
 def refuse_other_plug_ins(folder: Path, trials: Iterable[Trial]) -> None:
-    """Raise ConfigError when a trial in the folder has trained with another version of a plug-in."""
+    """Raise ConfigError if a trial in the folder was trained with another version of a plug-in."""
     for found in (TrialFolder(folder, trial) for trial in trials if trial.plug_ins):
         known = found.stored.get("plug_ins") if found.done or found.begun else None
         for name, digest in found.trial.plug_ins.items():

@@ -1,4 +1,4 @@
-"""python -m repr_ray.launch: from a config to trials, from trials to the comparison table.
+"""python -m repr_ray.launch: train the trials of a config, and compare them.
 
 Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interrupted, 143 terminated.
 """
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from repr_ray import estimate, stages  # not at the top: --help is for the impatient
+    from repr_ray import estimate, stages  # not at the top: --help does without them
 
     experiment = load(args.config, args.overrides)
     every = plan(experiment)
@@ -106,7 +106,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             if args.runner == "ray" and estimate.starts_longer_than_it_trains(pending):
                 _say(console, "these trials are small: --runner local trains them at once, without Ray")
             disk, enough = estimate.disk_line(pending, location)
-            if not enough:  # not refused: others free the disk as well, and a full one stops with a clear error
+            if not enough:  # a warning: space may become free, and a full disk gives a clear error
                 _say(console, disk, "yellow")
             _say(console, "importing PyTorch and building every network once, to check it")
             _check(pending)
@@ -156,7 +156,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="DIR/NAME holds the results; s3://... and gs://... too; default: $REPR_RAY_RESULTS, else results",
     )
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
-    parser.add_argument("--mlflow", metavar="URI", help="log the trials to an MLflow store as well, once they end")
+    parser.add_argument("--mlflow", metavar="URI", help="log the trials to an MLflow store as well, when they end")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
     return parser
@@ -204,7 +204,7 @@ def _run(
 
 @contextlib.contextmanager
 def _open(location: Path | str) -> Iterator[Folder]:
-    """The folder of the results, which storage lets us write; else ConfigError, at once."""
+    """Open the folder of the results. Raises ConfigError at once if it cannot be written."""
     with contextlib.ExitStack() as stack:
         try:
             storage = stack.enter_context(opened(location, waits=()))
@@ -215,11 +215,11 @@ def _open(location: Path | str) -> Iterator[Folder]:
         try:
             yield storage
         except ConfigError as error:
-            raise ConfigError(redact(error)) from None  # while it is known what the mirror mirrors
+            raise ConfigError(redact(error)) from None  # before the mirror-to-URI mapping is dropped
 
 
 def _load(console: "Console", wanted: Iterable[Data]) -> dict[Data, str]:
-    """Decode the images where this machine has not yet; the digest of each."""
+    """Decode the images that this machine has not decoded yet; returns the digest of each data set."""
     from repr_ray.data import decoded
     from repr_ray.progress import bar
 
@@ -245,7 +245,7 @@ def _runner(name: str, trials: Sequence[Trial], stack: contextlib.ExitStack) -> 
 
 
 def _check(trials: list[Trial]) -> None:
-    """Whether every network fits its images and every scheme its network."""
+    """Raise ConfigError unless every network fits its images, and every scheme its network."""
     from repr_ray.training.setup import check
 
     for trial in {(t.model, t.settings, t.train, shape_of(t.data)): t for t in trials}.values():
@@ -253,7 +253,7 @@ def _check(trials: list[Trial]) -> None:
 
 
 def _show_data(console: "Console", trials: list[Trial]) -> None:
-    """What each source holds, or that it was not looked at."""
+    """Print what each source holds, or that it was not read."""
     from repr_ray.data.describe import describe
 
     for text in dict.fromkeys(describe(data) for data in {trial.data: None for trial in trials}):
@@ -261,7 +261,7 @@ def _show_data(console: "Console", trials: list[Trial]) -> None:
 
 
 def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
-    """Every trial with its resources, and the convolutions that a network keeps whole."""
+    """Print every trial with its resources, and the layers that keep all their filters."""
     from repr_ray.progress import plan_table
 
     rows = [(t.name, t.scheme, t.variant or "-", str(t.seed), str(t.train.epochs)) for t in trials]
@@ -279,7 +279,7 @@ def _show_plan(console: "Console", trials: list[Trial], results: str) -> None:
 
 
 def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arguments: list[str]) -> None:
-    """The disk and the time that the trials still to run will take; object storage is not asked what it has."""
+    """Print the disk space and time that the pending trials need; on object storage all trials count as pending."""
     from repr_ray import estimate
 
     here = results if isinstance(results, Path) else None
@@ -295,10 +295,10 @@ def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arg
 
 
 def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
-    """Per network and scheme, the layers that cannot lose filters, with the reason.
+    """The layers whose filters are never dropped, with the reason, by network and scheme.
 
-    Plain stacks of convolutions lose filters anywhere; only other networks, and selections that name layers, are
-    built and traced, which is what torch is imported for.
+    Any layer of a convnet can lose filters; torch is imported only to trace other networks, and for selections that
+    name layers.
     """
     traced = {
         (t.model, shape_of(t.data), t.settings): t
@@ -330,19 +330,17 @@ def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
     if mlflow:
         try:
             to_mlflow([storage.path], mlflow, console)
-        except (
-            ValueError
-        ) as error:  # a tracker is never needed: results are stored, and --mlflow of a report logs them
+        except ValueError as error:  # the results are stored; `report --mlflow` logs them later
             _say(console, redact(error), "yellow")
 
 
 def _say(console: "Console", text: str, style: str = "") -> None:
-    """Print lines for a person, whatever texts of others stand in them."""
+    """Print text without its control characters."""
     console.print(lines(text), style=style, soft_wrap=True)
 
 
 def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
-    """The last line of a log: what went wrong first."""
+    """Print the first failure as the last lines of a log."""
     from repr_ray import stages
 
     failed = {folder.path / "error.json": folder for folder in folders if folder.failed and not stages.ended(folder)}
@@ -355,7 +353,7 @@ def _first_failure(console: "Console", folders: list[TrialFolder]) -> None:
 _ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
 
 UNDISTURBED = 5.0
-"""Seconds that a launch has to leave in order before another signal interrupts that."""
+"""Seconds in which a launch that ends after a signal ignores further signals."""
 
 
 class _Signalled(BaseException):
@@ -384,7 +382,7 @@ def command(arguments: Sequence[str] | None = None, prog: str | None = None) -> 
     """Run the command line in a process of its own: signals end it with a message, status 128 + number."""
     signals.install(dict.fromkeys(signals.handlers(), _stop))
     status = main(arguments, prog)
-    if status > 128:  # taking the interpreter down would take seconds, and nothing is left to do
+    if status > 128:  # a regular exit would take seconds
         sys.stdout.flush()
         os._exit(status)
     return status

@@ -28,7 +28,7 @@ class RePrCallback(_package.Callback):
 
     Settings are the fields of `repr_ray.RePrSettings`. `repr` is the scheme once training has started, `events` what
     it did. Scores measured on images take them from the training loader, as (images, labels). Raises ValueError for
-    several optimizers, training without `max_epochs`, and whatever `RePr` refuses.
+    several optimizers, training without `max_epochs`, and what `RePr` raises ValueError for.
     """
 
     def __init__(self, network: str | None = None, seed: int = 0, example: Any = None, **settings: Any) -> None:

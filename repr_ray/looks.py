@@ -1,7 +1,7 @@
-"""Seeds until decided: which trials of an experiment the results so far call for.
+"""Seeds until decided: the trials of an experiment that its results so far require.
 
-There is no loop of its own here: a launch runs what is called for, asks again, and ends when nothing more is. What
-was decided is read from the results, so a launch that resumes asks the same question.
+A launch runs the required trials and calls `called_for` again, until no new trial is required. Decisions are read
+from the results, so that a resumed launch comes to the same ones.
 """
 
 import tempfile
@@ -13,10 +13,10 @@ from repr_ray.study.plan import Trial
 
 
 def called_for(experiment: Experiment, trials: Sequence[Trial], folder: Path) -> list[Trial]:
-    """Those of all `trials` that the results in `folder` call for; all of them where the seeds are a list.
+    """Those of `trials` that the results in `folder` require; all of them if the seeds are a list.
 
-    A scheme needs the seeds of its next look, or of the look that decided it; the baseline as many as any scheme that
-    is compared with it.
+    A scheme requires the seeds of its next look, or of the look that decided it; the baseline as many as any scheme
+    that is compared with it.
     """
     if not isinstance(experiment.seeds, Looks):
         return list(trials)
@@ -34,7 +34,7 @@ def called_for(experiment: Experiment, trials: Sequence[Trial], folder: Path) ->
 
 
 def bounds_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
-    """The fewest and the most trials of an experiment that is looked at, for a dry run; empty for a list of seeds."""
+    """The fewest and the most trials of an experiment with looks, for a dry run; empty for a list of seeds."""
     if not isinstance(experiment.seeds, Looks):
         return ""
     looks = experiment.seeds.looks

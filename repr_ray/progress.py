@@ -1,4 +1,4 @@
-"""Progress a person can follow: a live line per trial on a terminal, plain lines in a job log."""
+"""Progress of a launch: a live line per trial on a terminal, plain lines in a job log."""
 
 from collections.abc import Iterable, Sequence
 from time import monotonic
@@ -16,11 +16,11 @@ from repr_ray.storage.text import line
 from repr_ray.training.messages import Done, EpochEnded, Failed, Message, Note, Stopped
 
 LOG_EVERY = 15.0
-"""Seconds, and percent of its epochs, between two lines of one trial in a log: a hundred lines at most."""
+"""Seconds between two lines of a trial in a log, which has at most a hundred of them."""
 
 
 class Progress:
-    """Follows the messages of all trials of a launch."""
+    """Shows the messages of all trials of a launch."""
 
     def __init__(self, console: Console, epochs: dict[str, int], already_done: int) -> None:
         self.console, self.epochs = console, epochs
@@ -43,7 +43,7 @@ class Progress:
             self.live.stop()
 
     def update(self, message: Message) -> None:
-        """Take in one message of one trial, or a note about all of them."""
+        """Show one message of a trial, or a note about all trials."""
         match message:
             case Note(text, None):
                 self._print(text, "yellow")
@@ -53,7 +53,7 @@ class Progress:
             case EpochEnded(trial):
                 self._epoch(trial, message)
             case Failed(trial, reason):
-                if trial in self.ended:  # told by the trial itself, and by those who waited for it
+                if trial in self.ended:  # both the trial and its runner report a failure
                     return
                 self._end(trial)
                 self.failed += 1
@@ -62,7 +62,7 @@ class Progress:
                 self.running.pop(trial, None)
                 self._print(f"{trial}  saved at {place} and stopped")
             case Done(trial):
-                last = self.running.get(trial)  # none where it was resumed behind its last epoch
+                last = self.running.get(trial)  # None if it was resumed after its last epoch
                 self._end(trial)
                 self._print(f"{trial}  done{f': {self._state(last)}' if last else ''}", "green")
 
@@ -128,7 +128,7 @@ def _left(at: EpochEnded) -> str:
 
 
 def bar(console: Console, items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
-    """Show a progress bar while `items` are consumed; a single line where there is no terminal."""
+    """Yield `items` behind a progress bar; without a terminal print one line."""
     if not console.is_terminal:
         console.print(title, highlight=False)
         yield from items
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
 
 
 def plan_table(rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> str:
-    """Aligned lines of what a launch would run; rich's own table takes seconds for 10,000 rows."""
+    """Rows as aligned columns; a table of rich takes seconds for 10,000 rows."""
     lines = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,7 +1,7 @@
-"""Which trials of an experiment its results so far call for: tuning first, then the comparison, look by look.
+"""The trials of an experiment that its results so far require: tuning first, then the comparison, look by look.
 
-There is no loop of its own here: a launch runs what is called for, asks again, and ends when nothing more is. What
-was chosen and decided is read from the results, so a launch that resumes asks the same question.
+A launch runs the required trials and calls `called_for` again, until no new trial is required. Choices and decisions
+are read from the results, so that a resumed launch comes to the same ones.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ TUNING = "tuning"
 
 
 def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
-    """The trials that the results in `folder` call for, those that are done already included."""
+    """The trials that the results in `folder` require, including those that are done."""
     if experiment.tuning is None:
         return looks.called_for(experiment, plan(experiment), folder)
     tried: list[Trial] = []
@@ -37,7 +37,7 @@ def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
 
 
 def ready(pending: Sequence[Trial], folder: Path) -> list[Trial]:
-    """The trials that need not wait for a teacher, or whose teacher is done."""
+    """The trials without a teacher, and those whose teacher is done."""
     return [trial for trial in pending if not trial.teacher or TrialFolder(folder, trial.teacher).done]
 
 
@@ -47,7 +47,7 @@ def ended(folder: TrialFolder) -> bool:
 
 
 def why(experiment: Experiment, pending: Sequence[Trial]) -> str:
-    """What the results so far say, that more trials are called for."""
+    """Why more trials are required, in words."""
     if all(trial.teacher for trial in pending):
         return "their teachers have ended"
     if pending[0].stage == TUNING:
@@ -57,7 +57,7 @@ def why(experiment: Experiment, pending: Sequence[Trial]) -> str:
 
 
 def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
-    """What tuning and looks add to the trials at hand, for a dry run; empty where there are neither."""
+    """The number of trials that tuning and looks add, for a dry run; empty without either."""
     said = looks.bounds_line(experiment, trials)
     if not experiment.tuning:
         return said
@@ -71,7 +71,7 @@ def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
 
 
 def _tune(cell: Cell, tuning: Tuning, folder: Path) -> tuple[list[Trial], Point | None]:
-    """The trials of a scheme's tuning that are known so far, and the point that was chosen once all have ended."""
+    """The trials of a scheme's tuning that are known so far, and the chosen point when all have ended."""
     accuracies: list[float | None] = []
     while True:
         points = tuning.points(cell.scheme, accuracies)

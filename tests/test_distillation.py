@@ -175,7 +175,7 @@ def test_a_failed_teacher_fails_its_students_in_a_line(
 
 def test_a_teacher_without_weights_is_named(tmp_path: Path) -> None:
     known = trials()
-    with pytest.raises(ConfigError, match=f"the teacher {known['standard'].name} has left no weights"):
+    with pytest.raises(ConfigError, match=f"the teacher {known['standard'].name} has no weights"):
         trial.run_trial(known["ban"], tmp_path, CPU, print, {})
 
 

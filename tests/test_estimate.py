@@ -87,7 +87,7 @@ def test_time_is_told_from_finished_trials_or_how_to_measure_it(
     assert main([*arguments, "--dry-run"]) == 0
     line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("time:"))
     assert line.startswith("time: not known for 4 trials of convnet-2x8 on digits")
-    measure = shlex.split(line.partition("one epoch tells: ")[2])
+    measure = shlex.split(line.partition("run one epoch to measure it: ")[2])
     assert measure[:3] == ["python", "-m", "repr_ray.launch"]
     assert main(measure[3:]) == 0
     [result] = tmp_path.glob("tiny-speed/trials/*/result.json")

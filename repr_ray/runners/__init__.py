@@ -1,1 +1,1 @@
-"""Where trials run: on Ray (ray.py, the only module that imports it) or one after the other here (local.py)."""
+"""Where trials run: on Ray (ray.py and its parts), or one after the other in this process (local.py)."""

@@ -1,4 +1,4 @@
-"""How many trials the nodes of a cluster hold, and waiting in the open while they hold none."""
+"""The number of trials that fit on the nodes of a cluster, and waiting until one fits."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, inf
@@ -8,13 +8,13 @@ from repr_ray.runners.local import gpus_per_worker
 from repr_ray.study.config import ConfigError, Resources
 
 REMIND_EVERY = 60.0
-"""Seconds between two lines that say what is waited for."""
+"""Seconds between two lines about missing resources."""
 
 
 def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """Workers of `cpus` and `gpus` that fit at once; none spans two nodes, a part of a GPU none spans two GPUs.
+    """Workers of `cpus` and `gpus` that fit at once; none spans two nodes, and a share of a GPU lies on one GPU.
 
-    A sum over the cluster would promise more: two nodes with one GPU each hold no worker of two GPUs.
+    The cluster's sum is too high: two nodes with one GPU each hold no worker of two GPUs.
     """
     return sum(_on_one(node.get("CPU", 0), node.get("GPU", 0), cpus, gpus) for node in nodes)
 
@@ -38,8 +38,8 @@ MOST_ON_A_GPU = 8
 def trials_per_gpu(nodes: Iterable[Mapping[str, float]], cpus: float, trials: int, fit: int) -> int:
     """How many trials of one worker share a GPU with `auto`: 1 to `MOST_ON_A_GPU`.
 
-    No more than `fit` into its memory, than the cores beside it launch kernels for (`cpus` a trial), and than are
-    needed to run all `trials` at once: Ray fills one GPU before it begins another.
+    At most `fit` (limited by memory), as many as the cores per GPU serve (`cpus` a trial), and as many as are needed
+    to run all `trials` at once: Ray fills one GPU before it uses the next.
     """
     with_gpus = [node for node in nodes if node.get("GPU", 0)]
     gpus = sum(node["GPU"] for node in with_gpus)
@@ -50,9 +50,8 @@ def trials_per_gpu(nodes: Iterable[Mapping[str, float]], cpus: float, trials: in
 class Room:
     """Room for trials on a cluster whose nodes come and go.
 
-    `nodes` lists the resources of every node that is up; `say` hears what is waited for. `gpus` is what one worker
-    takes: with `auto`, decided by the nodes that are there when the first trial fits. One that shares its GPU takes a
-    whole one until it is said how many do, with `share`.
+    `nodes` returns the resources of every node that is up; `say` is called with lines about missing resources. `gpus`
+    is the number of GPUs of a worker: with `auto` it is fixed when the first trial fits. `share` divides it.
     """
 
     def __init__(
@@ -79,13 +78,13 @@ class Room:
         return held
 
     def share(self, trials: int) -> None:
-        """From now on so many trials run on each GPU."""
+        """Run this number of trials on each GPU from now on."""
         self.gpus /= trials
 
     def check(self) -> bool:
-        """Whether there is room for a trial; says so when there is none.
+        """Whether there is room for a trial; if not, a line says what is missing.
 
-        Raises ConfigError once there has been none for `wait_minutes`.
+        Raises ConfigError after `wait_minutes` without room.
         """
         if self.trials():
             if self.since is not None:
@@ -108,7 +107,7 @@ class Room:
         return False
 
     def _shortage(self) -> str:
-        """What a trial needs, and what is there."""
+        """What a trial needs, and what the cluster has."""
         r, nodes = self.resources, self.nodes()
         need = {"GPUs": r.workers * self.gpus, "CPUs": r.workers * r.cpus_per_worker}
         there = {"GPUs": sum(n.get("GPU", 0) for n in nodes), "CPUs": sum(n.get("CPU", 0) for n in nodes)}

@@ -1,4 +1,4 @@
-"""The twin of the Ray runner: the same trials, one after the other, in this process."""
+"""The local runner: trials one after the other in this process, with the results of the Ray runner."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,10 @@ def run(
     tell: Tell,
     origin: dict[str, Any],
 ) -> None:
-    """Run every trial; a failure is recorded in the trial's folder and the next one starts.
+    """Run every trial; a failure is recorded in the trial's folder, and the next trial starts.
 
-    A signal lets the trial save first, for up to `SAVE_SECONDS`. Raises ConfigError for what one process cannot do.
+    After a signal the trial has up to `SAVE_SECONDS` to save. Raises ConfigError for resources that one process
+    cannot have.
     """
     import torch
 
@@ -41,7 +42,7 @@ def run(
         for trial in trials:
             try:
                 run_trial(trial, results, device, tell, origin | {"gpus": gpus}, stop=lambda: bool(came))
-            except Exception:  # the trial's folder says why
+            except Exception:  # recorded in the trial's folder
                 if came:
                     break
 
@@ -51,7 +52,7 @@ SAVE_SECONDS = 1.5
 
 @contextmanager
 def _signals_wait() -> Iterator[list[int]]:
-    """The signals that came, each passed on to its former handler at the end, or `SAVE_SECONDS` after it came."""
+    """Collect signals; the former handler of the first is called at the end, or after `SAVE_SECONDS`."""
     came: list[int] = []
     handlers = signals.handlers()
 
@@ -76,6 +77,6 @@ def _signals_wait() -> Iterator[list[int]]:
 
 
 def gpus_per_worker(resources: Resources, available: float) -> float:
-    """GPUs each worker takes where `available` are there: `auto` is one, or none."""
+    """GPUs of each worker when `available` exist: `auto` is one, or none."""
     wanted = resources.gpus_per_worker
     return float(available >= 1) if wanted == "auto" else wanted

@@ -1,4 +1,4 @@
-"""What the processes of a launch tell each other; an actor on the head node when trials run on Ray."""
+"""Communication between the processes of a launch, through an actor on the head node."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ Place = tuple[int, int]
 
 
 class Mailbox:
-    """Collects messages, counts the starts of trials, hands trials to worker groups, passes on who has to leave."""
+    """Collects messages, counts starts of trials, assigns trials to worker groups, and tells processes to stop."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -23,13 +23,13 @@ class Mailbox:
         self.changed = asyncio.Condition()
 
     async def put(self, message: Message) -> None:
-        """Take in a message of a trial."""
+        """Store a message of a trial."""
         self.messages.append(message)
         if isinstance(message, Done | Failed | Stopped):
             self.running.discard(message.trial)
             if isinstance(message, Done):
                 self.trained.add(message.trial)
-            await self._tell()
+            await self._notify()
 
     async def drain(self) -> list[Message]:
         """The messages since the last call."""
@@ -37,19 +37,19 @@ class Mailbox:
         return messages
 
     async def start(self, trial: str, place: Place) -> int:
-        """How often the trial has been started from this place, this start included."""
+        """The number of starts of the trial from this place, including this one."""
         self.running.add(trial)
         before, count = self.starts.get(trial, (place, 0))
         self.starts[trial] = (place, count + 1 if before == place else 1)
         return self.starts[trial][1]
 
     async def give(self, group: str, trial: str) -> None:
-        """The next trial for the ranks of a worker group."""
+        """Assign the next trial to a worker group."""
         self.given.setdefault(group, []).append(trial)
-        await self._tell()
+        await self._notify()
 
     async def take(self, group: str, place: int) -> str:
-        """The trial that a worker group is given after `place` others; waits for it."""
+        """Wait for the trial that a worker group is assigned after `place` others."""
         async with self.changed:
             await self.changed.wait_for(lambda: len(self.given.get(group, ())) > place)
         trial = self.given[group][place]
@@ -61,27 +61,27 @@ class Mailbox:
         return (group, trial) in self.taken
 
     async def until_trained(self, trial: str) -> None:
-        """Returns when a trial is done."""
+        """Return when a trial is done."""
         async with self.changed:
             await self.changed.wait_for(lambda: trial in self.trained)
 
     async def leave(self, nodes: list[str]) -> None:
-        """Ask the trials on these nodes to save and stop."""
+        """Make the trials on these nodes save and stop."""
         self.leaving.update(nodes)
-        await self._tell()
+        await self._notify()
 
     async def leave_all(self) -> None:
-        """Ask every trial to save and stop; returns when all have."""
+        """Make every trial save and stop; return when all have."""
         self.everyone_leaves = True
-        await self._tell()
+        await self._notify()
         async with self.changed:
             await self.changed.wait_for(lambda: not self.running)
 
     async def until_leaving(self, node: str) -> None:
-        """Returns when what runs on this node has to leave."""
+        """Return when the trials on this node have to stop."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.everyone_leaves or node in self.leaving)
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self.changed:
             self.changed.notify_all()

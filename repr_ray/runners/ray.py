@@ -1,10 +1,10 @@
 """Trials on Ray: Tune schedules them, Train runs the ranks of one with DistributedDataParallel.
 
-A trial of one worker runs directly in its Tune process: a Train worker group around it would only add its start-up
-(benchmarks/README.md has the measurement). What a trial learns goes through its folder, which every node must see;
-only messages go through Ray. A trial whose process dies is started again and resumes from its folder, as often as it
-takes while it gets further in between. On a node that is drained (a spot instance that will be taken away), and in
-every process when the launch is told to end, a trial saves after its next step.
+A trial of one worker runs directly in its Tune process: a Train worker group would only add its start-up time
+(benchmarks/README.md). Results are files in the trial's folder, which every node must see; only messages go through
+Ray. A trial whose process dies is started again and resumes from its folder, as long as it makes progress. On a node
+that will be drained (a preempted spot instance), and when the launch receives a signal, a trial saves after its next
+step and stops.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from repr_ray.training.folder import TrialFolder
 from repr_ray.training.memory import measure_memory
 from repr_ray.training.messages import Failed, Note, Preempted, Tell
 
-# Read by Ray when it is imported or starts its processes. Preemption: `_watch` looks for drained nodes, once for all
-# worker groups. Pending trials: what an autoscaler sees as demand.
+# Read by Ray when it is imported or starts its processes. Preemption: `_watch` checks for drained nodes, for all
+# worker groups at once. Pending trials: the demand that an autoscaler sees.
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -46,16 +46,16 @@ _ENVIRONMENT = {
 }
 
 _CALLS = 100_000
-"""Calls of the mailbox at once: those that wait for something stay open, a few for every process ever started."""
+"""Concurrent calls of the mailbox: waiting calls stay open, a few for every process."""
 
 SAVE_SECONDS = 1.5
-"""How long a launch that was told to end waits for its trials to save: three seconds later it may be killed."""
+"""Seconds that a launch waits for its trials to save after a signal; `ray job stop` kills it after three."""
 
-# Trials train in a thread, which would get an arena of its own, whose large blocks `keep_freed_memory` cannot keep.
+# Trials train in a thread. By default it gets a malloc arena of its own, which `keep_freed_memory` does not affect.
 _WORKERS = {"MALLOC_ARENA_MAX": "1"}
 
 _HEAD = {"node:__internal_head__": 0.001}
-"""Places what needs no resources of its own on the head node, also where that has no CPUs."""
+"""Places a process without resources of its own on the head node, even if that has no CPUs."""
 
 
 class Connection:
@@ -82,7 +82,7 @@ class Connection:
 
             logging.getLogger("ray").setLevel(logging.ERROR)
             environment: Any = {"env_vars": _WORKERS}
-            if not self.joins:  # its processes inherit what they need, and those that Ray keeps ready can be used
+            if not self.joins:  # inherited variables; with a runtime_env Ray cannot use its prestarted processes
                 ray_private.listen_on_loopback()
                 os.environ.update(_WORKERS)
                 environment = None
@@ -112,7 +112,7 @@ class Connection:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Disconnect; end a cluster of our own."""
+        """Disconnect; stop a cluster of our own."""
         if not self.over.is_set() and not self.up.exception():
             import ray
 
@@ -129,9 +129,8 @@ def run(
 ) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    `connection` is closed at the end; without an open one, Ray is joined or started now. Raises ConfigError when no
-    trial can get its resources (on a cluster that was joined: within `resources.wait_minutes`), or when a node does
-    not see `results`.
+    `connection` is closed at the end; without an open one, a new one is made. Raises ConfigError if no trial gets its
+    resources (within `resources.wait_minutes` on a cluster that was joined), or if a node does not see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
@@ -145,14 +144,14 @@ def run(
             connection = Connection(trials)
         stack.enter_context(connection)
         tell(Note("joining the Ray cluster" if connection.joins else "starting Ray on this machine"))
-        from ray import tune  # takes seconds, in which Ray starts
+        from ray import tune  # takes seconds, while Ray starts
 
         connection.up.result()
         handlers = signals.handlers()
-        wait_minutes = resources.wait_minutes if connection.joins else 0  # else nobody adds nodes
+        wait_minutes = resources.wait_minutes if connection.joins else 0  # else no nodes are added
         room = _wait_for_room(resources, tell, wait_minutes)
         tell(Note("Ray is up; starting the processes of the trials, which import PyTorch"))
-        logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # what failed is told by us, in a line
+        logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # failures are reported by `_record`
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         if room.gpus and resources.trials_per_gpu != 1:
@@ -161,7 +160,7 @@ def run(
         launch = Launch(names, results, probe, connection.mailbox, origin | {"gpus": room.gpus}, room.gpus, folder)
         if resources.workers == 1:
             function, wanted = train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
-            concurrent = resources.concurrent  # Tune itself starts no more than the nodes hold
+            concurrent = resources.concurrent  # Tune starts no more than fit on the nodes
         else:
             function, wanted = train_on_ranks, _HEAD
             concurrent = resources.concurrent or room.trials()
@@ -183,7 +182,7 @@ def run(
                 verbose=0,
             ),
         )
-        # Tune prints its own tables at any verbosity; ours go to the terminal itself
+        # Tune prints tables at any verbosity; the progress of a launch is written to the terminal itself
         with contextlib.redirect_stdout(io.StringIO()):
             signals.install(dict.fromkeys(handlers, watch.stop))
             try:
@@ -200,7 +199,7 @@ def run(
 
 
 def _wait_for_room(resources: Resources, tell: Tell, minutes: float) -> Room:
-    """Wait until the cluster holds a trial; what is missing is requested, so that an autoscaler brings it."""
+    """Wait until a trial fits on the cluster; its resources are requested, so that an autoscaler adds them."""
     import ray
 
     def nodes() -> list[dict[str, float]]:
@@ -220,7 +219,7 @@ def _wait_for_room(resources: Resources, tell: Tell, minutes: float) -> Room:
 
 
 def _trials_per_gpu(trials: Sequence[Trial], room: Room, tell: Tell) -> int:
-    """How many trials share each GPU: what the settings say, or with `auto` what the largest one leaves room for."""
+    """Trials on each GPU: from the settings, or with `auto` from the memory of the largest trial."""
     import ray
 
     resources = trials[0].resources
@@ -241,7 +240,7 @@ def _trials_per_gpu(trials: Sequence[Trial], room: Room, tell: Tell) -> int:
 
 @contextlib.contextmanager
 def _seen_by_every_node(storage: Folder) -> Iterator[str]:
-    """A file beside the results that all nodes read; raises ConfigError naming one that does not."""
+    """A file beside the results that all nodes must read. Raises ConfigError with a node that cannot."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -262,14 +261,14 @@ def _seen_by_every_node(storage: Folder) -> Iterator[str]:
             except FileNotFoundError as error:
                 raise ConfigError(f"--results: node {address} {getattr(error, 'cause', error)}") from None
             except ray.exceptions.RayError:
-                continue  # the node has died or is slow; a trial that starts there asks again
+                continue  # the node died or is slow; a trial that starts there checks again
         yield probe
     finally:
         storage.delete(PROBE)
 
 
 def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], tell: Tell) -> None:
-    """A process that was killed, or could not write, could not say so in the folder itself."""
+    """Write error.json for a trial whose process was killed or could not write it."""
     from repr_ray.training.trial import failure
 
     why = failure(result.error) if result.error else result.metrics.get("failure")
@@ -288,16 +287,16 @@ def _record(folder: TrialFolder, result: Any, deaths: dict[str, str], tell: Tell
 
 
 def _watch(mailbox: Any, tell: Tell, room: Room, handlers: Mapping[signal.Signals, Any]) -> Any:
-    """A Tune callback: forwards messages, tells of deaths, gives up on a cluster that has lost its nodes.
+    """A Tune callback: forwards messages, reports dead processes, and stops when the cluster has lost its nodes.
 
-    A signal waits for the end of Tune's step, a tenth of a second: raised inside Ray's own code it comes out as
-    another exception, for which Tune cleans up for ten seconds.
+    Signals are handled at the end of a Tune step, within a tenth of a second: an exception raised inside Ray's code
+    is replaced by another one, after which Tune cleans up for ten seconds.
     """
     import ray
     from ray import tune
 
     class Watch(tune.Callback):
-        # Tune pickles this class with everything that it closes over, and `tell` leads to a terminal
+        # Tune pickles the class with its closure; `tell` cannot be pickled, so it is an attribute
         def __init__(self, tell: Tell, room: Room, handlers: Mapping[signal.Signals, Any]) -> None:
             self.tell, self.room, self.handlers = tell, room, handlers
             self.stopped: signal.Signals | None = None

@@ -1,6 +1,6 @@
-"""The names of Ray without a public twin that this package uses, all of them: what a new version of Ray may break.
+"""All private names of Ray that this package uses; a new version of Ray may change them.
 
-tests/test_ray_private.py fails first when it does.
+tests/test_ray_private.py then fails first.
 """
 
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def cluster_is_running() -> bool:
-    """Whether RAY_ADDRESS or `ray start` on this machine names a cluster that `ray.init()` would join."""
+    """Whether `ray.init()` would join a cluster: one of RAY_ADDRESS, or of `ray start` on this machine."""
     from ray._private import services
 
-    address: Any = services.canonicalize_bootstrap_address  # takes None, whatever its annotation says
+    address: Any = services.canonicalize_bootstrap_address  # accepts None, unlike its annotation
     return address(None) is not None
 
 
@@ -24,14 +24,14 @@ def listen_on_loopback() -> None:
 
 
 def draining_nodes() -> Iterable[str]:
-    """The ids of the nodes that are going to be taken away."""
+    """The ids of the nodes that will be drained."""
     import ray
 
     return ray._private.state.state.get_draining_nodes().keys()
 
 
 def show_as(title: str) -> None:
-    """What the dashboard and `ps` call this process."""
+    """Set the name of this process in the dashboard and `ps`."""
     import ray
 
     raylet: Any = ray._raylet
@@ -39,16 +39,16 @@ def show_as(title: str) -> None:
 
 
 def error_of(trial: Any) -> Exception:
-    """What a Tune trial ended in. Tune copies it to its storage later, and reads it from there."""
+    """The error that a Tune trial ended in, from the file that Tune has written."""
     from ray import cloudpickle
 
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
 def errors_of_ranks(error: Exception) -> list[Exception] | None:
-    """What each rank of a Train run raised; None where the run ended in something else.
+    """The exceptions of the ranks of a Train run; None if the run ended in another error.
 
-    The errors of Ray itself are left out; where there is one, a process or a node was lost, and the list is empty.
+    The list is empty if one of them is an error of Ray: a process or a node was lost.
     """
     from ray.train.v2._internal.exceptions import RayTrainError
 

@@ -1,4 +1,4 @@
-"""A worker group of Ray Train that trains one trial of several workers after the other."""
+"""Trials of several workers on Ray: a worker group of Ray Train trains them one after the other."""
 
 import itertools
 import threading
@@ -14,9 +14,9 @@ from repr_ray.training.messages import Failed, Message, Note, Preempted
 
 
 class Ranks:
-    """A Train worker group that trains one trial after the other: to start one takes longer than small trials do.
+    """A Train worker group that trains trials one after the other, because its start takes longer than small trials.
 
-    It ends with the first trial that does not end well, or with the Tune process that drives it.
+    It ends with the first trial that fails or stops, or with the Tune process that drives it.
     """
 
     warm: ClassVar["Ranks | None"] = None
@@ -34,7 +34,7 @@ class Ranks:
         threading.Thread(target=self._run, args=(launch, resources), daemon=True).start()
 
     def train(self, trial: str) -> bool:
-        """Whether the trial was trained to its end, and not left. Raises what the worker group ended with in it."""
+        """Whether the trial was trained to its end, rather than stopped. Raises the error of the worker group."""
         import ray
 
         self.mailbox.give.remote(self.key, trial)
@@ -43,7 +43,7 @@ class Ranks:
             if ray.wait([trained], timeout=0.5)[0]:
                 ray.get(trained)
                 return True
-        if ray.get(self.mailbox.was_taken.remote(self.key, trial)):  # else it ended before, of something else
+        if ray.get(self.mailbox.was_taken.remote(self.key, trial)):  # else the group ended before this trial
             self.ended.result()
         return False
 
@@ -52,7 +52,7 @@ class Ranks:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         function: Any = _train_rank
-        once: Any = {"max_failures": 0, "max_preemption_failures": 0}  # starting again is up to us
+        once: Any = {"max_failures": 0, "max_preemption_failures": 0}  # Tune retries the trial
         gpus = launch.gpus
         trainer = TorchTrainer(
             function,
@@ -78,7 +78,7 @@ class Ranks:
 
 
 def _train_rank(config: dict[str, Any]) -> None:
-    """What a rank does: train the trials that its worker group is given, until it has to leave."""
+    """Train the trials that the worker group is assigned, until this rank has to stop."""
     import ray
     from ray.train.torch import get_device
 
@@ -87,7 +87,7 @@ def _train_rank(config: dict[str, Any]) -> None:
     launch: Launch = config["launch"]
 
     def tell(message: Message) -> None:
-        if not isinstance(message, Failed):  # perhaps only because another rank died; the driver of the ranks decides
+        if not isinstance(message, Failed):  # another rank may have died; the driver reports it
             launch.mailbox.put.remote(message)
 
     stop = launch.stop()
@@ -121,7 +121,7 @@ def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
 
 
 def _own_error(error: Exception) -> Exception | None:
-    """What a rank itself raised; None where its process, its node or a connection was lost."""
+    """The exception that a rank raised; None if its process, its node or a connection was lost."""
     from repr_ray import distributed
 
     failures = errors_of_ranks(error)

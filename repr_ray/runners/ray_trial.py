@@ -16,15 +16,15 @@ from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Preempted
 
 PROBE = ".probe"
-"""A file beside the results that shows whether a node sees what the launcher writes."""
+"""A file beside the results, for a node to check that it sees what the launcher writes."""
 
 RETRIES = 2
-"""How often in a row a trial is started again that died before its next checkpoint."""
+"""Restarts of a trial whose process died again before its next checkpoint."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What every trial of a launch shares. `scratch` is a folder on this machine, and names the launch."""
+    """Data shared by all trials of a launch. `scratch` is a folder of the launcher, and the launch's key."""
 
     trials: dict[str, Trial]
     results: Path | str
@@ -37,13 +37,13 @@ class Launch:
     def start(self, trial: Trial) -> Callable[[], bool]:
         """Called in a trial's process before it trains; raises if the trial must not start.
 
-        Returns what tells whether the process has to stop.
+        Returns a function that is true when the process has to stop.
         """
         import ray
 
         stop = self.stop()
         if stop():
-            raise Preempted("this node will be taken away")
+            raise Preempted("this node will be drained")
         require_seen(self.results, self.probe)
         with opened(self.results) as storage:
             folder = TrialFolder(storage.path, trial, storage)
@@ -55,7 +55,7 @@ class Launch:
         return stop
 
     def stop(self) -> Callable[[], bool]:
-        """Whether this process has to stop; a thread, one per process, waits for the mailbox to say so."""
+        """A function that is true when this process has to stop; a thread per process waits for the mailbox."""
         import ray
 
         if self.scratch not in _stopping:
@@ -72,14 +72,14 @@ class Launch:
 
 
 _stopping: dict[str, threading.Event] = {}
-"""By launch: whether its trials in this process have to stop."""
+"""For each launch: set when its trials in this process have to stop."""
 
 
 def require_seen(results: Path | str, probe: str) -> None:
     """Raise FileNotFoundError unless this node sees what the launcher wrote."""
     try:
         with opened(results, waits=(1, 2)) as storage:
-            deadline = monotonic() + 5  # a network file system may be behind
+            deadline = monotonic() + 5  # a network file system may lag
             while _probe(storage) != probe:
                 if monotonic() > deadline:
                     raise FileNotFoundError(
@@ -99,7 +99,7 @@ def _probe(storage: Folder) -> str:
 
 
 def prepare() -> None:
-    """Import what a trial needs: a process that has, starts one at once."""
+    """Import the modules of a trial, so that this process starts trials at once."""
     import repr_ray.training.trial  # noqa: F401
 
 
@@ -113,7 +113,7 @@ def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:
     show_as(trial.name)
     device = torch.device("cuda" if launch.gpus else "cpu")
     if 0 < launch.gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(launch.gpus)  # a trial that wants more fails, not its neighbours
+        torch.cuda.set_per_process_memory_fraction(launch.gpus)  # a trial that needs more fails alone
     try:
         stop = launch.start(trial)
         run_trial(trial, launch.results, device, launch.mailbox.put.remote, launch.origin, stop)

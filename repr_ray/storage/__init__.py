@@ -1,1 +1,1 @@
-"""Files: whole or not there, here or on object storage; and reading those that nobody vouches for."""
+"""Atomic files on disk and object storage, the lease on a folder, and bounded reading of untrusted files."""

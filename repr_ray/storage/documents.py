@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote, read within bounds: of size, of nesting, of what aliases expand to."""
+"""Untrusted YAML, read within bounds of size, nesting and expanded aliases."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +15,13 @@ LONGEST_NUMBER = 400
 """Characters of a number."""
 
 MOST_NODES = 100_000
-"""Values in a document, those behind aliases counted as often as they are used."""
+"""Values in a document; aliased values count once per use."""
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Base):  # a class of its own: adding constructors to yaml's would change them for everybody
-    """Safe YAML where a date is text, a key stands once, and a number has an end."""
+class _Loader(_Base):  # constructors added to yaml's own loader would be global
+    """Safe YAML in which dates are text, keys are unique, and numbers have a bounded length."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -41,7 +41,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 def read_yaml(text: str) -> Any:
     """The plain values of a YAML document.
 
-    Raises yaml.YAMLError for what is not YAML, for a key that stands twice in a mapping, and beyond the bounds above.
+    Raises yaml.YAMLError for what is not YAML, for a duplicate key in a mapping, and beyond the bounds above.
     """
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"{len(text):,} characters, more than {LARGEST:,}")
@@ -68,7 +68,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for. Raises YAMLError for keys that stand twice, and too many values."""
+    """The number of values of a node. Raises YAMLError for duplicate keys and too many values."""
     if id(node) in above:
         raise _error(node, "a value that contains itself")
     if id(node) not in known:

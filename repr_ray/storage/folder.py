@@ -1,7 +1,7 @@
-"""Results on object storage (`s3://`, `gs://`, whatever else pyarrow opens), mirrored in a folder of this process.
+"""Results on object storage (`s3://`, `gs://`, any file system of pyarrow), mirrored in a local folder.
 
-Training and reports work on the mirror as on any folder, and push what they changed. The storage is the truth: a
-mirror starts empty, is filled by `pull`, and is thrown away.
+Training and reports use the mirror like any folder, and push their changes. A mirror starts empty, is filled by
+`pull`, and is deleted at the end.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from repr_ray.storage.text import lines
 T = TypeVar("T")
 
 WAITS = (1, 2, 4, 8, 16, 32)
-"""Seconds between attempts: an outage of a minute is survived."""
+"""Seconds between attempts, a minute in total."""
 
 _AT_ONCE = 16
-_WHOLE = ("s3", "gcs")  # file systems where a file is there when its last byte is
+_WHOLE = ("s3", "gcs")  # file systems where an object appears only when it is complete
 _ACCESS = {
     "s3": "the address, and a role or AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
     "gs": "the address, and a service account or GOOGLE_APPLICATION_CREDENTIALS in the environment",
@@ -40,11 +40,11 @@ _OPTIONS = {
 
 
 class StorageError(OSError):
-    """Storage that cannot be used: one line that names it and the way out."""
+    """Unusable storage: one line with its address and the way out."""
 
 
 def is_uri(location: Path | str) -> bool:
-    """Whether a location is meant as a URI, be it a bad one such as `s3:/bucket`."""
+    """Whether a location looks like a URI, also a malformed one such as `s3:/bucket`."""
     return isinstance(location, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", location) is not None
 
 
@@ -57,7 +57,7 @@ def join(location: str, name: str) -> Path | str:
 
 
 def redact(text: object) -> str:
-    """A text for people: no control characters, the names of mirrored folders, URIs without keys and options."""
+    """Text without control characters; mirrored folders as their URIs, and URIs without keys and options."""
     plain = lines(text)
     for mirror, name in _MIRRORED.items():
         plain = plain.replace(str(mirror), name)
@@ -65,7 +65,7 @@ def redact(text: object) -> str:
 
 
 CLOCK = ".clock"
-"""A file that is written to learn the storage's time. There is one, so that killed launches leave no more."""
+"""A file that is written to get the storage's time; killed launches leave at most this one behind."""
 
 _MIRRORED: dict[Path, str] = {}
 
@@ -84,7 +84,7 @@ def filesystem(location: str) -> tuple[Any, str]:
 
 
 def retry(attempt: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """Try again after each wait (else `WAITS`) while storage fails; the last failure is raised."""
+    """Repeat a failing attempt after each of `waits` (default `WAITS`). Raises the last StorageError."""
     for wait in WAITS if waits is None else waits:
         try:
             return attempt()
@@ -94,37 +94,37 @@ def retry(attempt: Callable[[], T], waits: Sequence[float] | None = None) -> T:
 
 
 class Folder:
-    """A folder that all processes see: nothing to pull or push. `location` is what to tell another process."""
+    """A folder that all processes see: nothing to pull or push. `location` is its address for another process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.location: Path | str = path
 
     def pull(self, under: str = "", wanted: Callable[[str], bool] = bool) -> None:
-        """Make the mirror like the storage, below a file or folder, where a file's name is `wanted`."""
+        """Update the mirror from the storage, below a file or folder, for names that are `wanted`."""
 
     def push(self, under: str = "") -> None:
-        """Store what changed below a file or folder."""
+        """Upload what changed below a file or folder."""
 
     def names(self) -> list[str]:
-        """What the folder holds, but for hidden files."""
+        """The names in the folder, without hidden files."""
         paths = self.path.iterdir() if self.path.exists() else ()
         return [path.name for path in paths if not _hidden(path.name)]
 
     def read(self, name: str) -> bytes:
-        """A stored file. Raises FileNotFoundError where there is none."""
+        """The content of a stored file. Raises FileNotFoundError."""
         return (self.path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a stored file: a reader sees the old one or the new one, whatever happens meanwhile."""
+        """Replace a stored file in one step."""
         write_atomic(self.path / name, content)
 
     def delete(self, name: str) -> None:
-        """Delete a stored file where there is one."""
+        """Delete a stored file if it exists."""
         (self.path / name).unlink(missing_ok=True)
 
     def mtime(self, name: str) -> float:
-        """When a file was stored, in seconds by the storage's clock; minus infinity without one."""
+        """The time a file was stored at, in seconds of the storage's clock; minus infinity without one."""
         path = self.path / name
         return path.stat().st_mtime if path.exists() else -math.inf
 
@@ -135,7 +135,7 @@ class Remote(Folder):
     def __init__(self, uri: str, files: Any, base: str, path: Path) -> None:
         self.location, self.path = uri, path
         self.files, self.base = files, base.rstrip("/")
-        # What was last pulled or pushed: the size and time of the mirrored file, and of the stored one if known.
+        # Size and time of each file when last pulled or pushed: mirrored, and stored if known.
         self.known: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {}
 
     def pull(self, under: str = "", wanted: Callable[[str], bool] = bool) -> None:
@@ -159,7 +159,7 @@ class Remote(Folder):
         _side_by_side(download, [n for n, s in there.items() if self.known.get(n) != (local.get(n), s)])
 
     def push(self, under: str = "") -> None:
-        """Weights first, then the rest, then what says that a trial has ended; what is gone here is deleted last."""
+        """Upload weights first, then the rest, then results and errors; deleted files are deleted last."""
         local = self._local(under)
 
         def upload(name: str) -> None:
@@ -175,7 +175,7 @@ class Remote(Folder):
         return sorted({name.partition("/")[0] for name in retry(self.stored)})
 
     def stored(self, under: str = "") -> dict[str, tuple[int, int]]:
-        """Size and time of every stored file, but for hidden ones, below a file or folder."""
+        """Size and time of every stored file below a file or folder, without hidden ones."""
         from pyarrow import fs
 
         with self._said("listed", under):
@@ -186,11 +186,11 @@ class Remote(Folder):
         return {name: (info.size, info.mtime_ns) for name, info in names.items() if not _hidden(name)}
 
     def read(self, name: str) -> bytes:
-        """A stored file. Raises FileNotFoundError where there is none."""
+        """The content of a stored file. Raises FileNotFoundError."""
         path = f"{self.base}/{name}"
         with self._said("read", name):
             with self.files.open_input_file(path) as file:
-                content = file.read_at(file.size(), 0)  # one request: several could get parts of several versions
+                content = file.read_at(file.size(), 0)  # one request, for one version of the file
             if len(content) != self.files.get_file_info(path).size:
                 raise OSError("it was replaced meanwhile")
             return content
@@ -218,16 +218,16 @@ class Remote(Folder):
         return info.mtime.timestamp() if info.is_file else -math.inf
 
     def now(self) -> float:
-        """The storage's time: that of a file stored now, which shows that it lets us."""
+        """The storage's time, from a file written now. Raises StorageError if it cannot be written."""
         now = -math.inf
-        while now == -math.inf:  # another launch may have deleted it
+        while now == -math.inf:  # another launch may delete it
             self.write(CLOCK, b"")
             now = self.mtime(CLOCK)
         self.delete(CLOCK)
         return now
 
     def _put(self, target: str, content: bytes) -> None:
-        """In a thread, where no signal can come between: a stream that is closed half-way stores its half."""
+        """Write in a thread, which no signal interrupts: closing an unfinished stream stores a partial file."""
 
         def put() -> None:
             with self.files.open_output_stream(target) as stream:
@@ -286,7 +286,7 @@ def opened(location: Path | str, waits: Sequence[float] | None = None) -> Iterat
 
 
 def light(name: str) -> bool:
-    """Whether a launch or a report reads a file: neither weights nor TensorBoard's events, nor other people's."""
+    """Whether launches and reports read a file: no weights, no TensorBoard events, no foreign files."""
     folder, _, rest = name.partition("/")
     return (not rest or folder in ("trials", "plots")) and not re.search(r"\.pt$|(^|/)events\.", name)
 
@@ -305,7 +305,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _side_by_side(do: Callable[[str], None], names: Iterable[str]) -> None:
-    """Do something for every name; what failed is tried again. A signal ends the wait between two attempts."""
+    """Call `do` for every name in parallel, and retry those that fail."""
     left = set(names)
 
     def attempt() -> None:

@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for: bounded, and never through a link, a pipe or a device."""
+"""Untrusted files, read within bounds, and never through a link, a pipe or a device."""
 
 import errno
 import json
@@ -21,11 +21,11 @@ DEEPEST = 50
 
 
 class Unusable(ValueError):
-    """A file that is not used: the text says what it is or lacks, without its name."""
+    """A file that cannot be used; the text gives the reason, without the file's name."""
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """The content of a regular file. Raises FileNotFoundError, and Unusable for anything else that is in the way."""
+    """The content of a regular file. Raises FileNotFoundError, and Unusable for any other obstacle."""
     return _read(path, 0, largest)
 
 
@@ -36,7 +36,7 @@ def read_tail(path: Path, size: int) -> bytes:
 
 def _read(path: Path, start: int, largest: int | None) -> bytes:
     try:
-        if reason := _refused(path.lstat().st_mode):  # before opening: to open a device may do something
+        if reason := _refused(path.lstat().st_mode):  # before opening, which may have effects on a device
             raise Unusable(reason)
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:  # noqa: PTH123 - a handle, not a path
@@ -94,7 +94,7 @@ def _mapping(content: Any) -> dict[str, Any]:
 
 
 def check_plain(content: Any, levels: int = DEEPEST) -> None:
-    """Raise Unusable for what JSON cannot hold, nesting that is too deep, and integers beyond 64 bits."""
+    """Raise Unusable for values that JSON does not have, deep nesting, and integers beyond 64 bits."""
     if not levels:
         raise Unusable(f"is nested more than {DEEPEST} levels deep")
     if isinstance(content, dict):
@@ -114,7 +114,7 @@ def check_plain(content: Any, levels: int = DEEPEST) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether a text can be stored: it has no halves of characters, as names of files from elsewhere may."""
+    """Whether text can be stored: it has no lone surrogates, which foreign file names may have."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -123,12 +123,12 @@ def is_text(value: str) -> bool:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number that a table can hold; true and false are none."""
+    """Whether a value is a finite number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def obstacle(path: Path) -> str:
-    """Why a path is neither read nor written: a link, a pipe, a device; empty for a file, a folder, or nothing."""
+    """Why a path is neither read nor written (link, pipe, device); empty for a file, a folder, or a free name."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -137,7 +137,7 @@ def obstacle(path: Path) -> str:
 
 
 def obstacles(folder: Path, names: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """Everything in a results folder that would lead a launch out of it: its own files, and all below `trials`."""
+    """Links, pipes and devices in a results folder, among `names` and below `trials`."""
     for name in names:
         if reason := obstacle(folder / name):
             yield folder / name, reason

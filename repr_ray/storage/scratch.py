@@ -1,4 +1,4 @@
-"""Folders for what Ray must write and nobody reads: gone with their process, or with the next where it was killed."""
+"""Temporary folders that are deleted with their process, or by the next one if it was killed."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from time import time
 PREFIX = "repr_ray-"
 
 YOUNG = 60.0
-"""Seconds in which a folder may not have its lock yet."""
+"""Seconds after its creation in which a folder may not be locked yet."""
 
 
 @contextmanager
 def scratch() -> Iterator[str]:
-    """An empty folder below the system's temporary one, locked for as long as this process lives."""
+    """An empty folder below the system's temporary one, locked while this process lives."""
     from filelock import FileLock  # not at the top: --help does without
 
     _sweep(Path(tempfile.gettempdir()))
@@ -25,11 +25,11 @@ def scratch() -> Iterator[str]:
 
 
 def _sweep(base: Path) -> None:
-    """Remove this user's folders whose process is gone: the system has dropped its lock."""
+    """Remove this user's folders without a lock: their processes have ended."""
     from filelock import FileLock, Timeout
 
     for folder in base.glob(f"{PREFIX}*"):
-        with suppress(OSError, Timeout):  # another user's, or at work
+        with suppress(OSError, Timeout):  # another user's, or in use
             status = folder.lstat()
             if status.st_uid == os.getuid() and folder.is_dir() and time() - status.st_mtime > YOUNG:
                 with FileLock(_lock(folder), timeout=0):

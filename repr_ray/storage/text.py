@@ -1,4 +1,4 @@
-"""Text of any origin made fit for people: terminals, logs, pages, tables and spreadsheets show it as it is."""
+"""Untrusted text, made safe for terminals, logs, pages, tables and spreadsheets."""
 
 import re
 

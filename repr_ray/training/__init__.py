@@ -1,1 +1,1 @@
-"""Training one trial. Reading order: loop, setup, optimizers, checkpoint, folder, trial."""
+"""Training one trial. Reading order: loop, step, setup, checkpoint, folder, trial."""

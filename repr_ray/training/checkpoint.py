@@ -1,4 +1,4 @@
-"""Checkpoints of a trial, whole or not there: the newest two, an unusable one passed over, and the best weights."""
+"""Checkpoints of a trial, written atomically: the newest two, and the best weights; a damaged one is skipped."""
 
 import io
 import json
@@ -20,7 +20,7 @@ _NAME = re.compile(r"checkpoint-[0-9]{4,9}(-[0-9]{6,12})?\.pt")
 
 
 def save(folder: Path, epochs: int, steps: int, state: dict[str, Any]) -> None:
-    """Write `checkpoint-EPOCHS.pt`, or `checkpoint-EPOCHS-STEPS.pt` in an epoch's middle; keep the newest two."""
+    """Write `checkpoint-EPOCHS.pt`, or `checkpoint-EPOCHS-STEPS.pt` within an epoch; keep the newest two."""
     name = f"checkpoint-{epochs:04}" + (f"-{steps:06}" if steps else "")
     _write(folder / f"{name}.pt", state)
     for path in newest_first(folder)[KEPT:]:
@@ -28,18 +28,18 @@ def save(folder: Path, epochs: int, steps: int, state: dict[str, Any]) -> None:
 
 
 def save_best(folder: Path, epoch: int, val_accuracy: float, model: dict[str, Any]) -> None:
-    """Write `best.pt`: `model`, the weights (a state_dict) of the epoch that was best on held-out images so far."""
+    """Write `best.pt`: `model`, the weights (a state_dict) of the epoch with the best validation accuracy so far."""
     _write(folder / "best.pt", {"epoch": epoch, "val_accuracy": val_accuracy, "model": model})
 
 
 def readable(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and contents of the checkpoints, the newest first, tensors on the CPU; `warn` takes a line on others."""
+    """Names and contents of usable checkpoints, newest first, tensors on the CPU; `warn` gets a line on others."""
     import torch
 
     for path in newest_first(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a truncated file raises whatever its reader stumbles over
+        except Exception as error:  # a truncated file raises errors of many types
             warn(f"WARNING: {path.name} is damaged ({type(error).__name__}); {PASSED}")
             continue
         try:
@@ -56,18 +56,18 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 
 
 def misfit(name: str, error: Exception) -> str:
-    """The warning on a checkpoint that is whole, and not what this trial saves."""
+    """The warning on a readable checkpoint that this trial cannot have saved."""
     return f"WARNING: {name} is none of this trial's ({in_one_line(error)[:200]}); {PASSED}"
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """All checkpoints in a trial's folder; files of other names are none of ours, nor are links."""
+    """All checkpoints in a trial's folder, without links and files of other names."""
     found = [path for path in folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name) and not obstacle(path)]
     return sorted(found, key=_place, reverse=True)
 
 
 def newest_place(folder: Path) -> tuple[int, int]:
-    """Epochs, and steps of the next one, that the newest checkpoint (damaged or not) has behind it; else zeros."""
+    """Epochs done, and steps of the next one, by the name of the newest checkpoint; zeros without one."""
     return next(map(_place, newest_first(folder)), (0, 0))
 
 
@@ -104,7 +104,7 @@ class _Content(BaseModel, strict=True):
 
 
 def _check_content(state: Any, epochs: int, steps: int) -> None:
-    """Raise unless a checkpoint has the parts that this version writes, for the place that its name says."""
+    """Raise unless a checkpoint has the entries that this version writes, and the epochs and steps of its name."""
     _Content.model_validate(state)
     datetime.fromisoformat(state["started"])
     json.dumps([state["epochs"], state["cycles"]])
@@ -114,7 +114,7 @@ def _check_content(state: Any, epochs: int, steps: int) -> None:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    import torch  # not at the top: the runner only asks for names
+    import torch  # not at the top: the runner only needs names
 
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -1,4 +1,4 @@
-"""What a trial leaves in its folder. Rank 0 writes; the report reads (repr_ray.results.store)."""
+"""The files of a trial. Rank 0 writes them; the report reads them (repr_ray.results.store)."""
 
 import contextlib
 import json
@@ -27,8 +27,8 @@ OWNER = ".owner"
 class TrialFolder:
     """The files of one trial.
 
-    `config.yaml` says what it is, `epochs.jsonl` and `cycles.jsonl` how it went, `log.txt` tells it to a person,
-    `result.json` (written last) that it is done, `error.json` why it failed.
+    `config.yaml` has its settings, `epochs.jsonl` and `cycles.jsonl` its tables, `log.txt` lines to read,
+    `result.json` (written last) the result of a finished trial, `error.json` the error of a failed one.
     """
 
     def __init__(self, results: Path, trial: Trial, storage: Folder | None = None) -> None:
@@ -40,7 +40,7 @@ class TrialFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the trial has finished, with a whole result; it is never trained again."""
+        """Whether the trial has a valid result; it is never trained again."""
         try:
             return read_result(self.path) is not None
         except Unusable:
@@ -48,7 +48,7 @@ class TrialFolder:
 
     @property
     def broken(self) -> str:
-        """What is wrong with a result that does not count; empty where nothing is."""
+        """What is wrong with an invalid result; empty without one."""
         try:
             read_result(self.path)
         except Unusable as problem:
@@ -70,7 +70,7 @@ class TrialFolder:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What is stored about the trial: its result if it is done, else what it was announced with."""
+        """The trial's result if it is done, else its `config.yaml`; empty without either."""
         with contextlib.suppress(FileNotFoundError, Unusable):
             return read_result(self.path) or read_mapping(self.path / "config.yaml")
         return {}
@@ -82,7 +82,7 @@ class TrialFolder:
         return epochs.exists() and epochs.stat().st_size > 0
 
     def announce(self, data_digest: str | None = None) -> None:
-        """Make the folder, so that a report knows the trial, and the digest of its images, before it starts."""
+        """Write `config.yaml` with the digest of the images, so that a report lists the trial before it starts."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.done:
             names = {"name": self.trial.name, "fingerprint": self.trial.fingerprint, "data_digest": data_digest}
@@ -90,20 +90,20 @@ class TrialFolder:
             write_atomic(self.path / "config.yaml", text.encode())
 
     def take_over(self) -> None:
-        """Make this process the one that writes here; a former one, behind a cut link perhaps, notices."""
+        """Make this process the owner; a former owner, perhaps behind a broken link, finds out when it writes."""
         self.owner = uuid.uuid4().hex
         self.path.mkdir(parents=True, exist_ok=True)
         content = self.owner.encode()
         retry(lambda: self.storage.write(f"{self.name}/{OWNER}", content))
 
     def assert_owned(self) -> None:
-        """Raise Preempted when another process has taken over; on object storage `push` does."""
+        """Raise Preempted if another process has taken over; on object storage `push` does."""
         if not isinstance(self.storage, Remote):
-            self._ask_whose()
+            self._check_owner()
 
-    def _ask_whose(self) -> None:
+    def _check_owner(self) -> None:
         owner = b""
-        with contextlib.suppress(FileNotFoundError):  # the other one has even ended
+        with contextlib.suppress(FileNotFoundError):  # the other process has already ended
             owner = retry(lambda: self.storage.read(f"{self.name}/{OWNER}"))
         if owner.decode() != self.owner:
             raise Preempted(f"another process has taken over {self.trial.name}")
@@ -115,7 +115,7 @@ class TrialFolder:
         write_atomic(self.path / f"{name}.jsonl", lines.encode())
 
     def log(self, text: str) -> None:
-        """Add a line with the time of day to log.txt, which keeps its head and its end when it gets long."""
+        """Add a line with date and time to log.txt; of a long log the first and the last quarter are kept."""
         path = self.path / "log.txt"
         append(path, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {line(text)[:LONGEST_LINE]}\n".encode())
         if path.stat().st_size > LONGEST_LOG:
@@ -124,7 +124,7 @@ class TrialFolder:
             write_atomic(path, b"".join([*lines[:kept], b"... lines left out ...\n", *lines[-kept:]]))
 
     def finish(self, result: Mapping[str, object]) -> None:
-        """Mark the trial done; the last thing written."""
+        """Write the result, after everything else."""
         self.assert_owned()
         (self.path / "error.json").unlink(missing_ok=True)
         write_atomic(self.path / RESULT, json.dumps(result, indent=1).encode())
@@ -133,7 +133,7 @@ class TrialFolder:
         retry(lambda: self.storage.delete(f"{self.name}/{OWNER}"))
 
     def fail(self, error: dict[str, Any]) -> None:
-        """Mark the trial failed, unless another rank has said why already."""
+        """Write error.json, unless another rank has written it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.storage.pull(f"{self.name}/error.json")
         if not self.failed:
@@ -144,17 +144,17 @@ class TrialFolder:
             self.push()
 
     def pull(self, wanted: Callable[[str], bool] = bool) -> None:
-        """Bring here what object storage has of the trial."""
+        """Download the trial's files from object storage."""
         self.storage.pull(self.name, wanted)
 
     def push(self) -> None:
-        """Bring to object storage what changed here; tables and checkpoint belong together when this is called."""
+        """Upload what changed to object storage; call it when tables and checkpoint are of the same epoch."""
         if self.owner:
-            self._ask_whose()
+            self._check_owner()
         self.storage.push(self.name)
 
     def clear(self) -> None:
-        """Forget an earlier failure, a broken result and halves of a killed process: the trial runs again."""
+        """Delete an earlier error, an invalid result and partial files, before the trial runs again."""
         broken = [self.path / RESULT] if self.broken else []
         for path in (self.path / "error.json", *broken, *self.path.glob(f".*{PARTIAL}")):
             path.unlink(missing_ok=True)

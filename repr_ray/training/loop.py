@@ -20,21 +20,21 @@ from repr_ray.training.setup import derive_seed
 from repr_ray.training.step import Setup, sums
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2000}
-"""Images at a time: what keeps a core's cache warm, and what keeps a GPU busy."""
+"""Images of an evaluation batch: few enough for a core's cache, enough to keep a GPU busy."""
 
 
 AGREE_EVERY = 16
-"""Optimizer steps after which several ranks ask each other whether one of them has to stop."""
+"""Optimizer steps between two exchanges of several ranks on whether one of them has to stop."""
 
 Stop = Callable[[], bool]
-"""Whether this process has been asked to leave; called after every step, so it must not block."""
+"""Whether this process has to stop; called after every step, so it must not block."""
 
 PartialEpoch = dict[str, Any]
 """An interrupted epoch: `steps` done, `seconds` spent, and each rank's running sums and random state."""
 
 
 Record = Callable[[int, list[LayerEvent]], None]
-"""Takes an epoch, and what the scheme did before it."""
+"""Called with an epoch, and what the scheme did before or after it."""
 
 
 class Diverged(RuntimeError):
@@ -42,7 +42,7 @@ class Diverged(RuntimeError):
 
 
 def never() -> bool:
-    """Nobody asks this process to leave."""
+    """The process never has to stop."""
     return False
 
 
@@ -56,9 +56,9 @@ def run_epoch(
 ) -> EpochLine:
     """Train one epoch and evaluate it: its line of `epochs.jsonl`.
 
-    `record` takes what the scheme did before and after it, `progress(filters done, filters in all)` is called while
-    it ranks filters or brings them back. `part` goes on with an epoch that was left half-way. Raises Preempted
-    once a rank's `stop()` says so, Diverged, and RanksDiffer when the ranks no longer hold the same model.
+    `record` is called with what the scheme did before and after it, `progress(filters done, filters in all)` during
+    ranking and re-initialisation. `part` resumes an interrupted epoch. Raises Preempted when a rank's `stop()` is
+    true, Diverged, and RanksDiffer if the ranks no longer hold the same model.
     """
     trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
@@ -126,7 +126,7 @@ def _assert_finite_loss(loss: float | None, of: str, epoch: int) -> None:
 
 
 def assert_finite(model: nn.Module) -> None:
-    """Raise Diverged, naming the first one, unless all weights and buffers of a network are finite numbers."""
+    """Raise Diverged, with the first name, unless all weights and buffers of a network are finite."""
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise Diverged(f"{name} is not finite after the last epoch; lower train.optimizer.learning_rate")
@@ -137,7 +137,7 @@ def train_epoch(
 ) -> tuple[float, float, float]:
     """One pass over the training images: mean loss (nats), accuracy in [0, 1], the last learning rate.
 
-    Sums stay on the device; the only synchronisation is the one at the end. See `run_epoch` for `part` and `stop`.
+    Sums stay on the device; the only synchronisation is at the end. See `run_epoch` for `part` and `stop`.
     """
     train, step = setup.trial.train, setup.step
     started = perf_counter() - (part["seconds"] if part else 0)
@@ -158,7 +158,7 @@ def train_epoch(
 
 
 def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
-    """Whether any rank has been asked to stop; the same answer on all of them."""
+    """Whether any rank has to stop; the same value on all ranks."""
     if distributed.world_size() == 1:
         return stop()
     if step % AGREE_EVERY:
@@ -169,7 +169,7 @@ def _agree_to_stop(stop: Stop, step: int, setup: Setup) -> bool:
 
 
 def _snapshot(steps: int, seconds: float, totals: Tensor, setup: Setup) -> PartialEpoch:
-    """What `_restore` needs on every rank, gathered from all of them."""
+    """The interrupted epoch: sums and random state of every rank, gathered on all."""
     own = {"totals": totals.cpu(), "random": torch.get_rng_state()}
     if setup.device.type == "cuda":
         own["cuda_random"] = torch.cuda.get_rng_state(setup.device)
@@ -177,7 +177,7 @@ def _snapshot(steps: int, seconds: float, totals: Tensor, setup: Setup) -> Parti
 
 
 def _restore(own: dict[str, Tensor], setup: Setup) -> Tensor:
-    """Restore a rank's random state; its running sums."""
+    """Restore a rank's random state; returns its running sums."""
     torch.set_rng_state(own["random"])
     if setup.device.type == "cuda" and "cuda_random" in own:
         torch.cuda.set_rng_state(own["cuda_random"], setup.device)

@@ -1,4 +1,4 @@
-"""What a trial takes of a GPU's memory, measured by training a little of it."""
+"""The GPU memory of a trial, measured by training a few of its steps."""
 
 import contextlib
 import itertools
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from repr_ray.study.plan import Trial
 
 STEPS = 8
-"""Optimizer steps that are trained: those that a graph is recorded after, and some more."""
+"""Optimizer steps to train: more than precede the recording of a CUDA graph."""
 
 KEPT_FREE = 0.1
-"""Share of a GPU's memory that stays free: allocators do not use theirs without gaps."""
+"""Share of a GPU's memory that stays free, for the fragmentation of allocators."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a GPU, and of a process that trains on it, its CUDA context included."""
+    """Memory in bytes: of a trial's process with its CUDA context, and of the GPU."""
 
     trial: int
     gpu: int
@@ -29,7 +29,7 @@ class Memory:
 def measure_memory(trial: Trial) -> Memory:
     """Train a few steps of a trial on this process's GPU and evaluate it, without writing anything.
 
-    What other processes hold on the GPU counts as the trial's own.
+    Memory of other processes on the GPU is counted in.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a trial tells those who wait for it, and the one exception by which it leaves before its end."""
+"""Messages of a running trial, and the exception that ends it early."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from repr_ray.records import Epoch
 
 @dataclass(frozen=True)
 class Note:
-    """A line for a person: about one trial, or, without `trial`, about all of them."""
+    """A line of text about one trial, or, without `trial`, about all of them."""
 
     text: str
     trial: str | None = None
@@ -41,7 +41,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A trial has saved at `place` and left, to go on later."""
+    """A trial has saved its state at `place` and stopped, to be resumed later."""
 
     trial: str
     place: str
@@ -50,13 +50,13 @@ class Stopped:
 Message = Note | EpochEnded | Done | Failed | Stopped
 
 Tell = Callable[[Message], Any]
-"""Takes a message; must not block. Not every short epoch is told of, the last one is."""
+"""Called with a message; must not block. Short epochs are skipped, but for the last."""
 
 
 class Preempted(Exception):
-    """A trial leaves its process before its end: the process was asked to stop, or another one runs the trial.
+    """A trial stops before its end: its process has to stop, or another process runs the trial.
 
-    `part` is where it was in an epoch, for a checkpoint; see `repr_ray.training.loop.PartialEpoch`.
+    `part` is the interrupted epoch, for a checkpoint; see `repr_ray.training.loop.PartialEpoch`.
     """
 
     def __init__(self, message: str, part: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a result needs beside it: the code, the versions and the hardware that it was made with."""
+"""The code, versions and hardware that a result was made with."""
 
 import os
 import platform
@@ -16,9 +16,9 @@ PACKAGES = ("repr_ray", "torch", "torchvision", "ray", "numpy")
 
 
 def commit(package: Path = Path(repr_ray.__file__).parent) -> str | None:
-    """The commit of the checkout that a package lies in, marked when it has uncommitted changes; None outside one.
+    """The commit of the checkout that contains a package, with `-dirty` for uncommitted changes; None without one.
 
-    A repository that only surrounds the package, as the one that a virtual environment lies in, is none of its own.
+    A repository that only surrounds an installed package, such as one with a virtual environment in it, is ignored.
     """
     try:
         if Path(_git(package, "rev-parse", "--show-toplevel")).resolve() != package.parent.resolve():
@@ -30,7 +30,7 @@ def commit(package: Path = Path(repr_ray.__file__).parent) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git prints about a folder, whatever repository the environment names (in a hook, for example)."""
+    """The output of git in a folder; GIT_ variables, as set in a hook, are removed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=own)  # noqa: S603
@@ -38,7 +38,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of the packages a result depends on; None for one that is not installed."""
+    """Versions of Python and of the packages that a result depends on; None for one that is not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def hardware(device: "torch.device") -> dict[str, Any]:
-    """What a timing needs beside it: processor, its cores, and the GPU if one was used."""
+    """The processor, its cores, and the GPU if one was used."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()

@@ -1,4 +1,4 @@
-"""A checkpoint loaded into what a trial trains with, after a check that this trial can have saved it."""
+"""Loading a checkpoint into a trial, with a check that this trial can have saved it."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from torch.optim import Optimizer
 from repr_ray.training.step import Setup
 
 _OURS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-"""Optimizers whose state is known: of each parameter the same entries, in its shape."""
+"""Optimizers with the same state entries for each parameter, scalars or in its shape."""
 
 
 def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
-    """Load a checkpoint into what a trial trains with.
+    """Load a checkpoint into a set-up trial.
 
-    Raises for one that is not what this trial saves (tensors of other shapes or types, missing entries), with
-    `setup` partly changed.
+    Raises for a checkpoint that this trial does not save (other shapes or types, missing entries); `setup` is then
+    partly changed.
     """
     setup.model.load_state_dict(state["model"])
     _assert_alike(state["model"], setup.model.state_dict(), "model")
@@ -41,25 +41,25 @@ def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
 
 
 def _check_part(part: dict[str, Any], ranks: int) -> None:
-    """Raise unless an epoch that was left half-way can go on in so many processes."""
+    """Raise unless an interrupted epoch can be resumed with this number of ranks."""
     if len(part["ranks"]) != ranks:
-        raise ValueError(f"an epoch was left half-way by {len(part['ranks'])} processes, this trial has {ranks}")
+        raise ValueError(f"an epoch was interrupted on {len(part['ranks'])} ranks, this trial has {ranks}")
     for rank in part["ranks"]:
         _assert_alike({"totals": torch.zeros(2), "random": torch.get_rng_state()}, rank, "part.ranks")
 
 
 def _check_momenta(optimizer: Optimizer) -> None:
-    """Raise unless an optimizer keeps the same entries for each parameter, as single numbers or in its shape."""
+    """Raise unless an optimizer has the same state entries for each parameter, scalars or in its shape."""
     if len({frozenset(kept) for kept in optimizer.state.values()}) > 1:
         raise ValueError("optimizer.state lacks entries of some parameters")
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
             if not isinstance(value, Tensor) or (value.dim() and value.shape != parameter.shape):
-                raise ValueError(f"optimizer.state: {name} has not the shape of its parameter")
+                raise ValueError(f"optimizer.state: {name} does not have the shape of its parameter")
 
 
 def _assert_alike(one: Any, other: Any, name: str) -> None:
-    """Raise, naming the entry, unless `other` has all that `one` has, in the same types and shapes."""
+    """Raise ValueError, with the entry, unless `other` has all entries of `one` in the same types and shapes."""
     if isinstance(one, dict) and isinstance(other, dict):
         if missing := [key for key in one if key not in other]:
             raise ValueError(f"{name} lacks {missing[0]}")

@@ -1,4 +1,4 @@
-"""Everything one trial trains with, made from its settings: equal seeds give equal starts, whatever the scheme."""
+"""Building a trial from its settings: equal seeds give equal initial weights, for every scheme."""
 
 import ctypes
 import hashlib
@@ -63,8 +63,8 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
 def keep_freed_memory() -> None:
     """Keep freed memory in the process for the next step, where the C library is glibc.
 
-    By default it gives large blocks back to the system and faults them in again, page by page: up to a fifth of a
-    training step on a CPU (benchmarks/README.md).
+    By default it returns large blocks to the system, and each step takes page faults to get them again: up to a
+    fifth of a training step on a CPU (benchmarks/README.md).
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -83,13 +83,13 @@ def build_model(trial: Trial) -> nn.Module:
 
 
 def example_of(trial: Trial) -> Tensor:
-    """Two images in the shape of the trial's, without data."""
+    """Two images in the shape of the trial's, on the meta device."""
     images = shape_of(trial.data)
     return torch.empty(2, images.channels, images.size, images.size, device="meta")
 
 
 def teach(setup: Setup, teacher: Trial, weights: Mapping[str, Tensor]) -> None:
-    """Let a trial learn from the network of another, with these weights (a state_dict), in its own precision."""
+    """Give a trial a teacher: the network of another trial with these weights (a state_dict)."""
     network = build_model(teacher).to(setup.device).to(memory_format=torch.channels_last)
     network.load_state_dict(weights)
     network.requires_grad_(False).eval()
@@ -104,11 +104,10 @@ def teach(setup: Setup, teacher: Trial, weights: Mapping[str, Tensor]) -> None:
 def check(trial: Trial) -> Mapping[str, str]:
     """Build the trial's network and scheme without data, and without memory unless it has plug-ins.
 
-    Returns the convolutions filters are never dropped from, with the reason of each; none for standard training.
-    Raises ConfigError for a network that does not fit its images, a scheme that does not fit the network, and
-    whatever a plug-in raises.
+    Returns the layers whose filters are never dropped, with the reason; none for standard training. Raises
+    ConfigError if the network does not fit the images, the scheme does not fit the network, or a plug-in raises.
     """
-    with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values, which meta has none of
+    with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values; meta tensors have none
         with _refusing(trial, trial.model.kind):
             model = build_model(trial)
             if trial.model.kind in trial.plug_ins:
@@ -131,7 +130,7 @@ def check(trial: Trial) -> Mapping[str, str]:
 
 @contextmanager
 def _refusing(trial: Trial, *kinds: str) -> Iterator[None]:
-    """Raise ConfigError for whatever a component of the user's raises, and for ValueErrors of the others."""
+    """Turn any exception of a plug-in, and ValueErrors of built-in components, into ConfigError."""
     try:
         yield
     except Exception as error:
@@ -144,7 +143,7 @@ def _refusing(trial: Trial, *kinds: str) -> Iterator[None]:
 
 
 def _check_logits(trial: Trial, model: nn.Module) -> None:
-    """Raise ConfigError unless a network of the user's gives logits for images of the data set."""
+    """Raise ConfigError unless a plug-in network returns logits for images of the data set."""
     known = shape_of(trial.data)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"made {type(model).__name__}, expected torch.nn.Module")
@@ -162,7 +161,7 @@ def _check_logits(trial: Trial, model: nn.Module) -> None:
 
 
 def _check_loss(trial: Trial, scheme: Any) -> None:
-    """Raise ConfigError unless a scheme of the user's has the hooks of `Scheme` and a loss that is one number."""
+    """Raise ConfigError unless a plug-in scheme is a `Scheme` with a loss that is one number."""
     if not isinstance(scheme, Scheme):
         raise ConfigError(
             f"{trial.settings.kind} made {type(scheme).__name__}, expected a subclass of repr_ray.Scheme"
@@ -183,7 +182,7 @@ def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
 
 
 def resolve_precision(train: Train, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies it faster, else fp32."""
+    """The precision; `auto` is bf16 if the hardware multiplies it faster, else fp32."""
     if train.precision != "auto":
         return train.precision
     if device.type == "cuda":
@@ -206,7 +205,7 @@ def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device)
 
 
 def _ranking_batches(decoded: Decoded, trial: Trial, device: torch.device) -> RankingBatches | None:
-    """The images a ranking that needs data is measured on, evenly spread over its split, without augmentation."""
+    """The images of a ranking that needs data, evenly spread over its split, not augmented; None without one."""
     if trial.settings.ranking_images is None:
         return None
     name, images = trial.settings.ranking_images

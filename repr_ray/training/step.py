@@ -24,7 +24,7 @@ from repr_ray.training.average import Average
 
 @dataclass
 class Setup:
-    """What the loop works on. `model` is the network itself, `forward` the same one as it is trained (DDP)."""
+    """What a trial trains with. `model` is the network, `forward` the same network as it is trained (DDP)."""
 
     trial: Trial
     device: torch.device
@@ -63,7 +63,7 @@ class Step:
     """Forward, backward and update on a batch. `totals` sums loss (nats) and hits over batches, on the device."""
 
     def __init__(self, setup: Setup) -> None:
-        self.setup: Setup = weakref.proxy(setup)  # which owns this step: a cycle would keep a trial's memory for long
+        self.setup: Setup = weakref.proxy(setup)  # a reference cycle would keep memory
         self.totals = torch.zeros(2, device=setup.device)
         self.sub: SubNetwork | None = None
         self.forward = setup.forward
@@ -72,7 +72,7 @@ class Step:
 
     @contextmanager
     def epoch(self) -> Iterator[None]:
-        """Around the steps of an epoch, or of a part of one: where that is asked for, S2 trains a smaller copy."""
+        """Around the steps of an epoch, or of a part of one; with `compact_sub_network`, S2 trains a smaller copy."""
         self.sub = self.setup.scheme.sub_network() if self.setup.trial.train.compact_sub_network else None
         self.forward = self.setup.data_parallel(self.sub.model) if self.sub else self.setup.forward
         self.forward.train()
@@ -127,17 +127,17 @@ class Step:
             setup.optimizer.step()
             if scheme.recorded:
                 scheme.after_step()
-        if self.own_loss:  # the tables tell the cross-entropy of every scheme
+        if self.own_loss:  # the tables have the cross-entropy of every scheme
             loss = F.cross_entropy(logits.detach(), labels, reduction="sum")
         self.totals += sums(loss, logits, labels)
 
 
 class GraphedStep(Step):
-    """The same step with its kernels recorded, so that a GPU does not wait for Python between them.
+    """The same step with its kernels recorded, so that the GPU does not wait for Python between them.
 
     One graph for the whole network and one for the sub-network: what differs is whether masks are applied. Weights,
-    masks and optimizer state are only ever changed in place, so dropping and bringing back filters leave both valid.
-    The first steps, which create the optimizer's state, and a last smaller batch run as they are.
+    masks and optimizer state only change in place, so both graphs stay valid when filters are dropped or return. The
+    first steps, which create the optimizer's state, and a last smaller batch run as they are.
     """
 
     WARM_UP = 3
@@ -152,7 +152,7 @@ class GraphedStep(Step):
     def _set_rate(self, learning_rate: float) -> None:
         for group in self.setup.optimizer.param_groups:
             if not isinstance(group["lr"], Tensor) or group["lr"].device != self.setup.device:
-                # recorded as a number, also as one read from a checkpoint's tensor, it could not be changed any more
+                # a graph would record a number, also one from a checkpoint, as a constant
                 group["lr"] = torch.tensor(learning_rate, device=self.setup.device)
             group["lr"].fill_(learning_rate)
             if "capturable" in group:
@@ -173,7 +173,7 @@ class GraphedStep(Step):
         self.graphs[phase].replay()
 
     def _train_beside(self, batch: Batch) -> None:
-        """On the stream that recording takes place on, which what backward leaves behind is bound to."""
+        """Train on the stream of the recording: the state that backward creates is bound to a stream."""
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.setup.device))
         with torch.cuda.stream(self.stream):
@@ -201,13 +201,13 @@ def data_parallel(model: nn.Module, train: Train) -> nn.Module:
 
 
 def make_step(setup: Setup) -> Step:
-    """The step for a trial; `resources.cuda_graph` asks for nothing without a GPU, or under DDP."""
+    """The step of a trial; `resources.cuda_graph` has no effect without a GPU, or under DDP."""
     graphed = setup.trial.resources.cuda_graph and setup.device.type == "cuda" and distributed.world_size() == 1
     return GraphedStep(setup) if graphed else Step(setup)
 
 
 def sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed loss and number of hits of a batch, shape (2); where images are mixed, of the class of largest share."""
+    """Summed loss and number of hits of a batch, shape (2); of a mixed image the larger class counts."""
     if labels.ndim == 2:
         labels = labels.argmax(1)
     return torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).sum()])

@@ -14,7 +14,7 @@ _CURVES = [name for name, kind in columns(Epoch).items() if kind is float] + ["f
 
 
 class Board:
-    """Event files in a trial's folder; what an earlier run wrote from epoch `first` on is hidden."""
+    """Event files in a trial's folder; events of an earlier run from epoch `first` on are hidden."""
 
     def __init__(self, folder: Path, first: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=first)
@@ -26,16 +26,16 @@ class Board:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.writer.file_writer.add_summary(
             Summary(value=values), row["epoch"]
-        )  # `add_scalar` makes an event of each
+        )  # one event; `add_scalar` writes one for each value
         if events and events[0].event == "drop":
             self.writer.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the added events."""
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what was added, for the last time."""
+        """Write the added events and close the file."""
         self.writer.close()
 
 

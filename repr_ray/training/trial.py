@@ -1,4 +1,4 @@
-"""One trial from start or checkpoint to its result, on one rank; whatever happens, its folder says so."""
+"""One trial from its start or checkpoint to its result, on one rank; its folder records how it ended."""
 
 import contextlib
 import traceback
@@ -28,10 +28,10 @@ from repr_ray.training.setup import set_up, teach
 from repr_ray.training.tensorboard import Board
 
 TELL_EVERY = 0.3
-"""Seconds between two epochs that are told of, at least."""
+"""The least number of seconds between two EpochEnded messages."""
 
 PROGRESS_EVERY = 10.0
-"""Seconds between two notes on a ranking or a re-initialisation that takes long."""
+"""Seconds between two notes on a long ranking or re-initialisation."""
 
 LINE = 120
 """Columns of a line in a job log, the trial's name included."""
@@ -48,9 +48,9 @@ def run_trial(
     """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
 
     `results` is a folder, or the URI of one on object storage, where the trial is stored with every checkpoint.
-    `origin` (command, commit, GPUs of a worker) goes into result.json. Raises Preempted once `stop()` is true on any
-    rank, after saving behind the step it was in, and when another process has started the trial since; and what
-    training raises, after writing error.json.
+    `origin` (command, commit, GPUs of a worker) is written to result.json. Raises Preempted when `stop()` is true on
+    any rank, after the current step and a checkpoint, and when another process has started the trial since. Other
+    exceptions are raised after error.json is written.
     """
     folder = None
     with contextlib.ExitStack() as stack:
@@ -63,15 +63,15 @@ def run_trial(
         except Preempted:
             raise
         except Exception as error:
-            if folder and not distributed.lost_connection(error):  # the other rank knows why
-                with contextlib.suppress(StorageError):  # what is not stored is told
+            if folder and not distributed.lost_connection(error):  # the other rank reports its own error
+                with contextlib.suppress(StorageError):  # the message below has the error
                     folder.fail(failure(error))
             tell(Failed(trial.name, failure(error)["message"]))
             raise
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """What error.json holds: `status` is diverged, ranks differ, out of memory, or failed."""
+    """The content of error.json: `status` is diverged, ranks differ, out of memory, or failed."""
     memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if isinstance(error, Diverged):
         status = "diverged"
@@ -84,17 +84,17 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 class _Run:
-    """A trial on one rank: what it trains with, and how far it is. Rank 0 alone writes and tells."""
+    """The state of a trial on one rank. Only rank 0 writes files and sends messages."""
 
     def __init__(self, trial: Trial, folder: TrialFolder, device: torch.device, tell: Tell) -> None:
-        """Set the trial up as its newest checkpoint says, or at its start."""
+        """Set the trial up from its newest usable checkpoint, or from scratch."""
         self.trial, self.folder, self.tell = trial, folder, tell
         self.lead = distributed.rank() == 0
         self.epochs: list[EpochLine] = []
         self.cycles: list[dict[str, Any]] = []
-        self.events: list[LayerEvent] = []  # of the epoch that trains
+        self.events: list[LayerEvent] = []  # of the current epoch
         self.part: PartialEpoch | None = None
-        self.best: tuple[int, float, dict[str, Tensor]] | None = None  # weights that are not written yet
+        self.best: tuple[int, float, dict[str, Tensor]] | None = None  # not yet written
         self.warned: set[str] = set()
         self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
         self.started, seconds = datetime.now(UTC), 0.0
@@ -131,7 +131,7 @@ class _Run:
                 self._end_epoch(epoch, row)
 
     def finish(self, origin: dict[str, Any]) -> None:
-        """Check the network that has come out, and write the result."""
+        """Check the trained network, and write the result."""
         distributed.assert_same_model(self.setup.model, "at the end")
         assert_finite(self.setup.model)
         if not self.lead:
@@ -145,7 +145,7 @@ class _Run:
         self.tell(Done(self.trial.name))
 
     def _restore(self, device: torch.device) -> dict[str, Any] | None:
-        """Set up what trains, with the newest checkpoint that this trial can have saved in it; that checkpoint."""
+        """Set the trial up and load the newest usable checkpoint; returns that checkpoint, or None."""
         states = self._take_over() if self.lead else iter(())
         while True:
             announced, name, state = distributed.from_rank_0(next(states, None))
@@ -156,14 +156,14 @@ class _Run:
                 return None
             try:
                 restore(state, self.setup, distributed.world_size())
-            except Exception as error:  # whatever a foreign state makes of an optimizer or a scheme
+            except Exception as error:  # a foreign state raises errors of many types
                 if self.lead:
                     self._note(checkpoint.misfit(name, error))
             else:
                 return state
 
     def _take_over(self) -> Iterator[tuple[str | None, str, dict[str, Any] | None]]:
-        """Make this process the one that writes; each checkpoint, then none, beside the digest of the launch."""
+        """Take the folder over; yields the digest of the launch with each readable checkpoint, at last with None."""
         self.folder.take_over()
         self.folder.pull()
         self.folder.clear()
@@ -173,7 +173,7 @@ class _Run:
         yield announced, "", None
 
     def _find_teacher(self) -> dict[str, Any]:
-        """Let the trial learn from its teacher's last weights; what the result says about the teacher."""
+        """Load the last weights of the trial's teacher, if any; returns the result's entries on the teacher."""
         if not self.trial.teacher:
             return {}
         weights, facts = distributed.from_rank_0(self._read_teacher(self.trial.teacher) if self.lead else None)
@@ -185,9 +185,7 @@ class _Run:
         folder.pull()
         state = checkpoint.load_newest(folder.path, self._note) if folder.done else None
         if state is None or len(state["epochs"]) != teacher.train.epochs:
-            raise ConfigError(
-                f"loss: the teacher {teacher.name} has left no weights of its last epoch; train it again"
-            )
+            raise ConfigError(f"loss: the teacher {teacher.name} has no weights of its last epoch; train it again")
         if state.get("data_digest") != self.setup.data_digest:
             raise ConfigError(f"loss: the teacher {teacher.name} has trained on other images")
         self._note(f"learns from {teacher.name}")
@@ -198,7 +196,7 @@ class _Run:
         self.tell(Note(text, self.trial.name))
 
     def _record(self, epoch: int, events: list[LayerEvent]) -> None:
-        """What the scheme did before or after an epoch; a warning of one kind is told once, and logged each time."""
+        """Record what the scheme did before or after an epoch; a kind of warning is sent once, but always logged."""
         self.events = self.events + events
         if not self.lead or not events:
             return
@@ -235,7 +233,7 @@ class _Run:
         self.tell(Stopped(self.trial.name, _place(epoch, part)))
 
     def _write(self) -> None:
-        """Write all there is. Best weights first: an epoch in a checkpoint has been compared with them."""
+        """Write weights, checkpoint and tables. The best weights first, so that a checkpoint never lacks them."""
         if self.best:
             checkpoint.save_best(self.folder.path, *self.best)
             self.best = None
@@ -284,7 +282,7 @@ class _Run:
 
 
 def _assert_same_data(digest: str, announced: str | None, state: dict[str, Any] | None) -> None:
-    """Raise on every rank unless all ranks, the launch and the checkpoint mean the same images."""
+    """Raise on every rank unless all ranks, the launch and the checkpoint have the same images."""
     every = distributed.of_every_rank(digest)
     if odd := [str(rank) for rank, other in enumerate(every) if other != every[0]]:
         raise distributed.RanksDiffer(f"data: the images on rank {', '.join(odd)} differ from those on rank 0")
@@ -295,9 +293,9 @@ def _assert_same_data(digest: str, announced: str | None, state: dict[str, Any] 
 
 
 class _Pace:
-    """After which epochs a trial is written: every so many, or with `auto` as many as cost `SHARE` of its time.
+    """When to write a trial: after every n-th epoch, or with `auto` so that writing takes `SHARE` of the time.
 
-    A process that dies loses what it trained since; `LONGEST` seconds bound that where storage is slow.
+    With slow storage at most `LONGEST` seconds pass between two checkpoints.
     """
 
     SHARE, LONGEST = 0.005, 300.0
@@ -313,7 +311,7 @@ class _Pace:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Around the writing."""
+        """Measure the time of the writing inside."""
         began = perf_counter()
         yield
         self.ended = perf_counter()
@@ -321,7 +319,7 @@ class _Pace:
 
 
 def _place(epochs: int, part: PartialEpoch | None) -> str:
-    """Where a trial with so many whole epochs behind it goes on, in words: people count from 1."""
+    """The place after `epochs` whole epochs, in words, counted from 1."""
     return f"epoch {epochs + 1}" + (f", step {part['steps']}" if part else "")
 
 
@@ -334,8 +332,8 @@ def _best_so_far(epochs: list[EpochLine]) -> float | None:
 def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int | None:
     """The epoch from which training accuracy never again rose above chance, or None.
 
-    `chance` is the share of the most frequent class; three binomial standard errors are allowed on top. Fewer than
-    three epochs at the end are not called a collapse.
+    `chance` is the share of the most frequent class; three binomial standard errors are added. Fewer than three
+    epochs at the end are no collapse.
     """
     limit = chance + 3 * (chance * (1 - chance) / images) ** 0.5
     first = len(accuracies)
@@ -345,7 +343,7 @@ def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int 
 
 
 class _RankingNotes:
-    """Says how far a ranking or a re-initialisation is, every `PROGRESS_EVERY` seconds, twenty times at most."""
+    """Notes the progress of a ranking or re-initialisation every `PROGRESS_EVERY` seconds, twenty times at most."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.note, self.last, self.done = note, perf_counter(), 0
