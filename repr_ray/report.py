@@ -36,13 +36,13 @@ def report(
 ) -> "Comparison":
     """Gather results folders, compare the schemes, write tables and pictures, print them to `console`.
 
-    `output` is where files go: the results folder itself, or `joined` beside the first of several. `baseline`
+    `output` is the output folder: the results folder itself, or `joined` beside the first of several. `baseline`
     is a scheme's name, else the experiment's own. `claims` is a CSV file of published numbers, else the one that
     comes with the package. Parquet tables are always written; `html` stands for the pictures and the page, with the
     trials' curves, filters and scores for blocks (a data set, model and variant each) of up to `pictures` schemes in
-    all, drawn by up to `workers` processes. With `power` the seeds that a verdict would take are printed. A file
-    that is not ours is never replaced: a note says so. Raises ValueError, one line a folder, where no folder holds a
-    trial, and for a file of claims that cannot be read.
+    all, drawn by up to `workers` processes. With `power` the seeds that a verdict would need are printed. A foreign
+    file is never replaced, which a note says. Raises ValueError, one line per folder, if no folder holds a trial, and
+    for a file of claims that cannot be read.
     """
     from repr_ray.results import claims as published
     from repr_ray.results import details as beside
@@ -134,7 +134,7 @@ def report(
 
 
 def job_console() -> "Console":
-    """Standard output; in a job log as wide as the tables are made for, unless COLUMNS says how wide it is."""
+    """Standard output; in a job log of a fixed width, unless COLUMNS is set."""
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
@@ -211,7 +211,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _output(asked: str | None, folders: Sequence[Folder], stack: contextlib.ExitStack) -> Folder:
-    """Where files go when it is not said: see `report`."""
+    """The folder of the output, also by default: see `report`."""
     if asked:
         return stack.enter_context(opened(asked, waits=()))
     if len(folders) == 1:

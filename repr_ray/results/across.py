@@ -1,10 +1,10 @@
 """Schemes over several data sets and networks.
 
-Seeds are repetitions on one data set and one network: they say how sure a mean is, and nothing about other data.
-So each (data set, network) gives one number a scheme, its mean over seeds, and the test is over those numbers:
-Wilcoxon's signed ranks for one scheme beside the baseline, for more Friedman's test with Nemenyi's critical
-difference (Demsar, JMLR 7, 2006). Variants of one data set and network, such as the values of a grid, are no further
-data sets either: their means are averaged.
+Seeds are repetitions on one data set and one network: they give the uncertainty of a mean there, and no evidence for
+other data. Each (data set, network) gives one number per scheme, the mean over seeds, and the test is over these
+numbers: Wilcoxon's signed-rank test for one scheme beside the baseline, Friedman's test with Nemenyi's critical
+difference for more (Demsar, JMLR 7, 2006). Variants of a data set and network, such as the values of a grid, are not
+independent data sets: their means are averaged.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ PAIR = ["dataset", "model"]
 
 @dataclass(frozen=True)
 class Across:
-    """Accuracies, fractions, a row a (data set, network) and a column a scheme, and what follows from them.
+    """Accuracies as fractions, one row per (data set, network) and one column per scheme, with their tests.
 
-    `table` has a row a scheme, the best rank first: its mean rank (1 is best), its difference to the baseline as mean
-    and 95% t-interval over the rows of `accuracies`, in how many of these it is ahead, and `p_baseline` against the
-    baseline alone (Nemenyi's, or Wilcoxon's where there is one scheme). `p` is that of the test over all schemes,
-    `critical` the difference of mean ranks that Nemenyi's test finds at 5%, NaN for two schemes.
+    `table` has one row per scheme, the best rank first: its mean rank (1 is best), its difference to the baseline as
+    mean and 95% t-interval over the rows of `accuracies`, the number of these in which it is ahead, and `p_baseline`
+    against the baseline alone (Nemenyi's test, or Wilcoxon's for a single scheme). `p` is that of the test over all
+    schemes, `critical` Nemenyi's critical difference of mean ranks at 5%, NaN for two schemes.
     """
 
     baseline: str
@@ -106,7 +106,7 @@ def _wilcoxon(differences: Array) -> float:
 
 
 def _without_gaps(wide: pd.DataFrame, baseline: str, notes: list[str]) -> pd.DataFrame:
-    """Leave out the row or the scheme with the largest share of gaps until there are none."""
+    """Remove the row or scheme with the largest share of gaps until none is left."""
     while (gaps := wide.isna()).to_numpy().any():
         rows, schemes = gaps.mean(axis=1), gaps.mean().drop(baseline)
         if schemes.max() >= rows.max():

@@ -1,4 +1,4 @@
-"""Verdicts of experiments that are looked at until they are decided (`seeds: {looks, margin}`)."""
+"""Verdicts of experiments with looks (`seeds: {looks, margin}`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ GROUP = ["dataset", "model", "variant", "scheme"]
 def judge(
     rows: Sequence[dict[str, Any]], pairs: pd.DataFrame, trials: pd.DataFrame, baseline: str, design: Design
 ) -> None:
-    """Put intervals, p values and verdicts over all looks and schemes into the rows of a comparison.
+    """Add intervals, p values and verdicts over all looks and schemes to the rows of a comparison.
 
     `rows` are those with a baseline, `pairs` has the `difference` of each scheme and seed. A seed has ended for a
     scheme when its trial and the baseline's are done or failed.

@@ -1,15 +1,14 @@
 """Published numbers beside measured ones.
 
 A claim is a row of CSV: source, dataset, model, scheme, metric (test_error, test_accuracy or best_test_accuracy,
-in percent), value, and, where known, `settings` that the source states (`train.epochs=100 ...`), the `recipe` that
-says the rest (a shipped config, `recipes/paper`, or a `.yaml` beside the file), and a note. A match is exact where
-all our settings are those of the recipe's cell, and no other scheme of ours has the same; else it is approximate, and
-the remark says what differs. Schemes go
-by what they do, not by the user's name for them: `standard`, `repr`, `repr-random` for RePr with another score, and
-`repr-inverse`; with a loss of its own a scheme is `orthogonality` or `distillation+repr`, born-again ones `ban`.
-It is reproduced where the whole 95% interval of ours lies within one percentage point of it, not reproduced where
-the whole interval lies farther away, and else it cannot be told yet. With every scheme that was also published for
-standard training, the gain over it is compared in the same way, by the interval of the paired difference.
+in percent), value, and, if known, `settings` that the source states (`train.epochs=100 ...`), the `recipe` with all
+other settings (a shipped config, `recipes/paper`, or a `.yaml` beside the file), and a note. A match is exact if all
+our settings are those of the recipe, and no other scheme of ours has the same; otherwise it is approximate, and the
+remark lists the differences. Schemes are named by their settings, not by the user: `standard`, `repr`, `repr-random`
+for RePr with another score, `repr-inverse`; with a loss of its own `orthogonality` or `distillation+repr`; `ban` for
+born-again networks. A claim is reproduced if our whole 95% interval lies within one percentage point of it, not
+reproduced if the whole interval lies outside, and undecided otherwise. If the source also has standard training, the
+gain over it is compared in the same way, by the interval of the paired difference.
 """
 
 import json
@@ -52,7 +51,7 @@ COLUMNS = [
 
 
 def load(path: Path | None = None) -> pd.DataFrame:
-    """Read a file of claims, or the package's own. Raises ValueError naming what is wrong with the file."""
+    """Read a file of claims, or the package's own. Raises ValueError with the line at fault."""
     source = path or resources.files("repr_ray.results") / "data" / "claims.csv"
     try:
         with source.open("r", encoding="utf-8") as file:
@@ -69,7 +68,7 @@ def load(path: Path | None = None) -> pd.DataFrame:
         raise ValueError(f"claims {source}: value={claims['value'].iloc[row]!r} in row {row + 1} is not a number")
     accuracy = (value / 100).where(claims["metric"] != "test_error", 1 - value / 100)
     optional = {name: claims.get(name, pd.Series("", claims.index)) for name in ("settings", "recipe", "note")}
-    if path:  # a config of the user's lies beside the file
+    if path:  # the user's config lies beside the file
         beside = optional["recipe"].map(lambda name: str(path.parent / name) if name.endswith(".yaml") else name)
         optional["recipe"] = beside
     claims = claims.assign(accuracy=accuracy.round(6), measure=claims["metric"].map(_METRICS), **optional)
@@ -78,13 +77,13 @@ def load(path: Path | None = None) -> pd.DataFrame:
 
 
 def sources() -> pd.DataFrame:
-    """What the sources of the package's own claims are: source, reference, address."""
+    """The sources of the package's own claims: source, reference, address."""
     with (resources.files("repr_ray.results") / "data" / "sources.csv").open("r", encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
 def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
-    """Every claim that a row of the comparison can be held against, with a verdict. See `COLUMNS`."""
+    """Every claim that matches a row of the comparison, with a verdict. See `COLUMNS`."""
     texts = comparison.trials.groupby(GROUP)["settings"].first()
     standards = dict(iter(claims[claims["scheme"] == "standard"].groupby(_NEEDED[:3])))
     of_standard = [_partner(row, standards.get(tuple(row[key] for key in _NEEDED[:3]))) for row in records(claims)]
@@ -110,13 +109,13 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_match(claims: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The claims that get a verdict, and those that ours are only like."""
+    """The claims with a verdict, and the approximate ones."""
     exact = claims["match"] == "exact"
     return claims[exact], claims[~exact]
 
 
 def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, those exact no longer that share a claim: arms with the same settings differ in what is not known."""
+    """The rows; matches that share a claim become approximate, since their schemes differ in something unknown."""
 
     def claim(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["source"], row["dataset"], row["quantity"], row["claimed"], row["match"]
@@ -127,7 +126,7 @@ def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n: int, exact: bool) -> dict[str, Any]:
-    """Where settings differ from the published ones, nothing is reproduced or not: it is another experiment."""
+    """Remove the verdict where settings differ from the published ones: it is another experiment."""
     mean, low, high = (ours[f"{measure}_{part}"] for part in ("mean", "low", "high"))
     verdict = UNDECIDED
     judged = exact and n >= _FEWEST
@@ -140,7 +139,7 @@ def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n:
 
 
 def _published_name(scheme: str, settings: dict[str, Any]) -> str:
-    """What a scheme with these flat settings is called in publications, whatever the user calls it."""
+    """The name in publications of a scheme with these flat settings."""
     kind = settings.get("scheme.kind", scheme)
     if loss := settings.get("scheme.loss.kind"):
         born_again = loss == "distillation" and settings.get("scheme.loss.temperature", 1.0) == 1
@@ -156,7 +155,7 @@ def _published_name(scheme: str, settings: dict[str, Any]) -> str:
 
 
 def _differs(source: str, model: str, label: str) -> str | None:
-    """How our network differs from the published one: empty for the same, None where it is another."""
+    """The difference between our network and the published one: empty if there is none, None for another network."""
     published = _LABELS.get((source, model), model)
     if label == published:
         return ""
@@ -168,7 +167,7 @@ def _differs(source: str, model: str, label: str) -> str | None:
 
 
 def _unlike(claim: dict[str, Any], used: dict[str, Any], other_network: bool) -> list[str]:
-    """What of our flat settings differs from those the source states, and from those that its recipe adds."""
+    """Our flat settings that differ from those of the source, and from those of its recipe."""
     parts = (part.split("=", 1) for part in claim["settings"].split())
     stated = {name: yaml.safe_load(value) for name, value in parts}
     differs = [name for name, value in stated.items() if name in used and used[name] != value]
@@ -184,7 +183,7 @@ def _unlike(claim: dict[str, Any], used: dict[str, Any], other_network: bool) ->
 
 
 def _cell(claim: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any] | None:
-    """What the claim's recipe trains for it, as flat settings."""
+    """The flat settings of the claim's recipe."""
     network = _LABELS.get((claim["source"], claim["model"]), claim["model"])
     wanted = (claim["dataset"], network, claim["scheme"])
     known = cells(claim["recipe"]) if claim["recipe"] else ()
@@ -197,7 +196,7 @@ def _told(name: str, value: Any) -> str:
 
 
 def _value(name: str, value: Any) -> str:
-    """A value in words: what is not set says what that means."""
+    """A value in words, also for a setting that is not given."""
     nothing = {"data.train_images": "all", "scheme.cycles": "as many as fit"}.get(name, "not set")
     return nothing if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -3,10 +3,9 @@
 Differences are of last-epoch test accuracy between trials of the same data, model, training settings and
 seed. The interval is Student's t over three differences or more (scipy.stats.ttest_1samp), p the exact two-sided
 sign-flip test (scipy.stats.permutation_test), corrected by Holm (statsmodels multipletests) over all comparisons that
-are made together: every scheme of every data set, model and variant. A scheme is called better or worse only where
-the interval leaves out 0 and the corrected p is at most 0.05. Where there are too few pairs for the corrected exact p
-to get there, but six at least, the p of the paired t-test, corrected in the same way, takes its place, and the
-sentence says so.
+are made together: every scheme of every data set, model and variant. A scheme is called better or worse only if the
+interval excludes 0 and the corrected p is at most 0.05. With six pairs or more, but too few for the corrected exact p
+to reach 0.05, the corrected p of the paired t-test is used instead, and the sentence says so.
 """
 
 import json
@@ -28,19 +27,19 @@ from repr_ray.results.store import UNFINISHED, Tables
 BLOCK = ["dataset", "model", "variant"]
 GROUP = [*BLOCK, "scheme"]
 LEVEL = 0.05
-FEWEST_FOR_INTERVAL = 3  # pairs below which an interval says nothing but the differences themselves
-_FEWEST = 6  # pairs below which nothing is decided: no exact two-sided test reaches 0.05 with five
-_EXACT = 20  # pairs up to which every one of the 2^n sign flips is tried
+FEWEST_FOR_INTERVAL = 3  # pairs below which no interval is computed
+_FEWEST = 6  # pairs below which there is no verdict: no exact two-sided test reaches 0.05 with five
+_EXACT = 20  # pairs up to which all 2^n sign flips are enumerated
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer, and what it rests on.
+    """The comparison and its data.
 
-    `table` has a row a data set, model, variant and scheme, the baseline first; accuracies and differences
-    are fractions from 0 to 1 (0.01 is one percentage point), times seconds. `pairs` has a row a scheme and
+    `table` has one row per data set, model, variant and scheme, the baseline first; accuracies and differences
+    are fractions from 0 to 1 (0.01 is one percentage point), times seconds. `pairs` has one row per scheme and
     seed with its `difference` to the baseline. `trials` is the stored table with `variant` and `scheme` made
     unambiguous.
     """
@@ -72,7 +71,7 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The answer in a sentence; where there are several comparisons it counts them."""
+        """The answer in a sentence; several comparisons are counted."""
         if len(self.answers) < 2:
             return " ".join(self.answers) or f"There is nothing yet to compare with {self.baseline}."
         verdicts = self.table["verdict"].value_counts()
@@ -162,7 +161,7 @@ COLUMNS = [
     "status",
 ]
 """Columns of the comparison table. `low` and `high` are ends of 95% intervals of the mean; `p_smallest` and
-`p_holm_smallest` are what p cannot go below with that many pairs; `val_accuracy` is that of the last epoch,
+`p_holm_smallest` are the smallest p possible with this number of pairs; `val_accuracy` is that of the last epoch,
 `best_val_test_accuracy` the test accuracy in the epoch of best validation accuracy, `selected_on_test` the best
 epoch by the test set itself, and `ema_*` those of the averaged weights in the last epoch, with `train.ema`."""
 _KINDS = (
@@ -206,7 +205,7 @@ def sign_flip(differences: Array) -> Array:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction. NaN, of a test still to come, stays so but counts: the family is fixed beforehand."""
+    """Holm's correction. NaN (a test still to come) stays NaN but counts in the family."""
     from statsmodels.stats.multitest import multipletests
 
     if not len(p):
@@ -222,7 +221,7 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Put what differs into the variant or the scheme where one name stands for different settings or data."""
+    """Add differing settings to the variant or scheme if one name has several settings or data."""
     trials = trials.copy()
     texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}")
     blocks = texts.map({text: _untuned(*map(json.loads, text.split("\n"))) for text in texts.unique()})
@@ -243,7 +242,7 @@ def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _untuned(settings: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
-    """All settings but those that were tuned for each scheme: the comparison is of schemes at their chosen values."""
+    """All settings without those tuned for each scheme: schemes are compared at their chosen values."""
     block = whole(settings)
     for field in tuned:
         *path, last = field.split(".")
@@ -256,13 +255,13 @@ def _untuned(settings: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:
-    """What schemes share. Where the data came from is no setting of the experiment."""
+    """The settings that schemes share, without the source of the data."""
     data = {key: value for key, value in (settings.get("data") or {}).items() if key != "source"}
     return {key: data if key == "data" else value for key, value in settings.items() if key != "scheme"}
 
 
 def _by_data(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Put the digest of the data into the variant where trials of a block were trained on different data."""
+    """Add the digest of the data to the variant if trials of a block were trained on different data."""
     variant = trials["variant"].copy()
     for rows in trials.groupby(BLOCK, sort=False).groups.values():
         digests = trials.loc[rows, "data_digest"].fillna("unknown")
@@ -275,7 +274,7 @@ def _by_data(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Of trials with the same settings and seed keep one, a finished one first."""
+    """Keep one of the trials with the same settings and seed, preferably a finished one."""
     first = trials.assign(open=trials["status"] != "done").sort_values("open", kind="stable")
     kept = trials.loc[first.drop_duplicates([*GROUP, "seed"]).index.sort_values()]
     again = trials["trial"][~trials.index.isin(kept.index)]
@@ -284,7 +283,7 @@ def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _finished(group: pd.DataFrame) -> pd.DataFrame:
-    """Trials with a last-epoch test accuracy. Collapsed ones are among them: to leave them out would flatter."""
+    """Trials with a last-epoch test accuracy, including collapsed ones: without them a mean would be too high."""
     return group[(group["status"] == "done") & group["test_accuracy"].notna()]
 
 
@@ -329,7 +328,7 @@ def _pair(group: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
 
 
 def _missing(group: pd.DataFrame, base: pd.DataFrame, paired: Iterable[int]) -> str:
-    """The seeds that make no pair, by reason."""
+    """The seeds without a pair, by reason."""
     by_reason: dict[str, list[str]] = {}
     for seed in sorted((set(group["seed"]) | set(base["seed"])) - set(paired)):
         reasons = []
@@ -365,7 +364,7 @@ def _test(tested: Sequence[dict[str, Any]], differences: Sequence[Array]) -> Non
 
 
 def _paired_t(differences: Array) -> float:
-    """p of the t-test that belongs to the interval; it decides where the correction asks for more seeds."""
+    """p of the t-test of the interval; used where the corrected exact test needs more seeds."""
     from scipy import stats
 
     if len(differences) < _FEWEST:
@@ -443,7 +442,7 @@ def _sentence_by_looks(row: dict[str, Any], baseline: str, where: str) -> str:
 
 
 def _what_it_takes(needed: dict[str, float]) -> str:
-    """The seeds in all that a verdict would take, empty where none is needed or known."""
+    """The total number of seeds that a verdict would need; empty if none is needed or known."""
     differ, equal = needed["seeds_to_differ"], needed["seeds_to_equal"]
     said = [] if np.isnan(differ) else [f"{differ:.0f} for a difference of this size"]
     said += [] if np.isnan(equal) else [f"{equal:.0f} for practical equality, if there is none"]

@@ -1,15 +1,15 @@
 """Verdicts on schemes, look by look: better, worse, practically equal, or cannot tell yet.
 
-A scheme is looked at after the numbers of seeds that the study named in advance, until a verdict stands:
+A scheme is tested after the numbers of seeds that the study named in advance, until there is a verdict:
 
 - **better** or **worse**: the difference to the baseline is not zero;
-- **practically equal**: the difference is within the margin, whether it is zero or not. Where both verdicts hold
-  this one is given: the margin says which differences do not matter.
+- **practically equal**: the difference is within the margin, whether it is zero or not. It takes precedence
+  over the other verdicts: differences within the margin do not matter.
 
 Two kinds of error are each held to 5%, over all looks and all schemes together: that some scheme without a
 difference is called better or worse, and that some scheme whose difference reaches the margin is called practically
-equal. For a scheme alone, practically equal is what it is called where the interval lies within the margin, better or
-worse where it leaves out zero. Why this holds:
+equal. A single scheme is practically equal if its interval lies within the margin, and better or worse if it excludes
+zero. Reasons:
 
 1. Over looks. `Bounds.overall` makes the p value of a look a p value over all looks: under no difference the smallest
    of a scheme's over the looks is at most x with probability x.
@@ -43,7 +43,7 @@ _OPEN, _BETTER, _WORSE, _EQUAL = range(4)
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the last look at each scheme says; arrays of shape (..., schemes), in the unit of the differences.
+    """The last look at each scheme; arrays of shape (..., schemes), in the unit of the differences.
 
     A scheme with a verdict is not looked at again. `seeds` is the number of seeds of its last look, 0 before the
     first; `n` is how many of them have a pair. The interval from `low` to `high` holds with 95% at all looks of the
@@ -71,7 +71,7 @@ class Decisions:
 def decide(
     differences: Array, bounds: Bounds, margin: float | None = None, ended: NDArray[np.int64] | None = None
 ) -> Decisions:
-    """Look at the schemes of a study, or of many at once, as often as their seeds allow.
+    """Test the schemes of one study or of many at once, at every look that their seeds have reached.
 
     `differences` has shape (..., schemes, seeds): a scheme less the baseline, seeds in the order in which they were
     planned, NaN where there is no pair. `ended`, shape (..., schemes), says how many of the first seeds have ended

@@ -1,4 +1,4 @@
-"""How an experiment was to be decided, as its stored settings say."""
+"""The design of an experiment with looks, from its stored settings."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Design(NamedTuple):
 
 
 def design_of(seeds: Any) -> Design | None:
-    """The design that `seeds` of a stored experiment says, None for a list of seeds or what cannot be one."""
+    """The design in `seeds` of a stored experiment; None for a list of seeds or invalid values."""
     if not isinstance(seeds, dict):
         return None
     try:
@@ -26,7 +26,7 @@ def design_of(seeds: Any) -> Design | None:
 
 
 def common(designs: Iterable[Design | None], notes: list[str]) -> Design | None:
-    """The design of joined experiments, if they have the same; else a note where some have one."""
+    """The common design of joined experiments, if any; otherwise a note if some have one."""
     found = set(designs)
     if len(found) < 2:
         return next(iter(found), None)

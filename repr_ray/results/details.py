@@ -1,4 +1,4 @@
-"""Beside the verdicts: odds of a run, time to the baseline's accuracy, cost, and the seeds that a verdict takes."""
+"""Details beside the verdicts: odds of a run, time to the baseline's accuracy, cost, and seeds for a verdict."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ ACROSS_LEGEND = (
 
 
 def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
-    """A row for every scheme that has a pair with its baseline; accuracies and shares are fractions."""
+    """One row per scheme with a pair; accuracies and shares are fractions."""
     trials = comparison.trials
     done = trials[(trials["status"] == "done") & trials["test_accuracy"].notna()]
     done = done.assign(device_hours=device_hours(done))
@@ -63,7 +63,7 @@ def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
 
 
 def details_sheet(found: pd.DataFrame) -> Sheet:
-    """How large, how fast and at what cost, a row a scheme."""
+    """Size of the effect, time and cost, one row per scheme."""
     columns = [
         Column("Scheme", number=False),
         Column("n"),
@@ -99,7 +99,7 @@ def details_sheet(found: pd.DataFrame) -> Sheet:
 
 
 def power_sheet(comparison: Comparison) -> Sheet:
-    """Seeds that a verdict would take, a row for every scheme that has none."""
+    """Seeds that a verdict would need, one row per scheme without one."""
     names = ("Scheme", "Pairs", "Difference", "sd", "Seeds to differ", "Seeds to be practically equal", "More seeds")
     rows, headings = [], []
     open_rows = [row for row in records(comparison.table) if row["verdict"] == "cannot tell" and row["pairs"] > 1]

@@ -1,4 +1,4 @@
-"""How large a difference is, beside whether there is one: odds, time to the baseline's accuracy, cost."""
+"""The size of a difference: odds, time to the baseline's accuracy, cost."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ RESAMPLES = 4000
 def beats(ours: Array, theirs: Array, level: float = 0.05) -> tuple[float, float, float]:
     """The probability that a run of ours beats a run of theirs, and the ends of its bootstrap interval.
 
-    Both have shape (seeds,), place by place of the same seed. Every run of ours meets every run of theirs, ties count
-    half (the Mann-Whitney statistic over the number of meetings): who trains once shares no seed with the others.
-    The bootstrap draws seeds, and with a seed both of its runs, because these are not independent. Percentiles of
-    a fixed random seed; NaN for fewer than two seeds.
+    Both have shape (seeds,), with the same seed at each place. Every run of ours is compared with each of theirs,
+    ties count half (the Mann-Whitney statistic over the number of comparisons): a user's single run shares no seed.
+    The bootstrap draws seeds, each with both of its runs, because these are not independent. Percentiles, from a
+    fixed random seed; NaN for fewer than two seeds.
     """
     return _bootstrap(_meetings, ours, theirs, level)
 
@@ -53,7 +53,7 @@ def _bootstrap(statistic: Any, ours: Array, theirs: Array, level: float) -> tupl
 
 
 def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:
-    """When trials first reach a test accuracy of `target`: epochs and seconds of training, NaN where they never do.
+    """Epochs and seconds until trials first reach a test accuracy of `target`; NaN if they never do.
 
     `epochs` has columns trial, epoch, test_accuracy and seconds; a row of the result is a trial, by name.
     """
@@ -65,15 +65,15 @@ def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:
 
 
 def median(values: Array) -> float:
-    """The median of what trials took, where NaN is longer than all: NaN if half of them or more never got there."""
+    """The median, with NaN as the longest time: NaN if half of the trials or more never reach the target."""
     middle = float(np.median(np.where(np.isnan(values), np.inf, values))) if len(values) else np.inf
     return middle if np.isfinite(middle) else np.nan
 
 
 def device_hours(trials: pd.DataFrame) -> pd.Series:
-    """Hours of devices that each trial occupied: GPUs where it had any, else CPU threads, of all its workers.
+    """Device hours of each trial: of GPUs if it had any, else of CPU threads, over all its workers.
 
-    The hours of the teacher whose network it learnt from are among them.
+    The hours of its teacher are included.
     """
     gpus = trials["gpus"].fillna(0).astype(float)
     devices = gpus.where(gpus > 0, trials["threads"].fillna(1).astype(float))

@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all, and never over a file that somebody else made."""
+"""Writing result files atomically, and never over a foreign file."""
 
 import uuid
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repr_ray.storage.foreign import obstacle
 
-MARK = "repr_ray"  # every file of ours holds this word near its start or its end
+MARK = "repr_ray"  # in every file of this package, near its start or its end
 _WINDOW = 1 << 14
 
 
@@ -25,7 +25,7 @@ def is_ours(path: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    Raises FileExistsError where `path` is a link, or a file that does not carry our mark.
+    Raises FileExistsError if `path` is a link, or a file without our mark.
     """
     if reason := obstacle(path):
         raise FileExistsError(f"{path} {reason}: left as it is")

@@ -1,4 +1,4 @@
-"""Schemes over a grid of settings: all their trials but for the seed, by the values of the fields that vary."""
+"""Schemes over a grid of settings, by the values of the fields that vary."""
 
 import itertools
 import re
@@ -56,7 +56,7 @@ def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Stu
 
 
 def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
-    """Tables of the schemes over two fields or more, by their titles: a column a value of the field with most."""
+    """Tables of the schemes over two fields or more, by their titles: one column per value of the field with most."""
     sheets: dict[str, Sheet] = {}
     for study in studies(comparison, with_baseline=True):
         if len(study.levels) < 2:

@@ -51,7 +51,7 @@ def write_page(
     command: str,
     more: Mapping[str, sheets.Sheet] | None = None,
 ) -> None:
-    """Write report.html; `command` is what makes it again, `more` has further sheets by title."""
+    """Write report.html; `command` writes it again, `more` has further sheets by title."""
     loader = jinja2.PackageLoader("repr_ray.results", "data")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_control_characters
@@ -88,7 +88,7 @@ def _without_control_characters(value: Any) -> Any:
 
 
 def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[dict[str, Any]]:
-    """Pictures as base64 while there is room; the others are linked."""
+    """Pictures as base64 up to a size limit; the others are linked."""
     for picture in pictures:
         with Image.open(picture.png) as image:
             width, height = image.size
@@ -101,7 +101,7 @@ def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[
 
 
 def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
-    """Every trial under its data set, model and scheme, whose config they share but for the seed; failures first."""
+    """Every trial under its data set, model and scheme, failures first."""
     room = min(_LOG, _LOGS // len(comparison.trials))
     status = comparison.table.set_index(GROUP)["status"]
     trials = comparison.trials.assign(well=comparison.trials["status"].isin(("done", *UNFINISHED)))
@@ -162,5 +162,5 @@ def _plain(text: str) -> str:
 
 
 def report_command(folders: Sequence[Path], baseline: str) -> str:
-    """The command that makes the report again."""
+    """The command that writes the report again."""
     return shlex.join(["python", "-m", "repr_ray.report", *map(str, folders), "--baseline", baseline])

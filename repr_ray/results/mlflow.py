@@ -1,8 +1,8 @@
 """Trials as MLflow runs, made from stored results: `pip install repr-ray[mlflow]`.
 
-A trial becomes a run once it has ended: its settings are parameters, columns of the epochs table metrics. A run
-that is there already, by the trial's name and end in its experiment, is left alone, so the same results can be logged
-again; a trial that failed and was done later has two.
+A trial becomes a run when it has ended: its settings are parameters, columns of the epochs table metrics. A run that
+exists already, by the trial's name and status in its experiment, is not changed, so the same results can be logged
+again; a trial that failed and was done later has two runs.
 """
 
 import json

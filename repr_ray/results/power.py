@@ -1,4 +1,4 @@
-"""How many seeds a verdict would take at the spread seen so far."""
+"""The number of seeds that a verdict would need at the measured spread."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ MOST = 1000
 
 
 def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None) -> dict[str, float]:
-    """Seeds in all that a verdict on a row of the comparison would take; NaN where it has one or none is enough."""
+    """The total number of seeds that a verdict on a row needs; NaN if it has one or no number is enough."""
     found = {"seeds_to_differ": np.nan, "seeds_to_equal": np.nan}
     mean, sd = row["difference_mean"], row["difference_sd"]
     if row["verdict"] != "cannot tell" or np.isnan(sd) or row["pairs"] < 3:
@@ -28,7 +28,9 @@ def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None)
     found["seeds_to_differ"] = seeds_to_differ(mean, sd, level) or np.nan
     if not np.isnan(row["margin"]):
         found["seeds_to_equal"] = seeds_to_equal(row["margin"], sd, level) or np.nan
-    return {name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()}  # those there are did not do
+    return {
+        name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()
+    }  # the present ones are too few
 
 
 def seeds_to_differ(difference: float, sd: float, level: float, power: float = POWER) -> int | None:

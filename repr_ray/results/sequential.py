@@ -2,15 +2,15 @@
 
 A paired t-test at each of several numbers of seeds, each at 5%, is wrong far more often than in 5% of studies. Here
 every look has the same stricter nominal level (Pocock, Biometrika 64, 1977), the one with which a study without any
-difference goes wrong at some look with the probability asked for. Of the usual families this one decides earliest
-where effects are of the size of the spread (O'Brien and Fleming's has all but no chance at a first look of six), and
-that is what trials cost.
+difference is wrong at some look with the required probability. Of the usual families this one decides earliest if
+effects are of the size of the spread (O'Brien and Fleming's hardly ever decides at a first look of six), which saves
+the most trials.
 
 Published constants are for normal statistics of known variance and too lax for t statistics of six seeds. So the
-smallest p over the looks is simulated once, for the looks asked for: its distribution under no difference does not
+smallest p over the looks is simulated once for the given looks: its distribution under no difference does not
 depend on the spread, its quantile is the nominal level, and its distribution function turns the p value of a look
 into one that holds over all looks (the repeated p value of Jennison and Turnbull, Group Sequential Methods, 1999,
-chapter 9). The intervals that belong to it hold at all looks together, whatever made the study stop.
+chapter 9). The corresponding intervals hold at all looks together, for any stopping rule.
 """
 
 import itertools
@@ -34,13 +34,13 @@ class Bounds:
     least: Array  # sorted
 
     def nominal(self, level: float) -> float:
-        """The two-sided level of the t-test at every look, with which all looks together are wrong at `level`."""
+        """The two-sided level of the t-test at every look for which all looks together have error rate `level`."""
         return float(np.quantile(self.least, level, method="inverted_cdf"))
 
     def overall(self, p: ArrayLike) -> Array:
-        """Two-sided p values of a look as p values that hold over all looks; NaN stays NaN.
+        """p values over all looks, from the two-sided p values of one look; NaN stays NaN.
 
-        What lies beyond the simulated studies is bounded by Bonferroni's correction.
+        Values beyond the simulated studies are bounded by Bonferroni's correction.
         """
         p = np.asarray(p, dtype=np.float64)
         reached = np.searchsorted(self.least, p, side="right")
@@ -89,7 +89,7 @@ def two_sided(mean: ArrayLike, error: ArrayLike, n: ArrayLike) -> Array:
 
 
 def holm(p: Array) -> Array:
-    """Holm's correction along the last axis; NaN, of a test still to come, stays so but counts."""
+    """Holm's correction along the last axis; NaN (a test still to come) stays NaN but counts."""
     order = np.argsort(p, axis=-1)  # NaN last
     steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
     corrected = np.minimum(np.maximum.accumulate(steps, axis=-1), 1)

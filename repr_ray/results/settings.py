@@ -20,7 +20,7 @@ _BLOCKS = {"data": Data, "model": Model, "train": Train, "scheme": AnyScheme}
 def whole(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a stored trial with fields that its version did not have at their defaults.
 
-    A block that this version cannot read, or that names somebody's own code, stays as it is: nothing is imported.
+    A block that this version cannot read, or that names a plug-in, stays unchanged: nothing is imported.
     """
     return {name: _whole(name, block) if name in _BLOCKS else block for name, block in settings.items()}
 
@@ -57,15 +57,15 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings without where the data came from, which is no setting of the experiment."""
+    """Flat settings without the source of the data."""
     return {name: value for name, value in flatten(whole(settings)).items() if name != "data.source"}
 
 
 @cache
 def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
-    """Data set, network, scheme and flat settings of what a recipe trains; none where there is no such recipe.
+    """Data set, network, scheme and flat settings of the trials of a recipe; none without such a recipe.
 
-    A recipe is the name of a shipped config (`recipes/paper`) or the path of somebody's own (`mine.yaml`).
+    A recipe is the name of a shipped config (`recipes/paper`) or a path (`mine.yaml`).
     """
     path = Path(recipe) if recipe.endswith(".yaml") else shipped(recipe)
     if not path.exists():

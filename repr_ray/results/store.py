@@ -8,7 +8,7 @@
 | `cycles` | a filter of a layer when filters are dropped or re-initialised |
 
 Losses are nats per image, accuracies fractions from 0 to 1, times seconds. Epochs, cycles and filters count from 0,
-as the metadata of the files say; what is shown to people counts from 1.
+as the metadata of the files say; tables, pictures and messages count from 1.
 """
 
 import itertools
@@ -68,7 +68,7 @@ _BATCH_BYTES = 1 << 26  # of their lines, if there are several
 _LARGEST = 1 << 28  # bytes of a trial's lines
 _OPENED = 4_000  # brackets that one line opens at most: it is nested no deeper
 _LAYERS = 4_000  # of a network at most
-_ROWS = 1 << 22  # of a row group of somebody's Parquet file, and of their table of trials
+_ROWS = 1 << 22  # of a row group of a foreign Parquet file, and of its table of trials
 _EPOCHS = 10**9
 _HIGHEST = 1e30  # of a score or a loss
 _LONGEST = 500  # characters of a name
@@ -114,9 +114,9 @@ class Tables:
     folder: Path
     trials: pd.DataFrame
     sources: dict[str, Path] = field(default_factory=dict)  # trial name -> its folder, where there is one
-    notes: list[str] = field(default_factory=list)  # what was found that is not as it should be
+    notes: list[str] = field(default_factory=list)  # problems that were found
     baseline: str | None = None  # as the first experiment with one names it
-    design: Design | None = None  # when the experiments were looked at until decided, in the same way
+    design: Design | None = None  # if the experiments have looks, all the same
 
     def read(self, table: str, columns: Sequence[str], trials: Iterable[str]) -> pd.DataFrame:
         """Read columns of a long table for some trials; names are categories. Order is as on disk."""
@@ -125,7 +125,7 @@ class Tables:
         return pq.read_table(path, columns=["trial", *columns], filters=pc.field("trial").isin(wanted)).to_pandas()
 
     def publish(self, path: Path) -> None:
-        """Copy a table to `path`, by its name. Raises FileExistsError where that file is not ours."""
+        """Copy a table to `path`, by its name. Raises FileExistsError if that is a foreign file."""
         with replacing(path) as temporary:
             shutil.copyfile(self.folder / path.name, temporary)
 
@@ -165,9 +165,9 @@ def failures(folder: Path) -> list[Failure]:
 def gather(folders: Sequence[Path], work: Path) -> Tables:
     """Gather the trials of some results folders into Parquet tables in the folder `work`.
 
-    A folder with trial folders is read from those, one with only Parquet tables from them. What cannot be
-    read becomes a line in `notes`, and the rest goes on. A trial that is in several folders counts once, a
-    finished one first. Raises ValueError, one line a folder, where there is no trial at all.
+    A folder is read from its trial folders or, without any, from its Parquet tables. Unreadable parts become lines in
+    `notes`. A trial in several folders counts once, preferably a finished one. Raises ValueError, one line per
+    folder, if there is no trial at all.
     """
     notes: list[str] = []
     trials: list[_Trial] = []
@@ -202,7 +202,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
 
 @dataclass
 class _Trial:
-    """A row of the trials table, and where the rest is: the trial's folder or, if `stored`, that of the tables."""
+    """A row of the trials table, and the folder of its other rows: the trial's or, if `stored`, of the tables."""
 
     folder: Path
     row: dict[str, Any]
@@ -214,7 +214,7 @@ _Index = NDArray[np.int64]  # which trial of a batch a row is of
 
 
 def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_LongTables]:
-    """The long tables, part by part in the order of the trials, whose own rows are completed on the way."""
+    """The long tables in parts, in the order of the trials; completes the rows of the trials."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         for tables, run in itertools.groupby(trials, key=lambda trial: trial.folder if trial.stored else None):
@@ -230,12 +230,12 @@ def _read(trials: list[_Trial], notes: list[str]) -> Iterator[_LongTables]:
 
 
 def _network(trial: _Trial) -> tuple[str, ...]:
-    """What trials share whose epochs have the same layers, in the same order."""
+    """The key of trials whose epochs have the same layers in the same order."""
     return tuple(trial.row[key] for key in ("dataset", "model", "variant"))
 
 
 def _batches(trials: list[_Trial]) -> Iterator[list[_Trial]]:
-    """Trials that are read at once: a few, with not too many bytes of lines."""
+    """Batches of trials that are read at once, bounded in number and bytes."""
     batch: list[_Trial] = []
     held = 0
     for trial in trials:
@@ -284,7 +284,7 @@ def _completed(table: pa.Table, name: str) -> pa.Table:
 
 
 def _read_batch(trials: list[_Trial]) -> tuple[_LongTables, list[str]]:
-    """The long tables of trials of the same network, and notes. What is broken in one costs the others nothing."""
+    """The long tables of trials of the same network, and notes; damage in one trial does not affect the others."""
     notes: list[str] = []
     try:
         return _parts(trials, notes), notes
@@ -320,7 +320,7 @@ def _parts(trials: list[_Trial], notes: list[str]) -> _LongTables:
 
 
 def _trial_folders(folder: Path, notes: list[str]) -> Iterator[Path]:
-    """The folders of trials, none of which leads out of the results folder."""
+    """The folders of trials, without links."""
     trials = folder / "trials"
     if reason := obstacle(trials):
         notes.append(f"{trials} {reason}: left out")
@@ -333,7 +333,7 @@ def _trial_folders(folder: Path, notes: list[str]) -> Iterator[Path]:
 
 
 LONGEST_NOTE = 1_000
-"""Characters of what a trial says about its images."""
+"""Characters of a trial's note on its images."""
 
 
 def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
@@ -360,7 +360,7 @@ def _from_folders(folder: Path, notes: list[str]) -> Iterator[_Trial]:
 
 
 def _result(path: Path, notes: list[str]) -> dict[str, Any]:
-    """The trial's result, empty where it is not done."""
+    """The trial's result; empty if it is not done."""
     try:
         return read_result(path) or {}
     except Unusable as problem:
@@ -374,7 +374,7 @@ def _status(error: dict[str, Any]) -> str:
 
 
 def _problem(row: dict[str, Any]) -> str:
-    """What keeps a row from being that of a trial, empty where nothing does."""
+    """Why a row is not that of a trial; empty if it is."""
     if missing := [key for key in ("trial", "dataset", "model", "scheme", "seed") if row[key] is None]:
         return f"its config.yaml lacks {', '.join(missing)}"
     for column in SCHEMAS["trials"]:
@@ -402,7 +402,7 @@ def _is_of(value: Any, kind: pa.DataType) -> bool:
 
 
 def _block(text: str | None) -> Any:
-    """What a column of JSON says; a text where it cannot be read."""
+    """The content of a JSON column; the text itself if it cannot be read."""
     try:
         content = json.loads(text or "{}")
         check_plain(content)
@@ -440,7 +440,7 @@ def _from_parquet(folder: Path, notes: list[str]) -> Iterator[_Trial]:
 
 
 def _unusable(path: Path) -> str:
-    """What keeps a file from being one of our tables, empty where nothing does."""
+    """Why a file is not one of our tables; empty if it is."""
     if reason := obstacle(path):
         return reason
     try:
@@ -470,7 +470,7 @@ def _describe_foreign(folder: Path) -> str:
 
 
 def _once(trials: list[_Trial], notes: list[str]) -> list[_Trial]:
-    """Keep one of the trials that share a name, a finished one first."""
+    """Keep one of the trials with the same name, preferably a finished one."""
     kept: dict[str, _Trial] = {}
     for trial in trials:
         name = trial.row["trial"]
@@ -495,7 +495,7 @@ def _order(row: dict[str, Any], rank: dict[str, int]) -> tuple[Any, ...]:
 
 
 def _or_nothing(read: Callable[[Path], dict[str, Any]], path: Path, notes: list[str]) -> dict[str, Any]:
-    """What a file holds, empty where there is none or it cannot be used, which a note says."""
+    """The content of a file; empty without one, and, with a note, if it cannot be used."""
     try:
         return read(path)
     except FileNotFoundError:
@@ -508,7 +508,7 @@ def _or_nothing(read: Callable[[Path], dict[str, Any]], path: Path, notes: list[
 def _read_lines(
     trials: list[_Trial], name: str, columns: dict[str, pa.DataType], notes: list[str]
 ) -> tuple[pa.Table, _Index]:
-    """The JSON lines of some trials, and whose each is. What cannot be read, or cannot be, is left out."""
+    """The JSON lines of some trials, and the trial of each; unreadable lines and impossible values are left out."""
     contents = [_lines_of(trial, name, notes) for trial in trials]
     if name == "epochs.jsonl":
         columns = columns | {"layers": pa.struct([(layer, _LAYER) for layer in _layer_names(contents)])}
@@ -529,7 +529,7 @@ def _read_lines(
         f"{trials[k].row['trial']}: {count} lines of {name} are left out: an epoch or an accuracy that cannot be"
         for k, count in zip(*np.unique(index[~possible], return_counts=True), strict=True)
     ]
-    # A line written again, as by a process that had been taken for dead, takes the place of the first.
+    # The last of duplicate lines counts, as of a process that was taken for dead and went on.
     keys = table.select(_KEYS[name]).to_pandas().assign(trial=index)
     again = keys.duplicated(keep="last").to_numpy()
     notes += [
@@ -540,7 +540,7 @@ def _read_lines(
 
 
 def _lines_of(trial: _Trial, name: str, notes: list[str]) -> bytes:
-    """The lines of one trial, empty where there are none; a line that is nested too deep is none."""
+    """The lines of one trial, without those that are nested too deep."""
     try:
         content = read_bytes(trial.folder / name, _LARGEST).strip()
     except FileNotFoundError:
@@ -555,7 +555,7 @@ def _lines_of(trial: _Trial, name: str, notes: list[str]) -> bytes:
 
 
 def _layer_names(contents: list[bytes]) -> list[str]:
-    """The layers in the first line of each trial: nothing else in a line has names of its own."""
+    """The names of the layers, from the first line of each trial."""
     names: dict[str, None] = {}
     for content in contents:
         try:
@@ -571,7 +571,7 @@ def _parse_lines(contents: list[bytes], schema: pa.Schema) -> tuple[pa.Table, _I
     if not len(index):
         return schema.empty_table(), index
     joined = b"\n".join(filter(None, contents))
-    # A block has to hold the longest line, and one block also keeps the types in step.
+    # One block: it must hold the longest line, and all lines get the same types.
     read = pj.ReadOptions(use_threads=False, block_size=len(joined) + 1)
     parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     table = pj.read_json(pa.BufferReader(joined), read, parse)
@@ -592,7 +592,7 @@ def _is_readable(content: bytes, schema: pa.Schema) -> bool:
 
 
 def _possible(table: pa.Table) -> NDArray[np.bool_]:
-    """Which lines have an epoch, and no accuracy or cycle that cannot be."""
+    """Which lines have an epoch, and no impossible accuracy or cycle."""
     epoch = table["epoch"].to_numpy()
     possible = (epoch >= 0) & (epoch < _EPOCHS)  # false for what is missing
     for name, most in (("cycle", _EPOCHS), *((key, 1) for key in (*_FIGURES, *_AVERAGE) if key.endswith("accuracy"))):
@@ -603,7 +603,7 @@ def _possible(table: pa.Table) -> NDArray[np.bool_]:
 
 
 def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """What the trials table says about a trial's epochs: how far it is, its last and its best figures."""
+    """The figures of a trial's epochs in the trials table: epochs done, last and best accuracies."""
     if not len(columns["epoch"]):
         return {"epochs_done": 0}
     epoch, test, val = columns["epoch"], columns["test_accuracy"], columns["val_accuracy"]
@@ -646,7 +646,7 @@ def _layers(trials: pa.Array, index: _Index, epochs: pa.Table) -> pa.Table:
 
 
 def _cycles(trials: pa.Array, index: _Index, events: pa.Table) -> pa.Table:
-    """Every filter of every event as a row; without a score where an event has not one for each filter."""
+    """Every filter of every event as a row; without scores if their number is not that of the filters."""
     dropped, scores = events["dropped"].combine_chunks(), events["scores"].combine_chunks()
     counts, scored = (pc.list_value_length(c).fill_null(0).to_numpy().astype(np.int64) for c in (dropped, scores))
     event = np.repeat(np.arange(events.num_rows), counts)

@@ -48,7 +48,7 @@ CLAIMS_LEGEND = (
 
 
 class Cell(NamedTuple):
-    """A text, and what it is sorted by."""
+    """A text and its sort key."""
 
     text: str
     value: float | str
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sheet. Where space is short, the largest `spare` goes first; 0 stays always."""
+    """A column of a sheet. A narrow terminal leaves out the largest `spare` first, 0 never."""
 
     name: str
     spare: int = 0
@@ -65,7 +65,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table for people; `heading` of a row starts a new block where it changes."""
+    """A table to be shown; a new `heading` of a row starts a new block."""
 
     columns: list[Column]
     rows: list[list[Cell]]
@@ -94,7 +94,7 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
 
 
 def claims_sheet(claims: pd.DataFrame) -> Sheet:
-    """Published beside measured, in percent; gains in points; a block a source."""
+    """Published and measured values in percent, gains in points; one block per source."""
     names = ("Scheme", "Quantity", "Claimed", "Measured [95%]", "n", "Verdict", "Match")
     numbers = ("Claimed", "Measured [95%]", "n")
     remarks = list(dict.fromkeys(filter(None, claims["remark"])))
@@ -228,7 +228,7 @@ def _width(console: Console, column: Column, texts: Sequence[str]) -> _Width:
 
 
 def print_sheet(console: Console, sheet: Sheet) -> None:
-    """Print a sheet in the console's width; columns there is no room for follow in a second table."""
+    """Print a sheet in the console's width; columns that do not fit follow in a second table."""
     widths = [
         _width(console, column, [row[place].text for row in sheet.rows]) for place, column in enumerate(sheet.columns)
     ]
@@ -252,9 +252,9 @@ def print_sheet(console: Console, sheet: Sheet) -> None:
 
 
 def _fit(console: Console, sheet: Sheet, places: Sequence[int], widths: Sequence[_Width]) -> dict[int, int]:
-    """A width for each column: words get what room there is beyond the usual, or give up what is missing.
+    """The width of each column: columns of words share the free space, or shrink if there is too little.
 
-    Words are folded only where breaking lines between them is not enough.
+    Words are broken only if line breaks between them are not enough.
     """
     chosen = {place: widths[place].usual for place in places}
     words = [place for place in places if not sheet.columns[place].number]
@@ -284,7 +284,7 @@ def _print_columns(console: Console, sheet: Sheet, widths: Mapping[int, int]) ->
 
 
 def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, claims: Sheet) -> None:
-    """Print the answer, the table, what was claimed, and what to know about it."""
+    """Print the answer, the table, the claims, and the notes."""
     print_text(console, comparison.answer, "bold")
     if 1 < len(comparison.answers) <= _SENTENCES:
         for answer in comparison.answers:
@@ -302,7 +302,7 @@ def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, c
 
 
 def _judged(claims: Sheet) -> tuple[Sheet, list[str]]:
-    """The claims that get a verdict, and a note on the others."""
+    """The claims with a verdict, and a note on the others."""
     exact = [place for place, row in enumerate(claims.rows) if row[-1].text == "exact"]
     if len(exact) == len(claims.rows):
         return claims, []
@@ -313,7 +313,7 @@ def _judged(claims: Sheet) -> tuple[Sheet, list[str]]:
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:
-    """Print words as they are: no markup, no highlighting."""
+    """Print text without markup or highlighting."""
     console.print(_say(console, text, style))
 
 
@@ -341,13 +341,13 @@ def _blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
 
 
 def markdown(text: str) -> str:
-    """Escape what GitHub's Markdown would take for markup."""
+    """Escape GitHub's Markdown."""
     text = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
 
 
 def markdown_sheet(sheet: Sheet) -> str:
-    """A GitHub table a block."""
+    """One GitHub table per block."""
     lines: list[str] = []
     for heading, rows in _blocks(sheet):
         lines += ["", f"**{markdown(heading)}**"] if heading else []
@@ -390,7 +390,7 @@ SHORT = ("Scheme", "n", "Test, %", "Difference [95%]", "Holm p")
 
 
 def latex_sheet(sheet: Sheet, names: Sequence[str] = ()) -> str:
-    """A booktabs table of the columns of these names, else those that fit a page; a longtable where rows do not."""
+    """A booktabs table of these columns, by default those that fit on a page; a longtable if the rows do not."""
     kept = [k for k, column in enumerate(sheet.columns) if (column.name in names if names else column.spare <= 5)]
     environment = "longtable" if len(sheet.rows) > 40 else "tabular"
     words = r">{\raggedright\arraybackslash}p{5.5em}"

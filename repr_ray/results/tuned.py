@@ -1,4 +1,4 @@
-"""What tuning tried and chose: a row a scheme, from trials whose seeds the comparison never uses."""
+"""The points that tuning tried and chose, from trials whose seeds the comparison never uses."""
 
 import json
 
@@ -40,7 +40,7 @@ def accuracies(points_: pd.DataFrame) -> dict[tuple[str, ...], Array]:
 
 
 def tuned_sheet(points_: pd.DataFrame) -> Sheet:
-    """The chosen settings of every scheme, and how sensitive it is to them."""
+    """The chosen settings of every scheme, and its sensitivity to them."""
     columns = [
         Column("Scheme", number=False),
         Column("Points"),

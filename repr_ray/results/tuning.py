@@ -1,9 +1,9 @@
-"""What tuning gives, against what it costs.
+"""The gain from tuning against its cost.
 
 The tuning curve of Dodge et al. (EMNLP 2019) is the expected best validation accuracy of a budget of k trials; its
 bands are those of Lourie et al. (NAACL 2024, arXiv 2311.09480), computed by their library opda. They hold for all
 budgets together, for trials at independent random points. Quasi-random points cover a search space more evenly than
-these, so that a curve from them is a little on the safe side: less is found by luck.
+random points, so that a curve from them is slightly conservative.
 """
 
 import warnings
@@ -40,7 +40,7 @@ def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
 
 
 def sensitivity(accuracies: Array) -> dict[str, float]:
-    """How much a scheme depends on its settings, from trials over its search space; see `tuning_curve`.
+    """The sensitivity of a scheme to its settings, from trials over its search space; see `tuning_curve`.
 
     `best`, `median` and `worst` validation accuracy, the range between the quartiles, and the share of trials within
     a point of the best: a scheme that needs no tuning has a small range and a large share.
@@ -60,8 +60,8 @@ def sensitivity(accuracies: Array) -> dict[str, float]:
 def importance(accuracies: Array, settings: pd.DataFrame) -> pd.Series:
     """|Spearman's rank correlation| of each numeric setting with the accuracy; of others the share explained (eta).
 
-    `settings` has a row a trial. Between 0 and 1, by name, the largest first; settings that do not vary are left out.
-    Only what acts in one direction is seen: a setting whose best value lies inside its range may come out small.
+    `settings` has one row per trial. Between 0 and 1, by name, the largest first, without settings that do not vary.
+    Only monotonic effects are measured: a setting whose best value lies inside its range may get a small value.
     """
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""Filters whose kernel is all zeros at the end of training though nothing dropped them."""
+"""Filters that no scheme dropped and whose kernel is all zeros at the end of training."""
 
 import pandas as pd
 import pyarrow.compute as pc

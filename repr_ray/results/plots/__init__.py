@@ -1,16 +1,16 @@
-"""Pictures from the tables, drawn by matplotlib: `draw` makes them all.
+"""Pictures of the tables, by matplotlib: `draw` draws all of them.
 
 | file | picture |
 |---|---|
 | `differences.py` | differences to the baseline, paired by seed |
-| `curves.py` | accuracy and loss over epochs, together or in a panel a scheme |
+| `curves.py` | accuracy and loss over epochs, together or in one panel per scheme |
 | `filters.py` | which filters are dropped in which cycle |
-| `scores.py` | how the filters' scores spread |
-| `overlap.py` | how orthogonal the filters of a layer are over time |
-| `grid.py` | what a grid of schemes shows |
+| `scores.py` | the distribution of the filters' scores |
+| `overlap.py` | the overlap of a layer's filters over time |
+| `grid.py` | accuracy over a grid of settings |
 | `datasets.py` | mean ranks and differences over data sets and networks |
 
-Each takes a `block.Block` and gives a figure in the manner of `style.py`. Accuracies are percent, epochs that train a
+Each takes a `block.Block` and returns a figure in the style of `style.py`. Accuracies are percent; epochs with a
 sub-network have a grey band.
 """
 
@@ -50,7 +50,7 @@ KINDS: dict[str, Maker] = {
 
 
 def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30, workers: int = 1) -> list[Picture]:
-    """Draw ablations and differences, and what the trials did for blocks of `schemes` schemes in all, into `folder`.
+    """Draw grids and differences, and the trials of blocks with up to `schemes` schemes in all, into `folder`.
 
     A note says what is left out. Up to `workers` processes draw. Raises FileExistsError
     where a file is not ours.

@@ -1,4 +1,4 @@
-"""What one set of pictures is drawn from: the trials of a data set, model and variant."""
+"""The data of one set of pictures: the trials of a data set, model and variant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Block:
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """What the curves are drawn from."""
+        """The data of the curves."""
         columns = ["epoch", "phase", "train_accuracy", "test_accuracy", "train_loss", "test_loss"]
         rows = self.rows("epochs", columns)
-        return rows.assign(epoch=rows["epoch"] + 1)  # people count from 1
+        return rows.assign(epoch=rows["epoch"] + 1)  # shown from 1
 
     @cached_property
     def drops(self) -> pd.DataFrame:

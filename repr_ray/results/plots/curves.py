@@ -61,7 +61,7 @@ def together(block: Block) -> Made:
 
 
 def apart(kind: str) -> Maker:
-    """Training and test in a panel a scheme, where there are too many for one."""
+    """Training and test in one panel per scheme, for many schemes."""
 
     def make(block: Block) -> Made:
         epochs, schemes, baseline = block.epochs, block.schemes, block.comparison.baseline
@@ -105,7 +105,7 @@ def _said(block: Block) -> str:
 
 
 def _by_scheme(epochs: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
-    """A row a trial, a column an epoch, by scheme."""
+    """One row per trial, one column per epoch, by scheme."""
     wide = epochs.dropna(subset=measure).set_index(["scheme", "trial", "epoch"])[measure].unstack("epoch")
     return {str(scheme): rows for scheme, rows in wide.groupby("scheme", observed=True)}
 
@@ -121,7 +121,7 @@ def _curve(
     if seeds and len(values) > 1:
         lines = [np.column_stack([x, trial]) for trial in values]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.5, alpha=0.3))
-        if len(values) > 2:  # that of two is wider than any picture
+        if len(values) > 2:  # too wide for two
             axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
     step = -(-len(x) // _MARKS)
     axis.plot(x, np.nanmean(values, axis=0), markevery=(int(stagger * step), step), **look)
@@ -155,7 +155,7 @@ def span(epochs: pd.DataFrame) -> tuple[float, float]:
 
 
 def _scale(axes: Sequence[Axes], kind: str, values: Array) -> tuple[float, float]:
-    """The y scale of panels that show `values`; a few diverged epochs do not squeeze the rest."""
+    """The y scale of panels that show `values`; a few diverged epochs do not change it."""
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.0, 1.0 if kind == "accuracy" else 0.99]) if len(values) else (0.0, 1.0)
     room = 0.05 * (high - low) or 0.01

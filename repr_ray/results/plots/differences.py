@@ -16,7 +16,7 @@ _VERDICTS = {  # colour, marker, and what fills it
 
 
 def differences(block: Block) -> Made:
-    """Every seed as a dot, mean and 95% interval above them, a row a scheme."""
+    """Every seed as a dot, mean and 95% interval above them, one row per scheme."""
     pairs = block.comparison.pairs
     pairs = pairs[(pairs[BLOCK] == block.table[BLOCK].iloc[0].tolist()).all(axis=1)]
     seeds = {scheme: 100 * found.to_numpy(dtype=float) for scheme, found in pairs.groupby("scheme")["difference"]}

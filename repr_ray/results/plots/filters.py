@@ -1,4 +1,4 @@
-"""Which filters are dropped: a row a filter, a column a cycle of a seed."""
+"""Which filters are dropped: one row per filter, one column per cycle of a seed."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -13,7 +13,7 @@ _ROW = 0.02
 
 
 def filters(block: Block) -> Made:
-    """A panel a scheme; white lines between layers and between seeds."""
+    """One panel per scheme; white lines between layers and between seeds."""
     drops = block.drops
     schemes = block.drawn(drops)
     if not schemes:
@@ -50,5 +50,5 @@ def filters(block: Block) -> Made:
     panels.share(panels.axes, None, None)
     shares = drops.groupby("scheme", observed=True)["dropped"].mean()
     said = some([f"{scheme} {shares[scheme]:.0%}" for scheme in schemes])
-    alt = f"Filters on and off, a row a filter, a column a cycle. Share dropped a cycle: {said}."
+    alt = f"Filters on and off, one row per filter, one column per cycle. Share dropped a cycle: {said}."
     return panels.figure, "Which filters are dropped, by layer and cycle", alt

@@ -1,4 +1,4 @@
-"""What a grid of schemes shows: a line over one field, a heat map over two, several of them for more."""
+"""Accuracy over a grid of settings: a line over one field, a heat map over two, several maps for more."""
 
 import itertools
 from collections.abc import Iterator

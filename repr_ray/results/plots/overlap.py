@@ -1,4 +1,4 @@
-"""How orthogonal the filters of a layer are over time."""
+"""The overlap of a layer's filters over time."""
 
 import matplotlib as mpl
 import numpy as np
@@ -12,9 +12,9 @@ _LAYERS = 6  # layers drawn
 
 
 def overlap(block: Block) -> Made:
-    """Mean off-diagonal |cos| of each layer, in a panel a scheme; dark lines are the first layers."""
+    """Mean off-diagonal |cos| of each layer, in one panel per scheme; dark lines are the first layers."""
     rows = block.rows("layers", ["epoch", "layer", "overlap"]).dropna(subset="overlap")
-    rows = rows.assign(epoch=rows["epoch"] + 1)  # people count from 1
+    rows = rows.assign(epoch=rows["epoch"] + 1)  # shown from 1
     if rows.empty:
         return None
     layers = [str(name) for name in rows["layer"].unique()]

@@ -1,4 +1,4 @@
-"""How the scores of the filters that are kept and dropped spread, by layer and cycle."""
+"""The scores of kept and dropped filters, by layer and cycle."""
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -13,7 +13,7 @@ _LETTER = 0.055  # inches, of a tick label
 
 
 def scores(block: Block) -> Made:
-    """A panel a scheme: median, quartiles and the middle 90% over all seeds."""
+    """One panel per scheme: median, quartiles and the middle 90% over all seeds."""
     drops = block.drops.dropna(subset="score")
     schemes = block.drawn(drops)
     if not schemes:

@@ -1,4 +1,4 @@
-"""What the pictures share: colours that differ in grey too, panels of one size, one legend, PNG and SVG files."""
+"""The common style of pictures: colours that differ in grey too, equal panels, one legend, PNG and SVG files."""
 
 import textwrap
 import warnings
@@ -87,7 +87,7 @@ def save(figure: Figure, path: Path, title: str, alt: str) -> Picture:
     colours = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     mark = PngInfo()
     mark.add_text("Software", MARK)
-    # In a palette it takes a third of the room; the octree rounds, so the paper is made white again.
+    # A palette takes a third of the space; the octree rounds white, which is set again.
     indexed = colours.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette, paper = indexed.getpalette() or [], 3 * int(np.asarray(indexed)[0, 0])
     indexed.putpalette([*palette[:paper], 255, 255, 255, *palette[paper + 3 :]])

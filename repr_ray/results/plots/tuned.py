@@ -1,4 +1,4 @@
-"""Tuning curves: what a budget of trials gives each scheme, with bands."""
+"""Tuning curves: expected accuracy of each scheme by budget, with bands."""
 
 from collections.abc import Iterator
 
