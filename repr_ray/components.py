@@ -1,4 +1,4 @@
-"""Components that a config names: built in, from an installed package, or from the user's own file.
+"""Components that a config names: built in, from an installed package, or from a plug-in of the user.
 
 A component is a class or function with settings of its own. Built-in settings name what they build as
 `module:object`, so that a config is checked before torch is imported. A user names a component of their own in the
@@ -43,16 +43,16 @@ class Settings(BaseModel):
 
 
 class Component(Settings):
-    """Settings of a kind, and what they build. A direct subclass is a family: schemes, models, ...
+    """Settings of a kind, and the component that they build. A direct subclass is a family: schemes, models, ...
 
     A subclass of a family with `kind: Literal[...]` is registered under these names.
     """
 
     family: ClassVar[str]
     given: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that the family passes itself when it builds: they are no settings."""
+    """Arguments that the family passes to the component: they are no settings."""
     builds: ClassVar[Any] = None
-    """What is built: `module:object`, or the object itself."""
+    """The component: `module:object`, or the object itself."""
     kinds: ClassVar[dict[str, type["Component"]]]
 
     kind: str = ""
@@ -82,7 +82,7 @@ class Component(Settings):
         return {name: value for name, value in self if name not in self._family().model_fields}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle plain values: another process finds a class of the user's through its name, not through pickle."""
+        """Pickle plain values: another process imports a plug-in class by its name."""
         values = self.model_dump()
         return _revived, (self._family(), values, digests(values))
 
@@ -190,7 +190,7 @@ def digests(settings: Any) -> dict[str, str]:
 
 
 def plug_in_behind(error: BaseException | None) -> str | None:
-    """The plug-in in whose source an exception was raised, innermost call first; None when it was none's."""
+    """The plug-in in whose source an exception was raised, innermost call first; None outside plug-ins."""
     files = {inspect.getfile(sys.modules[module]): name for name, module in _plug_ins.items()}
     while error is not None:
         frames, trace = [], error.__traceback__
@@ -265,7 +265,7 @@ def _installed(family: str) -> dict[str, str]:
 
 
 def _settings_of(target: Any, family: type[Component], kind: str) -> type[Component]:
-    """Settings for a component of the user's: its nested class, or one made from its keyword arguments."""
+    """Settings of a plug-in: its nested class, or one made from its keyword arguments."""
     own = getattr(target, "__dict__", {})  # a function written in C has none
     nested = own.get("Settings") if "__init__" in own else getattr(target, "Settings", None)
     fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
@@ -325,7 +325,7 @@ def _read_source(module: ModuleType, seen: dict[str, bytes]) -> None:
 
 
 def _home(module: ModuleType) -> Path | None:
-    """The folder that a user's own modules lie in; None for installed ones, which do not change on their own."""
+    """The folder of a user's own module; None for an installed one."""
     file = getattr(module, "__file__", None)
     if not file or {"site-packages", "dist-packages"} & set(Path(file).parts):
         return None
@@ -334,7 +334,7 @@ def _home(module: ModuleType) -> Path | None:
 
 
 def _revived(family: type[Component], values: dict[str, Any], expected: dict[str, str]) -> Component:
-    """Settings from their plain values, in a process that may have another version of a plug-in."""
+    """Settings from their plain values. Raises ValueError if this process has another version of a plug-in."""
     settings = kind_of(family, values["kind"]).model_validate(values)
     for name, digest in digests(values).items():
         if digest != expected.get(name):

@@ -1,4 +1,4 @@
-"""Rank 0 decides, everyone receives, and a checksum proves it. Does nothing where there is one process."""
+"""Rank 0 decides, all ranks receive, and a checksum checks it. With one process nothing is sent."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ def assert_same_model(model: nn.Module, when: str) -> None:
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Whether an error says no more than that another rank is gone."""
+    """Whether an error only means that another rank is gone."""
     return isinstance(error, dist.DistError) or "Connection closed" in str(error) or "Connection reset" in str(error)
 
 

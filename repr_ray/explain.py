@@ -1,4 +1,4 @@
-"""repr-ray explain: what can be set, of which type, with which default, and what it means.
+"""repr-ray explain: every setting with its type, default and meaning.
 
 Everything comes from the JSON schema of `Experiment`, as do the schema file that editors read and docs/settings.md.
 """
@@ -23,12 +23,12 @@ WIDTH = 100
 
 
 def schema() -> Schema:
-    """The JSON schema of a config. A kind of one's own may hold any fields; the launcher checks them."""
+    """The JSON schema of a config. A plug-in kind may have any fields; the launcher checks them."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
 
 
 def explain(path: str) -> str:
-    """What a dotted path of settings means, as text.
+    """The meaning of a dotted path of settings, as text.
 
     A path names a field (`train.epochs`), a block (`schemes.repr.reinit`) or a kind (`model.resnet`,
     `schemes.my_module:Shrink`). Raises ValueError for a path that does not exist.
@@ -136,7 +136,7 @@ def _branches(root: Schema, node: Schema) -> list[Schema]:
 
 
 def _blocks(root: Schema, node: Schema) -> list[Schema]:
-    """The blocks of fields that a node may hold, also in a list or by name; a kind of one's own is none."""
+    """The blocks of fields that a node may hold, also in a list or by name; without plug-in kinds."""
     found = []
     for branch in _branches(root, node):
         inside = branch.get("items", branch.get("additionalProperties"))

@@ -1,2 +1,2 @@
-"""Images: where they come from (sources), which are trained on (split), one decoded copy per machine (decoded), and
-batches on the device (batches, augment)."""
+"""Images: their sources (sources), splits (split), one decoded copy per machine (decoded), and batches on the device
+(batches, augment)."""

@@ -123,7 +123,7 @@ def _each(rows: Rows, do: Callable[[int], T], progress: Track, title: str) -> tu
         for index in range(start, min(start + ROWS_PER_TASK, len(rows.labels))):
             try:
                 done.append(do(index))
-            except Exception as error:  # decoders raise whatever they stumble over
+            except Exception as error:  # decoders raise errors of many types
                 failed.append(Damaged(index, _reason(error)))
         return done, failed
 

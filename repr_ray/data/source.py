@@ -1,4 +1,4 @@
-"""What a source of images gives: labelled images by index, before they are decoded."""
+"""The interface of a source: labelled images by index, before they are decoded."""
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ def silent(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
 
 
 class Rows(Protocol):
-    """The images of one split, by index; several threads may ask at once."""
+    """The images of one split, by index; thread-safe."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -39,7 +39,7 @@ class Rows(Protocol):
         ...
 
     def where(self, index: int) -> str:
-        """File and row of an image, for people."""
+        """File and row of an image, for messages."""
         ...
 
 

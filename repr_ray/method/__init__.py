@@ -1,2 +1,2 @@
-"""The science: torch only. Reading order: schedule, filters, scores, measurement, data_scores, selection, directions,
-reinit, schemes."""
+"""The methods, with torch only. Reading order: schedule, filters, scores, measurement, data_scores, selection,
+directions, reinit, repr."""

@@ -1,4 +1,4 @@
-"""S2 for less: the network without its dropped filters, as a smaller network with an optimizer of its own."""
+"""A faster S2: the network without its dropped filters, as a smaller network with its own optimizer."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from repr_ray.method.masks import Masks
 
 
 class SubNetwork:
-    """A copy of a network that lacks what is dropped and what reads it; its steps are the masked network's.
+    """A copy of a network without the dropped filters and the weights that read them, equal in its training steps.
 
         sub = repr_.sub_network()  # in S2, after start_epoch
         for images, labels in loader:
@@ -52,8 +52,8 @@ class SubNetwork:
     def step(self) -> None:
         """Update the copy from its gradients, which are cleared.
 
-        What reads a dropped filter is not in the copy and gets no gradient, but has momentum and weight decay to
-        follow: the whole network's optimizer steps as well, with gradients of zero. Learning rates are its.
+        Weights that read a dropped filter are not in the copy and get no gradient, but momentum and weight decay
+        change them: the optimizer of the whole network, which has the learning rates, steps too, with zero gradients.
         """
         for own, full in zip(self.optimizer.param_groups, self._full_optimizer.param_groups, strict=True):
             own.update({key: value for key, value in full.items() if key != "params"})
@@ -66,7 +66,7 @@ class SubNetwork:
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """Put weights, batch-norm statistics and momenta back where they came from; the copy is of no use then."""
+        """Write weights, batch-norm statistics and momenta back to the network; do not use the copy afterwards."""
         own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for name, target in self._tensors.items():
             self._put(name, target, own[name])
@@ -88,7 +88,7 @@ class SubNetwork:
                 smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
             setattr(owner, leaf, smaller)
             if isinstance(owner, nn.Conv2d):
-                if owner.groups > 1:  # depthwise: it has lost groups
+                if owner.groups > 1:  # depthwise: fewer groups
                     owner.groups = owner.groups * len(owner.weight) // owner.out_channels
                 owner.out_channels, owner.in_channels = len(owner.weight), owner.weight.shape[1] * owner.groups
             elif isinstance(owner, nn.Linear):
@@ -98,7 +98,7 @@ class SubNetwork:
         return model
 
     def _check(self) -> None:
-        """Follow the copy as the network was followed: every filter must reach what it reaches there."""
+        """Check the copy by a trace: every filter must reach the same layers as in the network."""
         try:
             found = {layer.name: layer for layer in map_filters(self.model, self._masks.filter_map.example).layers}
         except ValueError as error:

@@ -2,10 +2,10 @@
 
 A feature map z is the output of a convolution and the batch norm that follows it, a = ReLU(z) its activation. Every
 rank sees its own images; sums go over all ranks. Networks are in evaluation mode and float32 throughout, and are
-left exactly as they were.
+left unchanged.
 
-To add a score: write a function here, and name it in `SCORE` in settings.py. Your own, `score: my_module:mine`,
-is measured on images if its argument is called `measurement`.
+To add a score: write a function here, and name it in `SCORE` in settings.py. A plug-in, `score: my_module:mine`, is
+measured on images if its argument is called `measurement`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ from repr_ray.method.measurement import FiltersDone, Measurement, RankingBatches
 from repr_ray.method.settings import SCORE
 
 FEWEST_IMAGES = 1024
-"""The oracle silences a filter per copy of the batch, in as many copies as fill a pass with this many images."""
+"""Images of a pass of the oracle, which silences one filter in each copy of the batch."""
 
 
 def activation(measurement: Measurement) -> dict[str, Tensor]:
-    """Minus the mean activation: filters that respond least are dropped first (arXiv 1611.06440, section 2.2)."""
+    """Minus the mean activation: the least active filters are dropped first (arXiv 1611.06440, section 2.2)."""
     return _minus(measurement.mean_of_maps(lambda z: z.relu().mean((2, 3))))
 
 
@@ -102,7 +102,7 @@ def oracle(measurement: Measurement) -> dict[str, Tensor]:
     correct = torch.zeros(len(variants) + 1, dtype=torch.float64, device=measurement.kernels()[0].device)
     largest = max((len(labels) for _, labels in measurement.batches()), default=1)
     together, images = -(-FEWEST_IMAGES // largest), 0
-    for first in range(0, len(correct), together):  # the last variant is the network as it is
+    for first in range(0, len(correct), together):  # the last variant is the unchanged network
         copies, images = min(together, len(correct) - first), 0
         with torch.no_grad(), _silenced(measurement.model, variants[first : first + copies], copies):
             for inputs, labels in measurement.batches():

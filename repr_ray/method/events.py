@@ -1,4 +1,4 @@
-"""What a scheme did to the layers of a network, as rows of a table and as a line for a person."""
+"""What a scheme did to the layers of a network, as records and as lines of a log."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class LayerEvent:
 
 
 NEARLY_ALL = 0.85
-"""Share of a layer's filters from which dropping them calls for a warning."""
+"""Share of dropped filters in a layer from which there is a warning."""
 
 
 _VERBS = {
@@ -37,14 +37,14 @@ _VERBS = {
     "renew": "re-initialised",
     "shrink": "shrank and perturbed",
     "mask": "masked",
-    "unmask": "lets train again",
+    "unmask": "unmasked",
 }
 
 
 def describe(events: list[LayerEvent], width: int | None = None) -> str:
-    """One line for a person: what was done to how many filters, or weights, of each layer.
+    """What was done to how many filters, or weights, of each layer, in one line.
 
-    Where it would be longer than `width`, the layers that lost most stand in it.
+    A line longer than `width` names only the layers with the largest share.
     """
     event = events[0].event
     verb = _VERBS.get(event, event)
@@ -70,7 +70,7 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
 
 
 def warnings(events: list[LayerEvent]) -> dict[str, str]:
-    """What a person should know about a drop or a re-initialisation: a line of each kind that is due."""
+    """Warnings about a drop or a re-initialisation: one line for each kind."""
     found = {}
     zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
     if zero:

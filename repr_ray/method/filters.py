@@ -1,4 +1,4 @@
-"""Which parameters make up one filter, and who consumes its output: read off the labels of a traced network."""
+"""The parameters of each filter, and the weights that read its output, from the labels of a traced network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from repr_ray.method.tracing import FIRST, Role, Trace, follow
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs to filters in one tensor: filter `filters[i]` owns entry `places[i]` along `dim`.
+    """The entries of filters in one tensor: filter `filters[i]` owns entry `places[i]` along `dim`.
 
     An `input` is a channel of the kernel or matrix that consumes the filter's output; in a grouped convolution,
     whose kernel repeats dimension 1 for each of its `groups`, channels are counted through. `axis` is that of the
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A convolution of J filters that can be dropped, with everything that belongs to them.
+    """A convolution of J filters that can be dropped, with all their parameters.
 
     `output` is the module that gives its feature maps before the nonlinearity: the convolution, or the batch norm
     that follows it. Channels that were summed with another path (residual connections) have no consumer of their
@@ -68,15 +68,15 @@ class ConvLayer:
 
     @property
     def silenced(self) -> tuple[Part, ...]:
-        """What is zero while a filter is dropped: kernel row, bias, gammas and betas."""
+        """The entries that are zero while a filter is dropped: kernel row, bias, gammas and betas."""
         return tuple(part for part in self.parts if part.role in ("kernel", "bias", "gamma", "beta"))
 
 
 @dataclass(frozen=True)
 class FilterMap:
-    """The layers filters can be dropped from, in order of execution, and why the others are left out.
+    """The layers whose filters can be dropped, in order of execution, and the reasons why others are left out.
 
-    `example` is the input that the network was followed with.
+    `example` is the input of the trace.
     """
 
     layers: tuple[ConvLayer, ...]
@@ -134,7 +134,7 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
 
 
 def _parts(trace: Trace) -> dict[str, list[Part]]:
-    """What belongs to each layer, in the order in which the network uses it."""
+    """The parts of each layer, in the order in which the network uses them."""
     parts: dict[str, list[Part]] = {layer: [] for layer in trace.layers}
     for claim in trace.claims.values():
         places = (claim.labels >= FIRST).nonzero().flatten()

@@ -1,7 +1,7 @@
-"""What can be set about losses. No torch here, so that a config is checked before torch is imported.
+"""Settings of losses, without torch, so that a config is checked before torch is imported.
 
 A scheme carries one: `schemes.NAME.loss: {kind: ...}`. To add one: a settings class here that names what it builds, a
-subclass of `LossTerm`; `loss: {kind: my_module:Mine}` takes one of your own.
+subclass of `LossTerm`; `loss: {kind: my_module:Mine}` takes a plug-in.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,17 +23,17 @@ class LossSettings(Component):
     """Whether it is a penalty on weights."""
 
     needs_teacher: ClassVar[bool] = False
-    """Whether it learns from another network, trained before."""
+    """Whether it needs a teacher, a network that is trained before."""
 
     @classmethod
     def accept(cls, target: Any) -> None:
-        """A loss has the methods of repr_ray.LossTerm."""
+        """Accept subclasses of repr_ray.LossTerm."""
         if not hasattr(target, "penalty"):
             raise ValueError(f"{target.__name__} is no loss: a loss is a subclass of repr_ray.LossTerm")
 
 
 class LabelSmoothing(LossSettings):
-    """Cross entropy with labels that leave `smoothing` evenly to all classes, arXiv 1512.00567, section 7."""
+    """Cross entropy with a share `smoothing` of each label spread over all classes, arXiv 1512.00567, section 7."""
 
     builds: ClassVar[str] = "repr_ray.method.losses:LabelSmoothing"
 
@@ -69,7 +69,7 @@ class Distillation(LossSettings):
 class Orthogonality(LossSettings):
     """Cross entropy + `weight` x sum over convolutions of sum|W^W^T - I|, the orthogonality loss of arXiv 1811.07275.
 
-    W^ has a filter a row, scaled to length 1.
+    The rows of W^ are the filters, scaled to length 1.
     """
 
     builds: ClassVar[str] = "repr_ray.method.losses:Orthogonality"
@@ -82,9 +82,9 @@ class Orthogonality(LossSettings):
 class Srip(LossSettings):
     """Cross entropy + `weight` x sum over layers of sigma(W^T W - I)^2, arXiv 1810.09102, eqs. 7 and 8.
 
-    W has a filter of a convolution, or an output of a linear layer, a column; sigma is the spectral norm, by two
-    steps of the power iteration from a random vector. From each epoch of `decay` on, the weight is multiplied by the
-    number beside it: by default as in the authors' code, which trains 200 epochs.
+    The columns of W are the filters of a convolution, or the outputs of a linear layer; sigma is the spectral norm,
+    by two steps of the power iteration from a random vector. From each epoch of `decay` on, the weight is multiplied
+    by the number beside it: by default as in the authors' code, which trains 200 epochs.
     """
 
     builds: ClassVar[str] = "repr_ray.method.losses:Srip"

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class LossTerm:
-    """Cross entropy, and the interface of all losses: what is not overridden stays that.
+    """Cross entropy, and the interface of all losses.
 
-    `teacher` gives logits for images, to losses that learn from another network; it is set before training.
+    `teacher` maps images to logits, for losses that need one; it is set before training.
     """
 
     teacher: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        """Attach to the network that is trained."""
+        """Attach to the network."""
 
     @property
     def changes(self) -> frozenset[str]:
@@ -28,14 +28,14 @@ class LossTerm:
         return frozenset(n for n in ("loss", "penalty") if getattr(type(self), n) is not getattr(LossTerm, n))
 
     def start_epoch(self, epoch: int) -> None:
-        """Comes before every epoch, from 0, and when training resumes in its middle."""
+        """Called before every epoch, from 0, and when training resumes within one."""
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         """The loss of a batch, summed over its images: float32 logits (n x classes), labels (n), images (n x ...)."""
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def penalty(self) -> Tensor | None:
-        """What is added to the mean loss over a batch, from the weights alone; None adds nothing."""
+        """A term of the weights that is added to the mean loss over a batch; None for none."""
         return None
 
 

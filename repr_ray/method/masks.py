@@ -1,4 +1,4 @@
-"""Which filters are dropped, and the means to keep them at exactly zero."""
+"""Masks that keep dropped filters at exactly zero."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,10 @@ from repr_ray.method.filters import FilterMap
 
 
 class Masks:
-    """Which filters are dropped, and the means to keep them silent.
+    """The dropped filters, and the masks of their parameters.
 
     `dropped[layer]` is a bool tensor (J) on the model's device; it and the masks derived from it are updated in
-    place, so that a captured CUDA graph stays valid. With `kernel_only` biases, gammas and betas are left alone.
+    place, so that a captured CUDA graph stays valid. With `kernel_only` biases, gammas and betas are not masked.
     """
 
     def __init__(self, model: nn.Module, filter_map: FilterMap, kernel_only: bool = False) -> None:
@@ -55,6 +55,6 @@ class Masks:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Set everything dropped filters own to +0.0, whatever an optimizer did to it."""
+        """Set all parameters of dropped filters to +0.0."""
         for tensor, mask in self._masked.values():
             tensor.masked_fill_(mask, 0.0)

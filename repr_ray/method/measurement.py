@@ -1,4 +1,4 @@
-"""Running a network on images to score its filters, leaving it exactly as it was."""
+"""Running a network on images to score its filters, without changing it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ FiltersDone = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a score may use. `generator` is in the same state on all ranks."""
+    """The inputs of a score on images. `generator` is in the same state on all ranks."""
 
     model: nn.Module
     layers: Sequence[ConvLayer]
@@ -85,7 +85,7 @@ class Measurement:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, no autocast; every module's mode is put back afterwards."""
+    """Evaluation mode, gradients on, no autocast; every module's mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
     model.eval()

@@ -86,11 +86,11 @@ class RePr(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """Drop filters or bring them back when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
+        """Drop filters or bring them back, if `epoch` (from 0) is due for it; see `Scheme.start_epoch`.
 
-        Raises ValueError when an epoch is left out, or when the ranking needs data and there are no `batches`;
-        RuntimeError when dropped filters have moved because `after_step` was not called. When `batches` raises,
-        nothing has changed and the call can be repeated.
+        Raises ValueError if an epoch is skipped, or if the ranking needs data and there are no `batches`;
+        RuntimeError if dropped filters have changed because `after_step` was not called. If `batches` raises, nothing
+        has changed and the call can be repeated.
         """
         if self.settings.ranking.needs_data and batches is None:
             raise ValueError(
@@ -110,17 +110,17 @@ class RePr(Scheme):
         return []
 
     def after_step(self) -> None:
-        """Keep dropped filters at exactly zero, whatever momentum, weight decay or Adam did to them."""
+        """Set dropped filters to exactly zero again, after momentum, weight decay or Adam changed them."""
         self._returned = {}
         if self.masks.any:
             self.masks.apply()
 
     @torch.no_grad()
     def carry_over(self, average: nn.Module) -> None:
-        """Keep an average of the weights (EMA, SWA) a network of the same filters as the model.
+        """Apply the drops to an average of the weights (EMA, SWA).
 
-        Call it after `start_epoch` and after every update of the average. Dropped filters are as silent in it as in
-        the model, and those just brought back start from their new values instead of being mixed with old ones.
+        Call it after `start_epoch` and after every update of the average. Dropped filters are zero in it as in
+        the model, and re-initialised ones start from their new values, not mixed with old ones.
         """
         twin = unwrap(average)
         others, tensors = dict(twin.named_parameters()) | dict(twin.named_buffers()), self._tensors()
@@ -182,11 +182,11 @@ class RePr(Scheme):
         return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
 
     def _generator(self) -> torch.Generator:
-        """The same draws for the same seed and epoch, resumed or not."""
+        """A generator with the same draws for the same seed and epoch, resumed or not."""
         return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
 
     def _score(self, batches: RankingBatches | None, progress: FiltersDone | None) -> dict[str, Tensor]:
-        """Scores of all filters by layer, J each. Every rank calls it; what rank 0 returns counts."""
+        """Scores of all filters by layer, J each. Every rank calls it; the values of rank 0 are used."""
         ranking, generator = self.settings.ranking, self._generator()
         if batches is not None and ranking.needs_data:
             return score_by_data(ranking.score, self.model, self.masks.layers, batches, generator, progress)
@@ -246,7 +246,7 @@ class RePr(Scheme):
     def _redraw(
         self, tensors: Mapping[str, Tensor], generator: torch.Generator, progress: FiltersDone | None
     ) -> list[LayerEvent]:
-        """Bring back the filters of every layer, then see to the channels they feed, those of new filters too."""
+        """Bring back the filters of every layer, then the channels that read them."""
         layers = self.masks.layers
         overlaps = {layer.name: overlap(tensors[layer.kernel]) for layer in layers}
         drawn, done, total = {}, 0, sum(int(mask.sum()) for mask in self.masks.dropped.values())
@@ -275,7 +275,7 @@ class RePr(Scheme):
         ]
 
     def _redraw_kernels(self, layer: ConvLayer, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Redrawn:
-        """New kernels for a layer's dropped filters, and what belongs to them there."""
+        """New kernels for a layer's dropped filters, with their bias and batch norm."""
         dropped, kernel = self.masks.dropped[layer.name], tensors[layer.kernel]
         if not dropped.any():
             return Redrawn.nothing()
@@ -302,7 +302,7 @@ class RePr(Scheme):
     def _fresh(
         self, layer: ConvLayer, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator
     ) -> Tensor | None:
-        """What `part` of the filters brought back starts from, in the tensor's shape; None leaves it as it is."""
+        """The new values of `part`, in the tensor's shape; None leaves it unchanged."""
         reinit = self.settings.reinit
         choice: str = {"input": reinit.next_layer, "bias": reinit.bias}.get(part.role, reinit.norm_state)
         if choice == "keep":
@@ -323,7 +323,7 @@ class RePr(Scheme):
 
 
 def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer) -> FilterMap:
-    """The layers whose filters this optimizer trains. Raises ValueError where it trains nothing of the model."""
+    """The layers whose filters this optimizer trains. Raises ValueError if it trains nothing of the model."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     tensors = dict(model.named_parameters())
     if held.isdisjoint(map(id, tensors.values())):

@@ -1,4 +1,4 @@
-"""Which epoch belongs to which phase."""
+"""The phase of every epoch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +10,8 @@ Phase = Literal["full", "sub"]
 class Schedule:
     """RePr's cycles over a fixed number of epochs (paper, section 4 and figure 1).
 
-    A cycle is `s1` epochs of the full network, then `s2` epochs of the sub-network. What is left after the
-    last cycle trains the full network to the end, so that filters brought back always get trained, unless the last
+    A cycle is `s1` epochs of the full network, then `s2` epochs of the sub-network. The epochs after the
+    last cycle train the full network to the end, so that filters brought back always get trained, unless the last
     cycle is cut.
     Epochs count from 0: with s1=20, s2=10 and 100 epochs the sub-network trains in 20-29, 50-59 and 80-89.
     """
@@ -25,9 +25,9 @@ class Schedule:
     def fit(
         cls, epochs: int, s1: int, s2: int, cycles: int | None = None, last_cycle: Literal["whole", "cut"] = "whole"
     ) -> "Schedule":
-        """Fit as many cycles as leave an epoch after the last one, or the number asked for.
+        """Fit as many cycles as leave an epoch after the last one, or the given number.
 
-        Where the last cycle may be `cut`, an epoch of its S2 is enough; the training then ends with filters dropped.
+        If the last cycle may be `cut`, an epoch of its S2 is enough; the training then ends with filters dropped.
         Raises ValueError when `cycles` (or a single one) does not fit.
         """
         cut = last_cycle == "cut"

@@ -1,4 +1,4 @@
-"""The interface of training schemes, and standard training, which walks the same path as all others."""
+"""The interface of training schemes, and standard training, which uses the same code path."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -19,10 +19,10 @@ from repr_ray.method.settings import SchemeSettings, StandardSettings
 class Scheme:
     """Standard training: nothing is dropped. The interface of every scheme, whose hooks are all optional.
 
-    `start_epoch` comes before the first batch of every epoch, `loss` and `penalty` make the objective of a step,
-    `before_step` comes between its backward pass and the optimizer's step, `after_step` after that, and `end_epoch`
-    after the last batch, before the network is evaluated. A subclass has its settings in a nested class
-    `Settings(SchemeSettings)`, and finds them in `self.settings`.
+    `start_epoch` is called before the first batch of every epoch, `loss` and `penalty` give the objective of a step,
+    `before_step` is called between its backward pass and the optimizer's step, `after_step` after that, and
+    `end_epoch` after the last batch, before evaluation. A subclass declares its settings in a nested class
+    `Settings(SchemeSettings)` and reads them from `self.settings`.
     """
 
     Settings: ClassVar[type[SchemeSettings]] = StandardSettings
@@ -31,10 +31,10 @@ class Scheme:
     """Whether `after_step` does the same in every step, so that it may be recorded in a CUDA graph with the step."""
 
     term: LossTerm = LossTerm()
-    """What the loss is made of; set by `settings.loss`."""
+    """The loss; set by `settings.loss`."""
 
     fresh: Callable[[], nn.Module] | None = None
-    """Makes a network like the model as it is before training, for schemes that start parts of it again."""
+    """Builds an untrained network like the model, for schemes that re-initialise parts of it."""
 
     epoch = -1
 
@@ -77,7 +77,7 @@ class Scheme:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """The convolutions filters are never dropped from, and why."""
+        """The layers whose filters are never dropped, with the reasons."""
         return {}
 
     @property
@@ -87,15 +87,15 @@ class Scheme:
 
     @property
     def rate_factor(self) -> float:
-        """What the learning rate of this epoch is multiplied by."""
+        """The factor of this epoch's learning rate."""
         return 1.0
 
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """Do what is due before this epoch, on all ranks alike; returns an event per layer (on rank 0).
+        """Run what is due before this epoch, equally on all ranks; returns an event per layer (on rank 0).
 
-        `batches()` gives an iterator of this rank's (images, labels) on the model's device, for rankings that need
+        `batches()` returns an iterator of this rank's (images, labels) on the model's device, for rankings that need
         data: training or held-out images, never those of the test set. `progress(done, total)` is called with
         the number of filters ranked or brought back so far, and that of all.
         """
@@ -104,7 +104,7 @@ class Scheme:
         return []
 
     def end_epoch(self) -> list[LayerEvent]:
-        """Do what is due after this epoch's last step, on all ranks alike; returns events like `start_epoch`."""
+        """Run what is due after this epoch's last step, equally on all ranks; returns events like `start_epoch`."""
         return []
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
@@ -112,16 +112,16 @@ class Scheme:
         return self.term.loss(logits, labels, images)
 
     def penalty(self) -> Tensor | None:
-        """What is added to the mean loss over a batch, from the weights alone; None adds nothing."""
+        """A term of the weights that is added to the mean loss over a batch; None for none."""
         return self.term.penalty()
 
     def objective(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """What a loop of your own minimises: the mean loss over a batch, and the penalty."""
+        """The objective for your own loop: the mean loss over a batch, plus the penalty."""
         mean, penalty = self.loss(logits.float(), labels, images) / len(labels), self.penalty()
         return mean if penalty is None else mean + penalty
 
     def carry(self, loss: LossSettings) -> None:
-        """Train with a loss term. Raises ValueError where the scheme has a loss or a penalty of its own."""
+        """Train with a loss term. Raises ValueError if the scheme has its own loss or penalty."""
         self.term = loss.build(self.model)
         for part in ("loss", "penalty"):
             if part in self.term.changes and getattr(type(self), part) is not getattr(Scheme, part):
@@ -148,7 +148,7 @@ class Scheme:
             self.term.start_epoch(self.epoch)
 
     def _enter(self, epoch: int) -> None:
-        """Begin an epoch. Raises ValueError when one is left out."""
+        """Begin an epoch. Raises ValueError if one was skipped."""
         if epoch != self.epoch + 1:
             raise ValueError(
                 f"start_epoch({epoch}) after epoch {self.epoch}: call it once for every epoch in order"

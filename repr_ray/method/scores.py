@@ -1,6 +1,6 @@
 """Scores of filters from their weights, one function each. The larger a score, the sooner the filter is dropped.
 
-To add a score: write a function here, and name it in `SCORE` in settings.py. Your own: `score: my_module:peak`.
+To add a score: write a function here, and name it in `SCORE` in settings.py. A plug-in: `score: my_module:peak`.
 """
 
 import math
@@ -38,7 +38,7 @@ def overlap(weight: Tensor) -> float:
 
 
 def zero_filters(weight: Tensor) -> int:
-    """How many filters of a layer have a kernel of zeros: they are dead, or emit a constant."""
+    """The number of filters of a layer with an all-zero kernel: they are dead, or emit a constant."""
     return int((weight.detach().flatten(1) == 0).all(1).sum())
 
 
@@ -53,8 +53,8 @@ def orthogonality(
 
     The author's code (iamaaditya/repr-ortho) divides the whole layer by its norm instead (`normalise: frobenius`)
     and takes the absolute value after the mean (`aggregate: abs_mean`). The first code of siahuat0727/RePr keeps the
-    sign (`aggregate: signed_mean`): a filter that opposes others scores low. `chance_normalised` divides by what
-    random filters of this shape would score, so that layers of different fan-in can be ranked together.
+    sign (`aggregate: signed_mean`): a filter that opposes others scores low. `chance_normalised` divides by the
+    expected score of random filters of this shape, so that layers of different fan-in can be ranked together.
     """
     products = cosines(weight) if normalise == "row" else _products(weight)
     total = (products.abs() if aggregate == "mean_abs" else products).sum(1)
@@ -88,12 +88,12 @@ def magnitude_l2(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1): the control that ranks by nothing."""
+    """Uniform in [0, 1): the control with a random ranking."""
     return torch.rand(len(weight), generator=generator, dtype=torch.float64)
 
 
 def check_scores(scores: Mapping[str, Tensor], sizes: Mapping[str, int], name: str) -> None:
-    """Raise ValueError unless a score gives each layer of `sizes` one finite number a filter."""
+    """Raise ValueError unless a score gives each layer of `sizes` one finite number per filter."""
     for layer, filters in sizes.items():
         own = scores.get(layer)
         if not isinstance(own, Tensor) or own.shape != (filters,) or not own.isfinite().all():
@@ -105,7 +105,7 @@ def check_scores(scores: Mapping[str, Tensor], sizes: Mapping[str, int], name: s
 
 
 def weight_score(ranking: Ranking) -> WeightScore:
-    """The score a ranking asks for, with its variant."""
+    """The score function of a ranking, with its options."""
     if ranking.score == "orthogonality":
         variant = {name: getattr(ranking, name) for name in ("normalise", "aggregate", "chance_normalised")}
         return partial(orthogonality, **variant)

@@ -13,7 +13,7 @@ from repr_ray.method.settings import Selection
 def excluded_layers(
     selection: Selection, layers: Sequence[str], left_out: Mapping[str, str] | None = None
 ) -> frozenset[str]:
-    """The layers, of those that could be dropped from, which `selection` spares.
+    """The layers that `selection` excludes, among those whose filters can be dropped.
 
     `left_out` are the convolutions that cannot be dropped from, with the reason. Raises ValueError when a layer is
     named that the network does not have or that cannot be dropped from, or when no layer would be left.
@@ -78,14 +78,14 @@ def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selecti
 
 
 def _scopes(layers: Mapping[str, object], selection: Selection) -> list[list[str]]:
-    """The groups of layers that are ranked together, whose filters the ratio is of."""
+    """The groups of layers that are ranked together; the ratio is of the filters of a group."""
     out = excluded_layers(selection, list(layers)) if selection.prune_ratio_of == "droppable" else frozenset()
     names = [name for name in layers if name not in out]
     return [[name] for name in names] if selection.scope == "layer" else [names]
 
 
 def _room(sizes: Mapping[str, int], selection: Selection) -> dict[str, int]:
-    """How many filters each layer may lose."""
+    """The most filters that each layer may lose."""
     spared = excluded_layers(selection, list(sizes))
     return {
         name: 0 if name in spared else min(_floor(selection.max_per_layer * size), size - 1)
@@ -94,5 +94,5 @@ def _room(sizes: Mapping[str, int], selection: Selection) -> dict[str, int]:
 
 
 def _floor(value: float) -> int:
-    """The floor of a product that may come out an ulp below the whole number it is meant to be."""
+    """The floor of a product, with tolerance for a rounding error just below a whole number."""
     return int(value + 1e-9)

@@ -1,4 +1,4 @@
-"""What can be set about the method. No torch here, so that a config is checked before torch is imported."""
+"""Settings of the method, without torch, so that a config is checked before torch is imported."""
 
 from inspect import signature
 from typing import Annotated, Any, ClassVar, Literal
@@ -184,19 +184,19 @@ class SchemeSettings(Component):
 
     @classmethod
     def accept(cls, target: Any) -> None:
-        """A scheme has the hooks of repr_ray.Scheme."""
+        """Accept subclasses of repr_ray.Scheme."""
         if not hasattr(target, "start_epoch"):
             raise ValueError(f"{target.__name__} is no scheme: a scheme is a subclass of repr_ray.Scheme")
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns from the baseline's network, which has to be trained before."""
+        """Whether it needs a teacher: the baseline's network, trained before."""
         return self.loss is not None and self.loss.needs_teacher
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Raise ValueError for settings that do not fit a training of `epochs` with `held_out` validation images.
 
-        `compact` asks for S2 on a smaller copy of the network.
+        `compact`: S2 trains a smaller copy of the network.
         """
         if compact and self.loss and self.loss.penalises:
             raise ValueError(
@@ -218,7 +218,7 @@ class SchemeSettings(Component):
 
 
 class StandardSettings(SchemeSettings):
-    """Plain training: the baseline, with nothing to set."""
+    """Standard training: the baseline, without settings."""
 
     builds: ClassVar[str] = "repr_ray.method.scheme:Scheme"
 
@@ -268,7 +268,7 @@ class RePrSettings(SchemeSettings):
     reinit: Reinit = Field(default=Reinit(), description="how they come back")
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
-        """Cycles fit into the training, and there are images for a ranking that needs them."""
+        """Check that cycles fit into the training, and that there are images for a ranking that needs them."""
         super().check(epochs, held_out, compact)
         Schedule.fit(epochs, self.s1, self.s2, self.cycles, self.last_cycle)
         if self.bias == "unmasked" and compact:
@@ -284,7 +284,7 @@ class RePrSettings(SchemeSettings):
 
     @property
     def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:
-        """What the ranking asks for."""
+        """The images of the ranking; None if it needs none."""
         return (self.ranking.data_split, self.ranking.images) if self.ranking.needs_data else None
 
 

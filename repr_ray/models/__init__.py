@@ -1,1 +1,1 @@
-"""Networks: settings.py has what can be set, without torch; the other files build them."""
+"""Networks: settings.py has their settings, without torch; the other files build them."""

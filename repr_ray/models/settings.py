@@ -1,7 +1,7 @@
-"""What can be set about a network. No torch here, so that a config is checked before torch is imported.
+"""Settings of networks, without torch, so that a config is checked before torch is imported.
 
 To add a network: a settings class here that names what it builds, a class or function that takes the settings as
-keyword arguments, and of `classes`, `channels` and `image_size` what it needs. A network of one's own needs neither:
+keyword arguments, and those of `classes`, `channels` and `image_size` that it needs. A plug-in needs neither:
 `model: {kind: my_module:Net}`.
 """
 
@@ -43,7 +43,7 @@ _SPATIAL: Any = Field(default=0.0, description="share of feature maps dropped in
 
 
 def _dropped(dropout: float, spatial: float) -> str:
-    """What a label says about dropout."""
+    """The part of a label for dropout."""
     return "".join(f"-{name}{share:g}" for name, share in (("dropout", dropout), ("spatial", spatial)) if share)
 
 

@@ -1,4 +1,4 @@
-"""What can be set about an optimizer. `train.optimizer: {kind: my_module:Mine}` takes a torch optimizer class.
+"""Settings of optimizers. `train.optimizer: {kind: my_module:Mine}` takes a torch optimizer class.
 
 To add one: a settings class here that names the optimizer class, whose arguments are the settings' fields.
 """

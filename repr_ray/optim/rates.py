@@ -1,4 +1,4 @@
-"""Learning-rate schedules. `train.schedule: {kind: my_module:rate}` takes a function of one's own.
+"""Learning-rate schedules. `train.schedule: {kind: my_module:rate}` takes a plug-in function.
 
 To add one: a class here with its settings and `rate`.
 """

@@ -1,1 +1,1 @@
-"""What is asked: an experiment, its trials, the facts of named data sets, tuning. No torch."""
+"""The experiment: its settings, trials, facts of named data sets, and tuning. No torch."""

@@ -1,4 +1,4 @@
-"""What an experiment is: frozen, validated settings. Imports no torch."""
+"""The settings of an experiment, frozen and validated. Imports no torch."""
 
 from typing import Annotated, Any, Literal
 
@@ -176,7 +176,7 @@ class Experiment(Settings):
     def _fits_together(self) -> "Experiment":
         if len(set(self.every_seed)) < len(self.every_seed):
             raise ValueError("seeds: each seed once")
-        if self.baseline not in (*self.schemes, "standard"):  # by default there need not be one
+        if self.baseline not in (*self.schemes, "standard"):  # the default need not exist
             raise ValueError(f"baseline: {self.baseline!r} is no scheme; there are {', '.join(self.schemes)}")
         if isinstance(self.seeds, Looks) and (self.baseline not in self.schemes or len(self.schemes) < 2):
             raise ValueError(
@@ -196,7 +196,7 @@ class Experiment(Settings):
         if r.trials_per_gpu != 1 and (r.workers > 1 or r.gpus_per_worker not in (1, "auto")):
             raise ValueError(
                 f"resources.trials_per_gpu={r.trials_per_gpu}: trials of resources.workers=1 and"
-                " resources.gpus_per_worker=1 share GPUs (NCCL wants a GPU per rank); leave those at one"
+                " resources.gpus_per_worker=1 share GPUs (NCCL needs a GPU per rank); leave those at one"
             )
         if r.workers > self.train.batch_size:
             raise ValueError(
@@ -206,7 +206,7 @@ class Experiment(Settings):
         return self
 
     def _check_tuning(self, tuning: Tuning) -> None:
-        """Tuning chooses by validation images, with seeds of its own, for schemes that there are."""
+        """Raise ValueError unless tuning has validation images, its own seeds, and existing schemes."""
         if not self.data.validation_images:
             raise ValueError("tuning: settings are chosen by validation accuracy; set data.validation_images")
         if both := sorted(set(tuning.seeds) & set(self.every_seed)):

@@ -1,4 +1,4 @@
-"""What can be set about images: where they come from, how they are split, what is done to training images."""
+"""Settings of images: source, splits, and augmentation."""
 
 import difflib
 import re
@@ -17,11 +17,11 @@ Positive = Annotated[float, Field(gt=0, le=1_000)]
 Side = Annotated[int, Field(ge=1, le=4_096)]
 
 SOURCE = ByName("source", {})
-"""Sources of one's own: functions from `Data` to a `repr_ray.data.source.Source`."""
+"""Plug-in sources: functions from `Data` to a `repr_ray.data.source.Source`."""
 
 
 class ChannelStatistics(Settings):
-    """What images are normalised by, a number a channel: (pixel - mean) / std, with pixels from 0 to 1."""
+    """Normalisation by channel: (pixel - mean) / std, with pixels from 0 to 1."""
 
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(description="one number a channel")
     std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...] = Field(description="one number a channel")
@@ -34,7 +34,7 @@ class ChannelStatistics(Settings):
 
 
 class Splits(Settings):
-    """What splits are called in a source, where they are not to be found out."""
+    """The names of the splits in a source, if they are not found."""
 
     train: str | None = Field(default=None, description="to train on")
     validation: str | None = Field(default=None, description="to hold out")
@@ -107,7 +107,7 @@ def _ordered(ranges: Ranges) -> Ranges:
 
 
 class Augment(Settings):
-    """What is done to training images beside `data.crop_padding` and `data.flip`, in this order."""
+    """Augmentation beside `data.crop_padding` and `data.flip`, in this order."""
 
     random_resized_crop: RandomResizedCrop | None = Field(
         default=None, description="in place of `data.crop_padding`; needs `data.size`"
@@ -196,7 +196,7 @@ class Data(Settings):
     @field_validator("source")
     @classmethod
     def _absolute(cls, source: str) -> str:
-        """Workers have other working directories."""
+        """Make a path absolute: workers have other working directories."""
         if not source.isprintable():
             raise ValueError("a path or URL has no control characters")
         if source in NAMED_SOURCES or "://" in source:
@@ -217,12 +217,12 @@ class Data(Settings):
 
     @property
     def facts(self) -> Facts | None:
-        """What is known of a data set of this name."""
+        """The facts of a data set of this name."""
         return FACTS.get(self.name)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Data":
-        """Refuse what has no effect: it would be taken for something that was done."""
+        """Raise ValueError for settings without an effect."""
         if self.source == "torchvision" and self.name != "digits" and not (self.facts and self.facts.torchvision):
             if self.facts:
                 raise ValueError(f"source: torchvision has no {self.name}; name {self.facts.source}, or a folder")

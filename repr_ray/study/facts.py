@@ -1,10 +1,10 @@
-"""What identifies the data sets that are known by name: a source that differs is refused, not trained on."""
+"""Facts of the data sets that are known by name: a source that differs is refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 NAMED_SOURCES = ("torchvision", "digits")
-"""Words that `data.source` takes for a source, not for a folder; repr_ray.data.sources reads them."""
+"""Values of `data.source` that are names of sources, not of folders."""
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ FACTS: Mapping[str, Facts] = {
     "imagenette": Facts(10, 3, None, 9_469, 3_925, torchvision="Imagenette", source="hf:frgfm/imagenette"),
     "imagenet": Facts(1_000, 3, None, 1_281_167, 50_000, source="hf:ILSVRC/imagenet-1k"),
 }
-"""To add a data set: a line here. Names that are not here need `data.source`, and are read as they are found."""
+"""To add a data set, add a line. Other names need `data.source`, and have the facts that are found there."""

@@ -1,4 +1,4 @@
-"""From an experiment to its trials, all of them known and named before anything runs."""
+"""The trials of an experiment, all known and named before anything runs."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ class Trial:
 
     `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others. `stage` is
     `tuning` for a trial that tries a point of the search space; `tuned` has the values of that point, or of the one
-    that was chosen. `teacher` is the trial whose network this one learns from, and has to wait for.
+    that was chosen. `teacher` is the trial whose network this one learns from; it is trained before.
     """
 
     experiment: str
@@ -46,7 +46,7 @@ class Trial:
         """Eight hex digits of everything that changes the result; paths and hardware are not in it.
 
         Fields at their defaults are left out: a setting added to a later version, which by default changes
-        nothing, does not orphan results that are there already.
+        nothing, does not invalidate existing results.
         """
         blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
         result: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cell:
-    """A scheme in one setting of the grid: what its trials share but the seed.
+    """A scheme at one point of the grid: its trials differ in the seed alone.
 
     `experiment` has the setting, `grid` the fields that vary.
     """
@@ -107,7 +107,7 @@ class Cell:
     grid: tuple[str, ...] = ()
 
     def trials(self, seeds: Iterable[int], values: Mapping[str, Any] | None = None, stage: str = "") -> list[Trial]:
-        """A trial for each seed, with other `values` of dotted fields that tuning has chosen, or tries."""
+        """A trial for each seed, with `values` of dotted fields that tuning tries or has chosen."""
         values = values or {}
         resolved = self.experiment
         if values:
@@ -136,7 +136,7 @@ class Cell:
         return [trial(s, self.label, settings, trial(s, resolved.baseline, baseline)) for s in seeds]
 
     def _teaching(self, resolved: Experiment) -> SchemeSettings:
-        """The baseline's settings. Raises ConfigError where no trial of the baseline can be this one's teacher."""
+        """The baseline's settings. Raises ConfigError if no trial of the baseline can be the teacher."""
         told = f"schemes.{self.scheme}.loss: it learns from the baseline's run of the same seed"
         baseline = resolved.schemes.get(resolved.baseline)
         if baseline is None:
@@ -151,7 +151,7 @@ class Cell:
 
 
 def cells(experiment: Experiment) -> list[Cell]:
-    """Every scheme in every setting of the grid.
+    """Every scheme at every point of the grid.
 
     Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
     """
@@ -189,7 +189,7 @@ def cells(experiment: Experiment) -> list[Cell]:
 
 
 def plan(experiment: Experiment) -> list[Trial]:
-    """Every trial that the comparison may take: seeds vary slowest, so that an unfinished study compares schemes.
+    """Every trial of the comparison; seeds vary slowest, so that an unfinished study compares schemes.
 
     Raises ConfigError as `cells` does, and for two schemes that are the same.
     """
@@ -198,10 +198,10 @@ def plan(experiment: Experiment) -> list[Trial]:
 
 
 def distinct(trials: list[Trial]) -> list[Trial]:
-    """The trials. Raises ConfigError where two would share a folder."""
+    """The trials. Raises ConfigError if two would share a folder."""
     folders: dict[str, Trial] = {}
     for trial in trials:
-        other = folders.setdefault(trial.name.casefold(), trial)  # some file systems do not tell A from a
+        other = folders.setdefault(trial.name.casefold(), trial)  # some file systems ignore case
         if other is not trial:
             raise ConfigError(
                 f"schemes: {_called(other)!r} and {_called(trial)!r} have the same settings and one folder,"

@@ -1,4 +1,4 @@
-"""Reading an experiment from YAML and `key=value` overrides, and saying in a line what is wrong with one."""
+"""Reading an experiment from YAML and `key=value` overrides, with one line per error."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from repr_ray.study.config import ConfigError, Experiment
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment from YAML, a file or a shipped config by its name, apply `key=value` overrides, validate.
+    """Read an experiment from a YAML file or a shipped config, apply `key=value` overrides, validate.
 
     Raises ConfigError with one line per error.
     """
@@ -67,9 +67,9 @@ def _found(path: str | Path) -> Path:
 
 
 def replace(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of nested settings with the dotted `key` set; blocks on the way are made where missing.
+    """A copy of nested settings with the dotted `key` set; missing blocks are created.
 
-    A key that is there and has dots itself, such as a scheme's name, is found first.
+    An existing key with dots in it, such as a scheme's name, takes precedence.
     """
     first = owner(raw, key) or key.partition(".")[0]
     rest = key[len(first) + 1 :]
@@ -81,7 +81,7 @@ def replace(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def owner(names: Iterable[Any], key: str) -> str:
-    """The longest of some names that the dotted `key` is or begins with; empty where there is none."""
+    """The longest of some names that the dotted `key` equals or begins with; empty if none."""
     return max((n for n in names if isinstance(n, str) and f"{key}.".startswith(f"{n}.")), key=len, default="")
 
 
@@ -123,7 +123,7 @@ def _read_as_numbers(raw: Any, read: Any, path: tuple[str, ...]) -> Iterator[tup
 
 
 MOST_ERRORS = 20
-"""Errors of a config that are told one by one."""
+"""Errors of a config that are listed."""
 
 
 def _in_words(text: str, longest: int = 200) -> str:
@@ -192,7 +192,7 @@ _SYNONYMS = {
     "net": "model",
     "network": "model",
 }
-"""What others call a field."""
+"""Common other names of fields."""
 
 
 def _nearest(name: str, names: list[str]) -> str | None:

@@ -1,8 +1,8 @@
-"""Tuning before the comparison: every scheme is tried at as many points of its search space as every other.
+"""Tuning before the comparison: every scheme is tried at the same number of points of its search space.
 
 A point is a full-length trial of its own seeds, which the comparison never uses; the point with the highest
-validation accuracy is chosen for a scheme. Points depend on the experiment and on what earlier points gave, never on
-the runner or the order in which trials end, so that a launch that resumes asks for the same trials.
+validation accuracy is chosen for a scheme. Points depend on the experiment and on the accuracy of earlier
+points, never on the runner or the order in which trials end, so that a resumed launch has the same trials.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ class Tuning(Settings):
         ]
 
     def _optuna(self, space: Mapping[str, Range], accuracies: Sequence[float | None]) -> list[Point]:
-        """Asked `together` at a time, so that what is known does not depend on which trial ended first."""
+        """Points come in batches of `together`, so that they do not depend on which trial ends first."""
         from ray import tune
         from ray.tune.search.optuna import OptunaSearch
 

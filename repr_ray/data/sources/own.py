@@ -10,7 +10,7 @@ from repr_ray.study.data import SOURCE, Data
 
 
 def own(data: Data) -> Source:
-    """What a function of the user's makes of the settings. Raises ConfigError for what it raises."""
+    """The source that a user's function returns. Raises ConfigError for its exceptions."""
 
     def asked(what: Any, argument: Any, expected: type) -> Any:
         try:

@@ -1,1 +1,1 @@
-"""Other schemes to hold RePr against, a file a rival. Settings are in settings.py, which needs no torch."""
+"""Other schemes, to compare RePr with, one file each. Their settings are in settings.py, without torch."""

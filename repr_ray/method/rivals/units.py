@@ -32,7 +32,7 @@ class Reader:
     images: Tensor | None = None
 
     def listen(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook; listens in training only."""
+        """A forward pre-hook; active in training only."""
         if not module.training:
             return
         with torch.no_grad():
