@@ -119,11 +119,11 @@ def _silenced(model: nn.Module, variants: Sequence[tuple[ConvLayer, int]], copie
     """Silence filter f of a layer in the c-th copy of the batch, for the c-th (layer, f)."""
     places: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for copy, (layer, f) in enumerate(variants):
-        gammas = [part for part in layer.parts if part.role == "gamma"]
-        biases = [part for part in layer.parts if part.role == "bias"]  # those of depthwise convolutions among them
-        for part in gammas + (biases[1:] if gammas else biases) or layer.parts[:1]:
+        for part in layer.silenced:
             module = part.tensor.rpartition(".")[0]
-            places.setdefault((module, part.axis), []).extend((copy, place) for place in part.places_of(f))
+            first = part.role == "kernel" and layer.output == layer.name  # else a batch norm is all that reads it
+            if first or part.role == "gamma" or (part.role == "bias" and module != layer.name):
+                places.setdefault((module, part.axis), []).extend((copy, place) for place in part.places_of(f))
     with ExitStack() as stack:
         for (name, axis), own in places.items():
 

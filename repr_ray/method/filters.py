@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repr_ray.method.tracing import FIRST, Role, Trace, follow
+from repr_ray.method.tracing import Role, Trace, follow
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,8 @@ def _parts(trace: Trace) -> dict[str, list[Part]]:
     """The parts of each layer, in the order in which the network uses them."""
     parts: dict[str, list[Part]] = {layer: [] for layer in trace.layers}
     for claim in trace.claims.values():
-        places = (claim.labels >= FIRST).nonzero().flatten()
-        owned: dict[str, list[tuple[int, int]]] = {}
-        for label, place in zip(claim.labels[places].tolist(), places.tolist(), strict=True):
-            for layer, filter in trace.filters(label):
-                owned.setdefault(layer, []).append((filter, place))
-        for layer, pairs in owned.items():
+        for layer, (filters, at) in trace.owners(claim).items():
             if layer in parts:
-                filters, at = zip(*sorted(pairs), strict=True)
                 parts[layer].append(Part(claim.tensor, claim.role, claim.dim, filters, at, claim.groups, claim.axis))
     return parts
 

@@ -31,7 +31,10 @@ nothing else may read it.
 """
 
 SIZES = (32, 64, 224, 28, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 512)
-"""Image sizes tried first where none is given."""
+"""Image sizes tried first where none is given; others up to 256 follow while `MOST_OPERATIONS` are not reached."""
+
+MOST_OPERATIONS = 20_000
+"""Operations, over all sizes, after which no further size is tried: some seconds."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -119,8 +122,8 @@ class Trace(TorchDispatchMode):
         self._facts: dict[str, Tensor] = {}
         self._layer_of: dict[str, str] = {}
         self._kernel_of: dict[str, str] = {}
-        self._filters: list[tuple[str, int]] = []
-        self._sets: list[tuple[int, ...]] = []
+        self._sets: list[tuple[tuple[str, int], ...]] = []  # of one filter each to begin with, then of several
+        self._first: dict[str, int] = {}  # the set of each layer's first filter
         self._products: dict[tuple[int, int], float] = {}
         self._lost_at: dict[int, str] = {}
         self._outputs = WeakIdKeyDictionary()
@@ -132,6 +135,7 @@ class Trace(TorchDispatchMode):
         self.operations = 0
         self._follows = True
         self._register(model)
+        self._count = len(self._sets)
 
     def _register(self, model: nn.Module) -> None:
         """Give every filter that may be dropped a label: its kernel and its bias are what is zero to begin with."""
@@ -153,8 +157,8 @@ class Trace(TorchDispatchMode):
                 self.left_out[name] = reason
                 continue
             first, count = len(self._sets), len(conv.weight)
-            self._sets += [(i,) for i in range(first, first + count)]
-            self._filters += [(name, f) for f in range(count)]
+            self._first[name] = first
+            self._sets += [((name, f),) for f in range(count)]
             labels = torch.arange(first, first + count) + FIRST
             self._layer_of[self._names[id(conv.weight)]] = name
             self._kernel_of[name] = self._names[id(conv.weight)]
@@ -205,12 +209,17 @@ class Trace(TorchDispatchMode):
 
     def _note_axis(self, module: nn.Module, output: object) -> None:
         """Where in its module's output the channels lie that a norm was found to silence."""
-        name = self._modules.get(module)
-        own = [c for c in self.claims.values() if c.tensor.rpartition(".")[0] == name and c.role in ("gamma", "bias")]
+        name = self._modules.get(module, "")
+        tensors = [self._names[id(p)] for p in module._parameters.values() if id(p) in self._names]
+        claims = [self.claims[name, False] for name in tensors if (name, False) in self.claims]
+        own = [claim for claim in claims if claim.role in ("gamma", "bias")]
         if own and isinstance(output, Tensor) and output in self._labels and not isinstance(module, nn.Conv2d):
-            axes = [d for d in range(1, output.dim()) if bool((self._along(output, d)[0] >= FIRST).any())]
-            for claim in own if axes else ():
-                claim.axis = axes[0]
+            along = [self._along(output, d)[0] for d in range(output.dim())]
+            axes = [d for d in range(1, output.dim()) if bool((along[d] >= FIRST).any())]
+            for claim in own:
+                claim.axis = axes[0] if axes else claim.axis
+                if claim.role == "bias" and not (axes and torch.equal(along[axes[0]], claim.labels)):
+                    self._blame(self._present(claim.labels), f"{claim.tensor} is added to it within {name}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -392,7 +401,7 @@ class Trace(TorchDispatchMode):
             if kernel is None and not leaf:
                 kernel = self._along(weight, 0)[0]
             if kernel is not None and bool((kernel >= FIRST).any()):
-                layer = self._filters[self._sets[int(kernel[kernel >= FIRST][0] - FIRST)][0]][0]
+                layer = self.filters(float(kernel[kernel >= FIRST][0]))[0][0]
                 if layer not in self.layers:
                     self.layers.append(layer)
                 self._calls[self._kernel_of[layer]] += 1
@@ -543,8 +552,13 @@ class Trace(TorchDispatchMode):
                 if t.numel() > 1 and (t in self._sources or t not in self._labels or self._varies(t)):
                     self._join(self._present(z))
             return self._product(every[0], every[1], name)
+        if name == "addcmul":
+            factors = {"self": given["tensor1"], "other": given["tensor2"]}
+            return self._total(
+                given["self"], every[0], None, self._pointwise("mul", factors, out).expand(out.shape), name
+            )
         if len(tensors) == 2 and name in ("add", "sub", "rsub"):
-            return self._sum(every[0], every[1], name)
+            return self._total(tensors[0], every[0], tensors[1], every[1], name)
         if name in ("div", "prelu", "_prelu_kernel", "where", "lerp", "maximum", "minimum"):
             if name in ("prelu", "_prelu_kernel", "div") and not bool(_filters(every[1]).any()):
                 if tensors[1].numel() > 1:
@@ -556,14 +570,43 @@ class Trace(TorchDispatchMode):
                 return every[-1]
         return self._unknown(name, given)
 
+    def _total(self, one: Tensor, a: Tensor, other: Tensor | None, b: Tensor, name: str) -> Tensor:
+        """A sum; of maps and a parameter with an entry a channel, as a bias, each filter's entry is its own."""
+        for parameter, labels in ((one, b), (other, a)):
+            if parameter is not None and self._is_bias(parameter) and bool(_filters(labels).any()):
+                return self._shifted(labels, parameter)
+        return self._sum(a, b, name)
+
+    def _is_bias(self, t: Tensor) -> bool:
+        source = self._sources.get(t)
+        if source is None or t in self._labels or source.name in self._facts:
+            return False
+        parameter = self._tensors[source.name]
+        return isinstance(parameter, nn.Parameter) and parameter.dim() == 1 and t.numel() == max(t.shape) > 1
+
+    def _shifted(self, labels: Tensor, bias: Tensor) -> Tensor:
+        source, axis = self._sources[bias], labels.dim() - bias.dim() + list(bias.shape).index(bias.numel())
+        reads, lost = self._rows(labels.movedim(axis, 0).reshape(labels.shape[axis], -1))
+        site = self._site("add")
+        self._consume(lost, f"its output reaches {site}, which does not take it channel by channel")
+        self._blame_constants(torch.tensor(lost))
+        reads = reads.expand(bias.numel())
+        self._claim(source.name, "bias", torch.where(reads >= FIRST, reads, MIXED), source.rows.flatten().long())
+        self._join(self._present(reads))
+        if source.name.rpartition(".")[0] != self._modules.get(self._stack[-1] if self._stack else self._model):
+            self._blame(self._present(reads), f"its output reaches {site}, whose bias belongs to another module")
+        reads = torch.where(reads == ZERO, CONSTANT, reads)
+        return reads.view([-1 if d == axis else 1 for d in range(labels.dim())])
+
     def _varies(self, t: Tensor) -> bool:
         """Whether a factor is more than random numbers drawn for the shape at hand."""
         return bool((self._labels[t] != CONSTANT).any())
 
     def _to_constants(self, labels: Tensor, name: str) -> Tensor:
+        site = self._site(name)
         for label in self._present(labels):
             if label > 0:
-                self._lost_at.setdefault(int(label), self._site(name))
+                self._lost_at.setdefault(int(label), site)
         return torch.where(labels >= FIRST, -labels, torch.where(labels == ZERO, CONSTANT, labels))
 
     def _sum(self, a: Tensor, b: Tensor, name: str) -> Tensor:
@@ -728,9 +771,11 @@ class Trace(TorchDispatchMode):
         self._blame(silent, reason) if reason else self._join(silent)
 
     def _blame_constants(self, labels: Tensor) -> None:
+        lost: dict[str, list[float]] = {}
         for label in self._present(labels[labels < 0]) if labels.numel() else []:
-            site = self._lost_at.get(int(-label), "a function")
-            self._blame([-label], _not_silent(site))
+            lost.setdefault(self._lost_at.get(int(-label), "a function"), []).append(-label)
+        for site, own in lost.items():
+            self._blame(own, _not_silent(site))
 
     def _blame(self, labels: Iterable[float], reason: str) -> None:
         for layer in self._layers(labels):
@@ -740,12 +785,32 @@ class Trace(TorchDispatchMode):
         self.joined.update(self._layers(labels))
 
     def _layers(self, labels: Iterable[float]) -> dict[str, None]:
-        filters = (f for label in labels for f in self._sets[int(abs(label) - FIRST)])
-        return dict.fromkeys(self._filters[f][0] for f in filters)
+        return dict.fromkeys(layer for label in labels for layer, _ in self.filters(abs(label)))
 
-    def filters(self, label: float) -> Iterator[tuple[str, int]]:
+    def filters(self, label: float) -> tuple[tuple[str, int], ...]:
         """The (layer, filter) that a label stands for."""
-        return (self._filters[f] for f in self._sets[int(label - FIRST)])
+        return self._sets[int(label - FIRST)]
+
+    def owners(self, claim: Claim) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """By layer: the filters that have entries of a tensor to themselves, in order, and the entries' places."""
+        places = (claim.labels >= FIRST).nonzero().flatten()
+        labels = claim.labels[places]
+        singles = labels < FIRST + self._count
+        found = [torch.stack([labels[singles] - FIRST, places[singles]]).long()]
+        for label, place in zip(labels[~singles].tolist(), places[~singles].tolist(), strict=True):
+            members = [self._first[layer] + filter for layer, filter in self.filters(label)]
+            found.append(torch.tensor([members, [place] * len(members)]))
+        numbers, places = torch.cat(found, 1)
+        order = (numbers * len(claim.labels) + places).argsort()
+        numbers, places = numbers[order], places[order]
+        firsts = torch.tensor(list(self._first.values()))
+        which = torch.bucketize(numbers, firsts, right=True) - 1
+        owners, counts = which.unique_consecutive(return_counts=True)
+        layers, sizes = list(self._first), counts.tolist()
+        return {
+            layers[i]: (tuple((own - self._first[layers[i]]).tolist()), tuple(at.tolist()))
+            for i, own, at in zip(owners.tolist(), numbers.split(sizes), places.split(sizes), strict=True)
+        }
 
     def _site(self, operation: str) -> str:
         """What a person knows the place by: the innermost module, or a function."""
@@ -761,18 +826,23 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
     left as it was. Raises CannotTrace when it cannot be run, or when what it does depends on the values of tensors.
     """
     furthest: tuple[int, Exception] = (-1, CannotTrace("it takes no input"))
+    operations = 0
     with torch.device("cpu"), _left_as_it_was(model):  # the caller may be making all else on another device
         for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
             trace = Trace(model)
             try:
-                for training, labels in ((True, False), (False, False), (True, True), (False, True)):
-                    model.train(training)
-                    trace.run(*inputs, labels=labels)
+                for training, labels in ((True, False), (True, True), (False, True)):
+                    if labels or operations:  # most networks take the first size
+                        model.train(training)
+                        trace.run(*inputs, labels=labels)
                 return trace
             except Exception as error:
+                operations += trace.operations
                 if trace.operations > furthest[0]:
                     furthest = (trace.operations, error)
                 if isinstance(error, CannotTrace | NotImplementedError | TypeError | AttributeError):
+                    break
+                if operations > MOST_OPERATIONS:
                     break
     raise CannotTrace(_explanation(model, furthest[1], example is not None)) from furthest[1]
 
@@ -806,11 +876,12 @@ def _as_inputs(example: Any) -> tuple[Any, ...]:
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
-    """Two images of every likely shape."""
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    """Two images of every likely shape: of the channels that the first convolution takes, or coloured ones."""
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    for size in (*SIZES, *(size for size in range(1, 257) if size not in SIZES)):
-        yield (torch.empty(2, channels, size, size, device="meta", dtype=dtype),)
+    for channels in dict.fromkeys((first, 3)):
+        for size in (*SIZES, *(size for size in range(1, 257) if size not in SIZES)):
+            yield (torch.empty(2, channels, size, size, device="meta", dtype=dtype),)
 
 
 def _explanation(model: nn.Module, error: Exception, given: bool) -> str:
@@ -855,8 +926,13 @@ def _scalar(label: float, like: Tensor) -> Tensor:
 
 
 def _laid_out(labels: Tensor, like: Tensor) -> Tensor:
-    """Labels in memory as `like` is, so that views of it are views of them."""
-    return torch.empty_strided(like.shape, like.stride()).copy_(labels)
+    """Labels in memory as `like` is, so that views of it are views of them; what is expanded stays so."""
+    sizes = [1 if stride == 0 else size for size, stride in zip(like.shape, like.stride(), strict=True)]
+    labels = labels.expand(like.shape)
+    own = labels[tuple(slice(size) for size in sizes)]
+    if not torch.equal(own.expand(like.shape), labels):
+        raise CannotTrace("elements that share memory belong to different filters")
+    return torch.empty_strided(sizes, like.stride()).copy_(own).expand(like.shape)
 
 
 def _with(given: Mapping[str, Any], tensor: Tensor, value: Tensor) -> dict[str, Any]:
@@ -876,7 +952,7 @@ def _is_zero_at_zero(name: str, given: Mapping[str, Any]) -> bool:
     """Whether a function of one tensor, with these numbers beside it, gives zero for zero."""
     function: Callable[..., Any] = getattr(torch.ops.aten, name)
     try:
-        value = function(*(torch.zeros(1) if isinstance(v, Tensor) else v for v in given.values()))
+        value = function(**{key: torch.zeros(1) if isinstance(v, Tensor) else v for key, v in given.items()})
     except (RuntimeError, TypeError):
         return False
     return isinstance(value, Tensor) and not bool(value.any())

@@ -48,7 +48,46 @@ OPERATIONS = (
     "unnormed_channels",
     "maximum",
     "linear_channels",
+    "shift",
+    "response_norm",
+    "class_token",
 )
+
+
+class Shift(nn.Module):
+    """A number of its own for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bias.view(1, -1, 1, 1) + x
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation (arXiv 2301.00808)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = x.norm(dim=(2, 3), keepdim=True)
+        scaled = x * (response / (response.mean(1, keepdim=True) + 1e-6))
+        return x + torch.addcmul(self.bias.view(1, -1, 1, 1), self.weight.view(1, -1, 1, 1), scaled)
+
+
+class ClassToken(nn.Module):
+    """One more position, alike in all images."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x.flatten(2)], 2)
+        return tokens[:, :, 1:].view_as(x) + tokens[:, :, :1, None]
 
 
 class Anything(nn.Module):
@@ -92,6 +131,9 @@ class Anything(nn.Module):
             "layer_norm": lambda: nn.LayerNorm(c),
             "dropout": lambda: nn.Dropout2d(0.0),
             "linear_channels": lambda: nn.Linear(c, c),
+            "shift": lambda: Shift(c),
+            "response_norm": lambda: ResponseNorm(c),
+            "class_token": lambda: ClassToken(c),
             "unnormed_channels": lambda: nn.BatchNorm2d(c, affine=False),
         }.get(operation, lambda: None)()
 

@@ -1,6 +1,7 @@
 """Rankings measured on images: their definitions, that they leave no trace, and that test images stay unseen."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -113,8 +114,32 @@ def test_hessian_diagonal() -> None:
     torch.testing.assert_close(found.float(), expected, rtol=0.15, atol=2e-4)
 
 
-def test_the_oracle_drops_one_filter_at_a_time() -> None:
-    model = network()
+class Shift(nn.Module):
+    """Gates each channel by itself and a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(-1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x + self.bias.view(1, -1, 1, 1))
+
+
+def with_biases_behind() -> nn.Module:
+    """Filters whose biases are those of a depthwise convolution and of a module of one's own."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 8, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 2, groups=8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 2, bias=False), Shift(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(72, 4)),
+    )
+    nn.init.uniform_(model[1].bias, 0.5, 1.0)
+    nn.init.uniform_(model[3].bias, 0.5, 1.0)
+    return model
+
+
+@pytest.mark.parametrize("make", [network, with_biases_behind])
+def test_the_oracle_drops_one_filter_at_a_time(make: Callable[[], nn.Module]) -> None:
+    model = make()
     heard: list[tuple[int, int]] = []
     layers = map_filters(model).layers
     parts = [(IMAGES, LABELS)]
@@ -127,7 +152,7 @@ def test_the_oracle_drops_one_filter_at_a_time() -> None:
     for layer in layers:
         for f in range(layer.filters):
             cut = copy.deepcopy(model)
-            masks = Masks(cut, map_filters(cut))
+            masks = Masks(cut, map_filters(cut, IMAGES))
             masks.set({layer.name: torch.arange(8) == f})
             masks.apply()
             assert float(found[layer.name][f]) == pytest.approx(accuracy(cut) - accuracy(model), abs=1e-12)
