@@ -139,7 +139,7 @@ def test_operations_and_magnitudes_are_torchvisions(narrow: bool) -> None:
 def test_a_policy_does_to_each_image_what_it_drew() -> None:
     made = batches(40, augment={"policy": {"kind": "rand_augment", "operations": 2}})
     order = torch.randperm(40, generator=(drawn := torch.Generator().manual_seed(0)))
-    draws = made.augmentation.draw(40, drawn)["policy"]
+    draws = made.augmentation.draw(40, drawn).by_name["policy"]
     [(images, _)] = epoch(made, 40)
     for place in range(40):
         expected = made.store.images[order[place]].permute(2, 0, 1)[None]

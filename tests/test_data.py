@@ -260,7 +260,7 @@ def test_the_digest_is_of_the_split() -> None:
 def test_the_digest_is_made_once_per_decoded_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Data(name="cifar10", partial=True, source=str(folder))
     first = load(settings).digest
-    monkeypatch.setattr(decoded, "_content_digest", None)
+    monkeypatch.setattr(decoded, "Survey", None)
     assert load(settings.model_copy(update={"validation_images": 5})).digest != load(settings).digest == first
 
 

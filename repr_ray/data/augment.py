@@ -5,6 +5,7 @@ images of a batch that drew the same one.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,37 +14,110 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repr_ray.study.data import ColorJitter, Data, RandAugment, RandomErasing, RandomResizedCrop
-
-Draws = dict[str, Tensor]
-"""For every place in an epoch, by name of what they are drawn for."""
+from repr_ray.study.data import Augment, ColorJitter, Data, RandAugment, RandomErasing, RandomResizedCrop
 
 Places = Tensor | slice
 
 ATTEMPTS = 10
-"""Boxes drawn for a random resized crop; where none fits, the whole image is taken."""
+"""Boxes drawn for a random resized crop; where none fits, the largest one in the middle is taken."""
 
 LEVELS = 31
 """Magnitudes of a policy's operation."""
 
 GREY = (0.2989, 0.587, 0.114)
 
+_FIELDS = tuple(Augment.model_fields)
+
+Uniform = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Numbers in [0, 1) of n images: n x ATTEMPTS areas, n x ATTEMPTS ratios, n x 2 corners."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The random resized crops of an epoch of `n` images. Each place in its order has numbers of its own."""
+
+    settings: RandomResizedCrop
+    n: int
+    seed: tuple[int, ...]
+
+    def drawn(self, places: NDArray[np.int64]) -> Uniform:
+        """The numbers of some places; the generator jumps to them."""
+        runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+
+        def uniform(first: int, width: int) -> NDArray[np.float64]:
+            parts = []
+            for run in runs:
+                bits = np.random.PCG64(self.seed)
+                bits.advance(first * self.n + int(run[0]) * width if len(run) else 0)
+                parts.append(np.random.Generator(bits).random((len(run), width)))
+            return np.concatenate(parts)
+
+        return uniform(0, ATTEMPTS), uniform(ATTEMPTS, ATTEMPTS), uniform(2 * ATTEMPTS, 2)
+
+    def boxes(self, drawn: Uniform, sides: NDArray[np.int64]) -> NDArray[np.int64]:
+        """n x (top, left, height, width) in images of n x (height, width), as of torchvision's RandomResizedCrop."""
+        (least, most), (narrow, wide) = self.settings.scale, self.settings.ratio
+        area = sides.prod(1)[:, None] * (least + (most - least) * drawn[0])
+        ratio = np.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * drawn[1])
+        attempts = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], -1))).astype(np.int64)
+        fits = np.all((attempts > 0) & (attempts <= sides[:, None]), axis=-1)
+        found, first = np.any(fits, axis=1)[:, None], fits.argmax(1)
+        height, width = sides.T
+        largest = np.stack([np.minimum(height, width / narrow), np.minimum(width, height * wide)], -1)
+        chosen = np.where(found, attempts[np.arange(len(sides)), first], np.rint(largest).astype(np.int64))
+        corner = np.where(found, drawn[2] * (sides - chosen + 1), (sides - chosen) / 2).astype(np.int64)
+        return np.concatenate([corner, chosen], 1)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cropped and flipped as they are decoded: the places of an epoch that they have in its order."""
+
+    crops: Crops
+    places: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+
+    def take(self, which: Places) -> "Cut":
+        """For some of these images."""
+        here = which if isinstance(which, slice) else which.numpy()
+        return Cut(self.crops, self.places[here], self.flips[here])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What an epoch needs: tensors with an entry for each place in its order, and the cuts where there are any."""
+
+    by_name: dict[str, Tensor]
+    cut: Cut | None = None
+
 
 class Augmentation:
-    """From uint8 images of `stored` x `stored` pixels to images of the size that is asked for, values 0 to 255."""
+    """From uint8 images of `stored` x `stored` pixels to images of the size that is asked for, values 0 to 255.
+
+    With `cuts` images come cropped and flipped, by `Draws.cut`, and are not cropped and flipped here.
+    """
 
     def __init__(
-        self, data: Data, stored: int, mean: NDArray[np.float64], classes: int, device: torch.device
+        self,
+        data: Data,
+        stored: int,
+        mean: NDArray[np.float64],
+        classes: int,
+        device: torch.device,
+        encoded: bool = False,
     ) -> None:
         self.data, self.settings = data, data.augment
         self.stored, self.size = stored, data.size or stored
         self.classes, self.device = classes, device
         self.fill = torch.tensor(255 * mean, dtype=torch.float32, device=device)
         self.mixes = bool(self.settings.mixup or self.settings.cutmix)
+        self.cuts = encoded and self.settings.random_resized_crop is not None
 
     def draw(self, n: int, generator: torch.Generator) -> Draws:
         """What an epoch of n images needs, on the device; the choices of a policy stay on the CPU."""
-        data, settings, draws = self.data, self.settings, Draws()
+        data, settings = self.data, self.settings
+        draws: dict[str, Tensor] = {}
+        cut = None
         span = self.stored + 2 * data.crop_padding - self.size
         if span and not settings.random_resized_crop:
             draws["crop"] = torch.randint(0, span + 1, (n, 2), generator=generator)
@@ -52,15 +126,21 @@ class Augmentation:
         if settings != type(settings)():
             seed = int(torch.randint(2**62, (1,), generator=generator))
             draws |= {name: torch.from_numpy(array) for name, array in self._more(n, seed).items()}
-        return {name: draw if name == "policy" else draw.to(self.device) for name, draw in draws.items()}
+            if settings.random_resized_crop:
+                crops = Crops(settings.random_resized_crop, n, (seed, _FIELDS.index("random_resized_crop")))
+                places = np.arange(n)
+                if self.cuts:
+                    cut = Cut(crops, places, draws.pop("flip", torch.zeros(n, dtype=torch.bool)).numpy())
+                else:
+                    boxes = crops.boxes(crops.drawn(places), np.full((n, 2), self.stored))
+                    draws["box"] = torch.from_numpy(boxes)
+        return Draws({k: draw if k == "policy" else draw.to(self.device) for k, draw in draws.items()}, cut)
 
     def _more(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
         """Each from a generator of its own, so that one augmentation does not change the draws of another."""
         settings = self.settings
-        of = {name: np.random.default_rng([seed, k]) for k, name in enumerate(type(settings).model_fields)}
+        of = {name: np.random.default_rng([seed, k]) for k, name in enumerate(_FIELDS)}
         draws: dict[str, NDArray[Any]] = {}
-        if settings.random_resized_crop:
-            draws["box"] = _boxes(n, self.stored, settings.random_resized_crop, of["random_resized_crop"])
         if policy := settings.policy:
             count, rng = policy.operations if isinstance(policy, RandAugment) else 1, of["policy"]
             operation = rng.integers(len(_OPERATIONS), size=(n, count))
@@ -93,7 +173,8 @@ class Augmentation:
 
     def __call__(self, images: Tensor, draws: Draws, places: Places) -> Tensor:
         """Augment images (b x h x w x c, uint8) by the draws for some places of an epoch."""
-        own = {name: draw[places if name == "policy" else self._here(places)] for name, draw in draws.items()}
+        every = draws.by_name.items()
+        own = {name: draw[places if name == "policy" else self._here(places)] for name, draw in every}
         flip = own.get("flip")
         if "box" in own:
             images = resized_crops(images, own["box"], flip, self.size).round_()
@@ -141,24 +222,13 @@ class Augmentation:
 
     def mix(self, images: Tensor, labels: Tensor, draws: Draws, own: slice) -> tuple[Tensor, Tensor]:
         """All images but the first, each mixed with the one before it, and the shares of all classes."""
-        keep = torch.where(self._inside(draws["paste"][own]), 0.0, draws["keep"][own, None, None, None])
+        paste, kept = draws.by_name["paste"][own], draws.by_name["keep"][own, None, None, None]
+        keep = torch.where(self._inside(paste), 0.0, kept)
         images = images.float()
         mixed = keep * images[1:] + (1 - keep) * images[:-1]
         share = keep.mean((1, 2))
         hot = F.one_hot(labels, self.classes)
         return mixed, share * hot[1:] + (1 - share) * hot[:-1]
-
-
-def _boxes(n: int, side: int, crop: RandomResizedCrop, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Boxes of (top, left, height, width) in squares, as of torchvision's RandomResizedCrop."""
-    area = side * side * rng.uniform(*crop.scale, (n, ATTEMPTS))
-    ratio = np.exp(rng.uniform(math.log(crop.ratio[0]), math.log(crop.ratio[1]), (n, ATTEMPTS)))
-    sides = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], -1))).astype(np.int64)
-    fits = np.all((sides > 0) & (sides <= side), axis=-1)
-    first = fits.argmax(1)
-    chosen = np.where(np.any(fits, axis=1)[:, None], sides[np.arange(n), first], side)
-    corner = (rng.random((n, 2)) * (side - chosen + 1)).astype(np.int64)
-    return np.concatenate([corner, chosen], 1)
 
 
 def _rectangles(n: int, side: int, erasing: RandomErasing, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -1,14 +1,18 @@
-"""Batches as tensor operations on the training device: no worker processes, no work per image in Python."""
+"""Batches as tensor operations on the training device. Only images that stream cost work per image, elsewhere."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from repr_ray.data.augment import Augmentation
+from repr_ray.data.augment import Augmentation, Cut
 from repr_ray.data.decoded import Split
+from repr_ray.data.encoded import Encoded
+from repr_ray.data.stream import Streamed
 from repr_ray.study.data import Data
 
 
@@ -29,18 +33,20 @@ class Resident:
     """The images of a split, asked for by index: uint8 on the device, or mapped into memory where that is a CPU."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        if split.index is not None and device.type != "cpu":
-            split = Split(split.images[split.index], split.targets)
-        self.images = torch.from_numpy(split.images).to(device)
-        self.labels = torch.from_numpy(split.targets).to(device)
-        self.index = None if split.index is None else torch.from_numpy(split.index)
+        images: Any = split.images
+        index = split.index
+        if index is not None and device.type != "cpu":
+            images, index = images[index], None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the array is not writable: nothing is written to it
+            self.images = torch.from_numpy(images).to(device)
+        self.index = None if index is None else torch.from_numpy(index)
+        self.indexed_on = device
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor | slice) -> Tensor:
-        """Images, b x h x w x c, uint8, at some places of the split."""
-        return self.images[index if self.index is None else self.index[index]]
+    def batches(self, wanted: Iterable[tuple[Tensor | slice, Cut | None]]) -> Iterator[Tensor]:
+        """For each index into the split its images, b x h x w x c, uint8."""
+        for index, _ in wanted:
+            yield self.images[index if self.index is None else self.index[index]]
 
 
 class Batches:
@@ -56,12 +62,17 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         classes: int = 0,
+        loaders: int = 0,
     ) -> None:
-        self.store = Resident(split, device)
-        self.labels, self.device = self.store.labels, device
+        self.store: Resident | Streamed
+        if encoded := isinstance(split.images, Encoded):
+            self.store = Streamed(split.images, split.index, data.size or split.images.shape[1], device, loaders)
+        else:
+            self.store = Resident(split, device)
+        self.labels, self.device = torch.from_numpy(split.targets).to(device), device
         self.scale = torch.tensor(1 / (255 * std), dtype=torch.float32, device=device)
         self.shift = torch.tensor(-mean / std, dtype=torch.float32, device=device)
-        self.augmentation = Augmentation(data, split.images.shape[1], mean, classes, device)
+        self.augmentation = Augmentation(data, split.images.shape[1], mean, classes, device, encoded)
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -75,26 +86,31 @@ class Batches:
         """
         order = torch.randperm(len(self), generator=generator)
         draws = self.augmentation.draw(len(self), generator)
-        order = order.to(self.device)
-        for start, own, size in self._slices(batch_size, first):
-            if not self.augmentation.mixes:
-                images = self.augmentation(self.store.take(order[own]), draws, own)
-                yield Batch(self._normalised(images), self.labels[order[own]], size)
-                continue
-            # Each image is mixed with the one before it in the global batch, the first one with the last.
-            places = torch.arange(own.start - 1, own.stop)
-            if own.start == start:
-                places[0] = start + size - 1
-            index = order[places.to(self.device)]
-            images = self.augmentation(self.store.take(index), draws, places)
-            mixed, labels = self.augmentation.mix(images, self.labels[index], draws, own)
-            yield Batch(self._normalised(mixed), labels, size)
+        parts = list(self._slices(batch_size, first))
+        wanted = [self._places(*part) for part in parts]
+        asked, order = order.to(self.store.indexed_on), order.to(self.device)
+        images = self.store.batches((asked[places], draws.cut and draws.cut.take(places)) for places in wanted)
+        for (_, own, size), places, stored in zip(parts, wanted, images, strict=True):
+            augmented = self.augmentation(stored, draws, places)
+            labels = self.labels[order[places]]
+            if self.augmentation.mixes:
+                augmented, labels = self.augmentation.mix(augmented, labels, draws, own)
+            yield Batch(self._normalised(augmented), labels, size)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All images once, from their middle, for evaluation."""
-        for _, own, size in self._slices(batch_size):
-            images = self.augmentation.middle(self.store.take(own))
-            yield Batch(self._normalised(images), self.labels[own], size)
+        parts = list(self._slices(batch_size))
+        for (_, own, size), images in zip(parts, self.store.batches((own, None) for _, own, _ in parts), strict=True):
+            yield Batch(self._normalised(self.augmentation.middle(images)), self.labels[own], size)
+
+    def _places(self, start: int, own: slice, size: int) -> Tensor | slice:
+        """What a batch needs: where images are mixed, each with the one before it in the global batch, one more."""
+        if not self.augmentation.mixes:
+            return own
+        places = torch.arange(own.start - 1, own.stop)
+        if own.start == start:
+            places[0] = start + size - 1  # the last one is before the first one
+        return places
 
     def _slices(self, batch_size: int, first: int = 0) -> Iterator[tuple[int, slice, int]]:
         """The start of every global batch, this rank's share of it, and its size."""

@@ -1,10 +1,10 @@
-"""One decoded copy of a data set per machine, memory-mapped by every trial on it."""
+"""One copy of a data set per machine, mapped into memory by every trial: decoded, or encoded where that is large."""
 
 import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from repr_ray.data.cache import cache_folder, make, unusable
+from repr_ray.data.encoded import Encoded, Survey, pack
 from repr_ray.data.images import Damaged, Look, Shape, decode_all, look_at_all
 from repr_ray.data.source import Rows, Source, Splits, Subset, Track, silent
 from repr_ray.data.sources import source_of
@@ -27,15 +28,18 @@ FACTS = "facts.json"
 AT_ONCE = 10_000
 """Images of which statistics are taken at a time."""
 
+LARGEST = 100_000_000_000
+"""Bytes of a decoded copy; with `data.store=auto` larger ones are not made, on any machine."""
+
 
 @dataclass(frozen=True)
 class Split:
-    """Decoded images (uint8, n x height x width x channels), their labels (int64, n), and which of them are meant.
+    """Images (uint8, n x height x width x channels, or encoded), labels (int64, n), and which of them are meant.
 
     `index` gives the places of the split's images, None for all: the images stay where they are mapped.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Encoded
     labels: NDArray[np.int64]
     index: NDArray[np.int64] | None = None
 
@@ -83,17 +87,17 @@ def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
     naming the file or field for sources that cannot be read and splits that do not fit.
     """
     folder, facts = _copy(data, progress)
-    pool, test = (Split(_map(folder, f"{s}_images"), _map(folder, f"{s}_labels")) for s in ("train", "test"))
+    pool, test = _split(folder, facts, "train"), _split(folder, facts, "test")
     if len(skipped := facts["skipped"]) > data.skip_damaged:
         raise _too_many_damaged(data, skipped)
     train_index, validation_index = divide(pool.labels, data, seed)
     train = _part(pool, train_index)
-    held_out = Split(_map(folder, "held_out_images"), pool.labels) if facts["held_out"] else pool
+    held_out = replace(pool, images=_images(folder, facts, "held_out")) if facts["held_out"] else pool
     validation, notes = _part(held_out, validation_index), [*facts["notes"], *_told(skipped)]
     if facts["validation"] and data.validation_images:
         notes.append("the source's validation split is not used: validation images come from its training images")
     elif facts["validation"]:
-        validation = Split(_map(folder, "validation_images"), _map(folder, "validation_labels"))
+        validation = _split(folder, facts, "validation")
     for name, split in (("training", train), ("validation", validation), ("test", test)):
         check_classes(name, split.targets, facts["classes"], tuple(facts["names"]), data)
     digest = [facts["digest"]]
@@ -125,9 +129,21 @@ def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
     )
 
 
+def _split(folder: Path, facts: dict[str, Any], name: str) -> Split:
+    return Split(_images(folder, facts, name), _map(folder, f"{name}_labels"))
+
+
+def _images(folder: Path, facts: dict[str, Any], name: str) -> NDArray[np.uint8] | Encoded:
+    if "encoded" not in facts:
+        return _map(folder, f"{name}_images")
+    split = "train" if name == "held_out" else name
+    file = folder / f"{split}_content.npy"
+    return Encoded(file, _map(folder, f"{split}_offsets"), Shape(**facts["encoded"][name]))
+
+
 def _part(split: Split, index: NDArray[np.int64]) -> Split:
     """Some images of a split: a view where they follow one another."""
-    if len(index) and index[-1] - index[0] + 1 == len(index):
+    if isinstance(split.images, np.ndarray) and len(index) and index[-1] - index[0] + 1 == len(index):
         places = slice(int(index[0]), int(index[-1]) + 1)
         return Split(split.images[places], split.labels[places])
     return Split(split.images, split.labels, index)
@@ -209,6 +225,8 @@ def _place(data: Data) -> tuple[Source, Path]:
         mode="json",
         include={"image", "label", "splits", "channels", "size", "resize", "evaluation_resize", "test_share"},
     )
+    if data.store != "auto":
+        shaping["store"] = data.store
     key = hashlib.sha256(json.dumps([FORMAT, stamps, shaping], sort_keys=True).encode()).hexdigest()[:12]
     return source, cache_folder() / f"{data.name}-{key}"
 
@@ -246,6 +264,10 @@ def _whole(folder: Path) -> dict[str, Any] | None:
                 return None
             if name.endswith("_labels") and not (array.min() >= 0 and array.max() < classes):
                 return None
+            if name.endswith("_offsets"):
+                [length], _ = facts["files"][name.replace("offsets", "content")]
+                if array[0] != 0 or array[-1] != length or (np.diff(array) <= 0).any():
+                    return None
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
     return facts
@@ -271,49 +293,59 @@ def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[st
     classes = check_labels(chosen, found, data)
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
     skipped: list[str] = []
-    if data.facts and data.facts.size and not data.size:
-        size, channels = data.facts.size, data.channels or data.facts.channels
-    else:
+    known = data.facts
+    size, channels = (data.size or (known and known.size)), (data.channels or (known and known.channels))
+    if not (size and channels):
         looks, chosen, skipped = _look(chosen, data, progress)
-        channels = data.channels or (data.facts.channels if data.facts else max(one.channels for one in looks))
-        size = data.size or _one_size(looks, data)
+        channels = channels or max(one.channels for one in looks)
+        size = size or _one_size(looks, data)
     stored = data.resize or size
     evaluated = data.evaluation_resize or stored
-    shapes = {split: Shape(channels, evaluated, size) for split in ("validation", "test")}
+    shapes = {split: Shape(channels, evaluated, size) for split in ("validation", "test", "held_out")}
     shapes["train"] = Shape(channels, stored, stored)
     held_out = shapes["train"] != shapes["test"]
-    fixed = data.size is None
+    needed = sum(counts[split] * shapes[split].bytes for split in chosen)
+    needed += held_out * counts["train"] * shapes["held_out"].bytes
+    encoded = data.store == "stream" or (data.store == "auto" and needed > LARGEST)
+    if encoded:
+        notes.append(f"images are decoded as they are needed: decoded at once they would take {needed / 1e9:,.1f} GB")
+    elif needed > (free := shutil.disk_usage(folder).free):
+        raise ConfigError(
+            f"data.store={data.store}: decoded images take {needed / 1e9:,.1f} GB, {folder.parent} has"
+            f" {free / 1e9:,.1f} GB; name another REPR_RAY_CACHE, or say data.store=stream"
+        )
+    surveys: dict[str, Survey] = {}
     for split, rows in chosen.items():
-        damaged = _write_images(folder, split, rows, shapes[split], fixed, progress)
+        before = surveys["train"].content if split == "test" else hashlib.sha256()
+        store = _pack if encoded else _store
+        surveys[split], damaged = store(folder, split, rows, shapes[split], data, before, progress)
         skipped += [f"{rows.where(one.index)}: {one.reason}" for one in damaged]
         kept = _all_but(len(rows.labels), damaged)
-        np.save(folder / f"{split}_labels.npy", rows.labels[kept])
-        if split == "train" and held_out:
-            _write_images(folder, "held_out", Subset(rows, kept), shapes["test"], fixed, progress)
+        labels = rows.labels[kept]
+        surveys[split].labels(labels)
+        np.save(folder / f"{split}_labels.npy", labels)
+        if split == "train" and held_out and not encoded:
+            _write_images(folder, "held_out", Subset(rows, kept), shapes["held_out"], data, progress)
     if len(skipped) > data.skip_damaged:
         raise _too_many_damaged(data, skipped)
+    mean, std = surveys["train"].moments()
     arrays = {path.stem: _map(folder, path.stem) for path in sorted(folder.glob("*.npy"))}
-    train, test = (Split(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in ("train", "test"))
-    validation = ""
-    if "validation" in chosen:
-        validation = _content_digest(Split(arrays["validation_images"], arrays["validation_labels"]))
-    mean, std = _moments(train.images)
     return {
         "mean": mean.tolist(),
         "std": std.tolist(),
-        "digest": _content_digest(train, test),
+        "digest": surveys["test"].content.hexdigest(),
         "classes": classes,
         "names": list(found.names),
         "size": size,
         "counts": counts,
         "skipped": skipped,
-        "shared": _in_both(train.images, test.images),
+        "shared": surveys["test"].also_in(surveys["train"]),
         "held_out": held_out,
-        "validation": validation,
+        "validation": surveys["validation"].content.hexdigest() if "validation" in chosen else "",
         "where": chosen["train"].where(0).rpartition(", ")[2],
         "notes": notes,
         "files": {name: [list(array.shape), array.dtype.str] for name, array in arrays.items()},
-    }
+    } | ({"encoded": {split: asdict(shape) for split, shape in shapes.items()}} if encoded else {})
 
 
 def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Look], dict[str, Rows], list[str]]:
@@ -347,12 +379,37 @@ def _all_but(count: int, damaged: list[Damaged]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(count), [one.index for one in damaged])
 
 
-def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, fixed: bool, progress: Track) -> list[Damaged]:
+def _pack(
+    folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
+) -> tuple[Survey, list[Damaged]]:
+    """A split as it is encoded, without images that cannot be decoded, which come back; `content` as of `Survey`."""
+    fixed = data.size is None
+    survey, damaged = pack(folder, split, rows, shape, fixed, content.copy(), progress)
+    if 0 < len(damaged) <= data.skip_damaged:
+        good = Subset(rows, _all_but(len(rows.labels), damaged))
+        survey, _ = pack(folder, split, good, shape, fixed, content.copy(), progress)
+    return survey, damaged
+
+
+def _store(
+    folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
+) -> tuple[Survey, list[Damaged]]:
+    """The same for a split that is decoded."""
+    damaged = _write_images(folder, split, rows, shape, data, progress)
+    images = _map(folder, f"{split}_images")
+    survey = Survey(content.copy(), images.shape)
+    for start in range(0, len(images), AT_ONCE):
+        survey.add(images[start : start + AT_ONCE])
+    return survey, damaged
+
+
+def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, data: Data, progress: Track) -> list[Damaged]:
     """NAME_images.npy without those that cannot be decoded, which come back."""
     path = folder / f"{name}_images.npy"
     count = len(rows.labels)
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, shape.crop, shape.crop, shape.channels))
-    damaged = decode_all(rows, shape, fixed, images, progress, f"decoding {name.replace('_', '-')} images")
+    title = f"decoding {name.replace('_', '-')} images"
+    damaged = decode_all(rows, shape, data.size is None, images, progress, title)
     if damaged:
         kept = _all_but(count, damaged)
         whole = path.with_suffix(".whole")
@@ -365,39 +422,9 @@ def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, fixed: bool
     return damaged
 
 
-def _moments(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel, of values in [0, 1]."""
-    channels = images.shape[-1]
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(images), AT_ONCE):
-        pixels = images[start : start + AT_ONCE].reshape(-1, channels)
-        counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = shares @ values
-    return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
-
-
-def _content_digest(*splits: Split) -> str:
-    """Of the shapes and bytes of all images and labels."""
-    digest = hashlib.sha256()
-    for array in (array for split in splits for array in (split.images, split.labels)):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        for start in range(0, len(array), AT_ONCE):
-            digest.update(np.ascontiguousarray(array[start : start + AT_ONCE]).data)
-    return digest.hexdigest()
-
-
-def _in_both(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> int:
-    """How many test images occur in the training set, to the bit."""
-    if train.shape[1:] != test.shape[1:]:
-        return 0
-    known = {hashlib.blake2b(image, digest_size=16).digest() for image in train}
-    return sum(hashlib.blake2b(image, digest_size=16).digest() in known for image in test)
-
-
 def _map(folder: Path, name: str) -> NDArray[Any]:
     try:
-        # "c": pages are shared between processes and never written back
-        return np.load(folder / f"{name}.npy", mmap_mode="c")
+        # labels may be written to, in pages of one's own; what may be larger than memory must not be
+        return np.load(folder / f"{name}.npy", mmap_mode="c" if name.endswith("_labels") else "r")
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{folder}/{name}.npy: damaged decoded data ({error}); delete that folder") from None

@@ -20,9 +20,11 @@ def describe(data: Data) -> str:
     """Splits, classes and the first image, or why they were not looked at. Raises ConfigError as a launch would."""
     facts = known_facts(data) if kind_of(data) != "hf" else None
     if facts:
-        shape = (facts["size"], facts["files"]["train_images"][0][-1])
-        sizes = f"{shape[0]} x {shape[0]} pixels, {_channels(shape[1])}"
-        return _line(data, facts["counts"], facts["classes"], facts["names"], f"{sizes}; decoded already")
+        encoded = facts.get("encoded")
+        channels = encoded["train"]["channels"] if encoded else facts["files"]["train_images"][0][-1]
+        sizes = f"{facts['size']} x {facts['size']} pixels, {_channels(channels)}"
+        done = "packed" if encoded else "decoded"
+        return _line(data, facts["counts"], facts["classes"], facts["names"], f"{sizes}; {done} already")
     kind = kind_of(data)
     if kind in _NOT_LOOKED_AT:
         return _later(data, _NOT_LOOKED_AT[kind])

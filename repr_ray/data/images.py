@@ -1,7 +1,9 @@
 """From encoded images to arrays of one shape, or to the reason why one cannot be used."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +19,9 @@ LARGEST = 100_000_000
 """Pixels of an image; more are taken for a decompression bomb."""
 
 ROWS_PER_TASK = 500
+AHEAD = 4
+"""Tasks a core that are done before somebody asks for what comes of them."""
+
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F")
 
@@ -42,6 +47,11 @@ class Shape:
     shorter: int
     crop: int
 
+    @property
+    def bytes(self) -> int:
+        """Of one image."""
+        return self.crop**2 * self.channels
+
 
 def look(image: Image.Image) -> Look:
     """Size and channels of an image whose header has been read. Raises Unreadable for what is cast or blown up."""
@@ -52,9 +62,19 @@ def look(image: Image.Image) -> Look:
         raise Unreadable("16 bits or more a channel; images have 8")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise Unreadable(f"{frames} frames; images have one")
-    if image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) >= 5:
+    if image.format == "JPEG" and _orientation(image) >= 5:
         width, height = height, width
     return Look(width, height, _channels(image))
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Whether a JPEG is shown as it lies in its file."""
+    return _orientation(image) == 1
+
+
+def _orientation(image: Image.Image) -> int:
+    found: int = image.getexif().get(_ORIENTATION, 1)
+    return found
 
 
 def _channels(image: Image.Image) -> int:
@@ -64,16 +84,20 @@ def _channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "La") else 3
 
 
-def pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
-    """Decode an image: height x width x channels. What is transparent is laid on white."""
+def plain(image: Image.Image, channels: int) -> Image.Image:
+    """Decode an image to grey or red, green and blue, upright. What is transparent is laid on white."""
     if image.format == "JPEG":
         image = ImageOps.exif_transpose(image)
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if shape.channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
+    """Decode an image and bring it into a shape: height x width x channels."""
+    image = plain(image, shape.channels)
     shorter = min(image.size)
     if shorter != shape.shorter:
         width, height = (max(1, round(side * shape.shorter / shorter)) for side in image.size)
@@ -94,7 +118,12 @@ class Damaged:
 
 def look_at_all(rows: Rows, progress: Track, title: str) -> tuple[list[Look], list[Damaged]]:
     """The headers of all images."""
-    return _each(rows, lambda index: look(rows.image(index)), progress, title)
+    looks: list[Look] = []
+    damaged: list[Damaged] = []
+    for done, failed in each(rows, lambda index: look(rows.image(index)), progress, title):
+        looks += done
+        damaged += failed
+    return looks, damaged
 
 
 def decode_all(
@@ -103,46 +132,57 @@ def decode_all(
     """Fill `out`, n x crop x crop x channels. With `fixed` an image of another size is one that cannot be used."""
 
     def decode(index: int) -> None:
-        image = rows.image(index)
-        found = look(image)
-        if fixed and (found.width, found.height) != (shape.crop, shape.crop):
-            raise Unreadable(f"{found.width} x {found.height} pixels, expected {shape.crop} x {shape.crop}")
-        out[index] = pixels(image, shape)
+        out[index] = pixels(fitting(rows.image(index), shape, fixed), shape)
 
-    return _each(rows, decode, progress, title)[1]
+    return [one for _, failed in each(rows, decode, progress, title) for one in failed]
 
 
-def _each(rows: Rows, do: Callable[[int], T], progress: Track, title: str) -> tuple[list[T], list[Damaged]]:
-    """Do something for each image, a block of rows per task: decoders release the interpreter lock."""
-    results: list[T] = []
-    damaged: list[Damaged] = []
-    starts = range(0, len(rows.labels), ROWS_PER_TASK)
+def fitting(image: Image.Image, shape: Shape, fixed: bool) -> Image.Image:
+    """An image whose header has been read. Raises Unreadable unless it can be used; see `decode_all` for `fixed`."""
+    found = look(image)
+    if fixed and (found.width, found.height) != (shape.crop, shape.crop):
+        raise Unreadable(f"{found.width} x {found.height} pixels, expected {shape.crop} x {shape.crop}")
+    return image
+
+
+def each(
+    rows: Rows, do: Callable[[int], T], progress: Track, title: str, at_once: int = ROWS_PER_TASK
+) -> Iterator[tuple[list[T], list[Damaged]]]:
+    """Do something for each image: what came of it, and what failed, block by block, in the order of the rows.
+
+    Threads work on some blocks ahead: decoders release the interpreter lock.
+    """
+    starts = range(0, len(rows.labels), at_once)
 
     def block(start: int) -> tuple[list[T], list[Damaged]]:
         done, failed = [], []
-        for index in range(start, min(start + ROWS_PER_TASK, len(rows.labels))):
+        for index in range(start, min(start + at_once, len(rows.labels))):
             try:
                 done.append(do(index))
             except Exception as error:  # decoders raise errors of many types
-                failed.append(Damaged(index, _reason(error)))
+                failed.append(Damaged(index, reason(error)))
         return done, failed
 
-    with ThreadPoolExecutor() as pool:
-        for done, failed in progress(_in_turn(pool, block, starts), len(starts), title):
-            results += done
-            damaged += failed
-    return results, damaged
+    yield from progress(_in_turn(block, starts), len(starts), title)
 
 
-def _in_turn(pool: ThreadPoolExecutor, do: Callable[[int], T], items: range) -> Iterator[T]:
-    """As `pool.map`, but for tasks that have not started when a consumer gives up."""
+def _in_turn(do: Callable[[int], T], items: range) -> Iterator[T]:
+    """As a pool's `map`, but a few tasks ahead of the consumer, and none once that gives up."""
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor()
     try:
-        yield from pool.map(do, items)
+        for item in items:
+            waiting.append(pool.submit(do, item))
+            if len(waiting) > AHEAD * (os.cpu_count() or 1):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why an image cannot be used, in one line."""
     if isinstance(error, Unreadable):
         return str(error)
     if isinstance(error, UnidentifiedImageError):

@@ -43,6 +43,12 @@ class Rows(Protocol):
         ...
 
 
+def encoded(rows: Rows, index: int) -> bytes | None:
+    """An image as it is encoded, from rows that have a method `encoded`; None from those that have it decoded."""
+    read: Callable[[int], bytes | None] | None = getattr(rows, "encoded", None)
+    return read(index) if read else None
+
+
 @dataclass(frozen=True)
 class ArrayRows:
     """Images that are decoded already: uint8, n x height x width x channels (1 or 3)."""
@@ -67,9 +73,13 @@ class FileRows:
     paths: Sequence[Path]
     labels: NDArray[np.int64]
 
+    def encoded(self, index: int) -> bytes:
+        """The bytes of a file."""
+        return self.paths[index].read_bytes()
+
     def image(self, index: int) -> Image.Image:
         """One image, from a file that is closed again."""
-        return open_bytes(self.paths[index].read_bytes())
+        return open_bytes(self.encoded(index))
 
     def where(self, index: int) -> str:
         """Its file."""
@@ -87,6 +97,10 @@ class Subset:
     def labels(self) -> NDArray[np.int64]:
         """Labels of the chosen images."""
         return self.rows.labels[self.index]
+
+    def encoded(self, index: int) -> bytes | None:
+        """One of the chosen images, where they are encoded."""
+        return encoded(self.rows, int(self.index[index]))
 
     def image(self, index: int) -> Image.Image:
         """One of the chosen images."""

@@ -152,6 +152,14 @@ class Data(Settings):
         default=False,
         description="allow fewer images or classes than the name says, and splits without an image of some class",
     )
+    store: Literal["auto", "memory_map", "stream"] = Field(
+        default="auto",
+        description=(
+            "decode the images once into a file that is mapped into memory, or as they are needed, from a file of"
+            " encoded ones; `auto` decodes at once what takes 100 GB or less. Random resized crops are of the whole"
+            " image where it streams, else of what `resize` leaves"
+        ),
+    )
     channels: Literal[1, 3] | None = Field(default=None, description="make images grey (1) or coloured (3)")
     size: Side | None = Field(
         default=None, description="side of the square that networks get; needed where images differ in size"

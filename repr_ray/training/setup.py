@@ -201,6 +201,7 @@ def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device)
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         classes=decoded.classes,
+        loaders=trial.resources.cpus_per_worker,
     )
 
 

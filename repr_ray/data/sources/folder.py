@@ -114,12 +114,15 @@ class _ParquetRows:
     labels: NDArray[np.int64]
     files: Sequence[tuple[str, int]]
 
-    def image(self, index: int) -> Image.Image:
+    def encoded(self, index: int) -> bytes:
         value = self.table[index][self.column]
-        encoded = value.get("bytes") if isinstance(value, dict) else value
-        if not encoded:
+        found: bytes | None = value.get("bytes") if isinstance(value, dict) else value
+        if not found:
             raise ValueError("holds no bytes")
-        return open_bytes(encoded)
+        return found
+
+    def image(self, index: int) -> Image.Image:
+        return open_bytes(self.encoded(index))
 
     def where(self, index: int) -> str:
         for name, rows in self.files:

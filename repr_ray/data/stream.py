@@ -1,0 +1,204 @@
+"""Images that are decoded as they are needed, by processes of one trial, some batches ahead of the training."""
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from repr_ray.data.augment import Cut
+from repr_ray.data.encoded import Encoded
+from repr_ray.data.images import is_upright, look, plain, reason
+from repr_ray.data.source import open_bytes
+
+AT_ONCE = 32
+"""Images that a process decodes for one request."""
+
+AHEAD = 4
+"""Requests ahead for each process: what bounds the memory of images that nobody has asked for yet."""
+
+PATIENCE, LOOK_EVERY = 300, 5
+"""Seconds without an image after which the trial fails, and between two looks whether all processes are alive."""
+
+
+class StreamError(RuntimeError):
+    """Images have stopped coming: a process that decodes them has died, hangs, or meets one it cannot decode."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images by their place in a file, and how to cut them; without a cut they get the shape that they have there."""
+
+    rows: NDArray[np.int64]
+    cut: Cut | None
+
+    def parts(self) -> Iterator["Request"]:
+        """Requests that processes share, one at least."""
+        for start in range(0, max(1, len(self.rows)), AT_ONCE):
+            of = slice(start, start + AT_ONCE)
+            yield Request(self.rows[of], self.cut and self.cut.take(of))
+
+
+class Streamed:
+    """The images of a split, asked for by index, decoded by `workers` processes, or in this one where there are none.
+
+    The bits of what comes depend on what is asked for alone.
+    """
+
+    def __init__(
+        self, images: Encoded, index: NDArray[np.int64] | None, size: int, device: torch.device, workers: int
+    ) -> None:
+        self.decoder, self.index = Decoder(images, size), index
+        self.device, self.workers = device, workers
+        self.indexed_on = torch.device("cpu")
+
+    def batches(self, wanted: Iterable[tuple[Tensor | slice, Cut | None]]) -> Iterator[Tensor]:
+        """For each index into the split its images (b x h x w x c, uint8) on the device. Raises StreamError."""
+        requests = [Request(self._rows(index), cut) for index, cut in wanted]
+        parts = self._decoded([part for request in requests for part in request.parts()])
+        for request in requests:
+            yield self._joined([next(parts) for _ in request.parts()])
+
+    def _rows(self, index: Tensor | slice) -> NDArray[np.int64]:
+        if self.index is None:
+            return np.arange(len(self.decoder.images))[index] if isinstance(index, slice) else index.numpy()
+        rows: NDArray[np.int64] = self.index[index if isinstance(index, slice) else index.numpy()]
+        return rows
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        if self.device.type == "cpu":
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        images = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, device=self.device)
+        for place, part in zip(images.split([len(part) for part in parts]), parts, strict=True):
+            place.copy_(part, non_blocking=True)
+        return images
+
+    def _decoded(self, requests: list[Request]) -> Iterator[Tensor]:
+        workers = min(self.workers, len(requests))
+        with _quietly():
+            loader = DataLoader(
+                self.decoder,
+                batch_size=None,
+                sampler=requests,
+                num_workers=workers,
+                prefetch_factor=AHEAD if workers else None,
+                timeout=LOOK_EVERY if workers else 0,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_leave_group,
+                generator=torch.Generator(),  # else the state of the global one changes
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            )
+            images = iter(loader)
+        asked = monotonic()
+        for _ in requests:
+            while True:
+                try:
+                    part = next(images)
+                except RuntimeError as error:
+                    if "timed out" not in str(error):
+                        raise StreamError(f"a process that decodes images has died: {error}") from None
+                    if monotonic() - asked > PATIENCE:
+                        raise StreamError(f"no image has come for {PATIENCE} s: is the storage there?") from None
+                else:
+                    break
+            if isinstance(part, str):
+                raise StreamError(part)
+            yield part
+            asked = monotonic()
+
+
+class Decoder(Dataset[Tensor | str]):
+    """From requests to images, or to a line on one that cannot be decoded; runs in other processes."""
+
+    def __init__(self, images: Encoded, size: int) -> None:
+        self.images, self.size = images, size
+
+    def __getitem__(self, request: Request) -> Tensor | str:
+        rows, cut, channels = request.rows.tolist(), request.cut, self.images.target.channels
+        side = self.size if cut else self.images.target.crop
+        out = torch.empty(len(rows), side, side, channels, dtype=torch.uint8)
+        row = -1
+        try:
+            if cut is None:
+                for place, row in enumerate(rows):
+                    out[place] = torch.from_numpy(self.images.pixels(row).copy())
+                return out
+            opened, sides = [], []
+            for row in rows:
+                content = self.images.content(row)
+                image = open_bytes(content)
+                opened.append((row, content, image))
+                found = look(image)
+                sides.append((found.height, found.width))
+            boxes = cut.crops.boxes(cut.crops.drawn(cut.places), np.reshape(sides, (-1, 2)).astype(np.int64)).tolist()
+            for place, (row, content, image) in enumerate(opened):  # noqa: B007 - the row is in the message
+                crop = cropped(image, content, boxes[place], side, channels)
+                out[place] = crop.flip(1) if cut.flips[place] else crop
+        except Exception as error:  # decoders raise errors of many types
+            return f"{self.images.file}: image {row}: {reason(error)}; has the file changed?"
+        return out
+
+
+def cropped(image: Image.Image, content: bytes, box: list[int], size: int, channels: int) -> Tensor:
+    """A box (top, left, height, width) of an encoded image, scaled to size x size x channels, uint8.
+
+    Bilinear with antialiasing. JPEG is decoded to a half, a quarter or an eighth where a box keeps `size` pixels.
+    """
+    import simplejpeg
+
+    top, left, height, width = box
+    mode = {1: "L", 3: "RGB"}[channels]
+    if image.format == "JPEG" and is_upright(image) and image.mode in ("L", mode):
+        (across, down), by = image.size, _scale(min(height, width), size)
+        pixels = simplejpeg.decode_jpeg(
+            content,
+            "GRAY" if channels == 1 else "RGB",
+            min_height=-(-down // by),
+            min_width=-(-across // by),
+            strict=False,
+        )
+        top, left, height, width = (round(side / by) for side in (top, left, height, width))
+    else:
+        pixels = np.array(plain(image, channels))
+    part = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)[top : top + height, left : left + width])
+    part = part.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+
+
+def _scale(box: int, size: int) -> int:
+    """The part of its size that an image is decoded to, as a divisor: what the inverse cosine transform does fast."""
+    return next((by for by in (8, 4, 2) if box >= by * size), 1)
+
+
+def _leave_group(worker: int) -> None:
+    """Signals that a terminal or a scheduler sends to all processes are for the trial, which saves and ends these."""
+    os.setsid()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings, of more processes than cores for one, and without PyTorch's handler of SIGCHLD.
+
+    It would raise from whatever the trial is doing, a checkpoint too.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            if main:
+                signal.signal(signal.SIGCHLD, before)
