@@ -66,13 +66,14 @@ def report(
         exact, others = (tables.claims_sheet(part) for part in published.by_match(claimed))
         details = beside.details(comparison, gathered)
         overall = across(comparison.table, comparison.baseline)
-        more = {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
+        more = {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
+        more |= {"Schemes": schemes}
         more |= (grids := grid_sheets(comparison))
-        more |= {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
+        more |= {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
         more |= {"Tuning": tuned.tuned_sheet(points)} if len(points := tuned.tried(gathered)) else {}
         needed = beside.power_sheet(comparison)
         more |= {"Seeds that a verdict would take": needed}
-        sheets = [("Schemes", schemes), *more.items(), ("Claimed against measured", exact)]
+        sheets = [*more.items(), ("Claimed against measured", exact)]
         folded = [(f"{len(others.rows)} published figures of other settings, without a verdict", others)]
         written: list[str] = []
 
@@ -98,7 +99,7 @@ def report(
             write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
         if "tex" in formats:
             write("comparison.tex", lambda path: tables.write_latex(path, sheets))
-            write("comparison-short.tex", lambda path: tables.write_latex(path, sheets[:1], tables.SHORT))
+            write("comparison-short.tex", lambda path: tables.write_latex(path, [("Schemes", schemes)], tables.SHORT))
         if "html" in formats:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that is read-only
             from repr_ray.results import html, plots

@@ -156,3 +156,14 @@ def test_reading_results_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     code = f"import sys; from repr_ray.report import report; report([{str(results)!r}], pictures=0)\n"
     code += "bad = {'torch', 'ray'} & set(sys.modules)\nassert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_study_of_more_trials_than_a_byte_counts(tmp_path: Path) -> None:
+    """Categories of 128 names and more have wider codes than those of a part of them; nothing may depend on it."""
+    schemes = {name: [0.7 + 0.001 * (seed % 7) for seed in range(47)] for name in ("standard", "repr", "inverse")}
+    results = make_experiment(tmp_path / "study", schemes, epochs=6)
+    comparison = report([results], pictures=1)
+    assert len(comparison.trials) == 141
+    details = pd.read_parquet(results / "details.parquet")
+    assert details["reached"].tolist() == details["baseline_reached"].tolist()
+    assert (details["trials"] == 47).all()

@@ -107,14 +107,22 @@ def _wilcoxon(differences: Array) -> float:
 
 def _without_gaps(wide: pd.DataFrame, baseline: str, notes: list[str]) -> pd.DataFrame:
     """Remove the row or scheme with the largest share of gaps until none is left."""
+    schemes_out, rows_out = [], []
     while (gaps := wide.isna()).to_numpy().any():
         rows, schemes = gaps.mean(axis=1), gaps.mean().drop(baseline)
         if schemes.max() >= rows.max():
-            notes.append(f"over data sets {schemes.idxmax()} is left out: it lacks some of them")
+            schemes_out.append(str(schemes.idxmax()))
             wide = wide.drop(columns=schemes.idxmax())
         else:
             place = int(rows.to_numpy().argmax())
-            name = " ".join(str(part) for part in wide.index[place] if part)
-            notes.append(f"over data sets {name} is left out: it lacks some schemes")
+            rows_out.append(" ".join(str(part) for part in wide.index[place] if part))
             wide = wide.drop(index=wide.index[place : place + 1])
+    for names, lacking in ((schemes_out, "not run on all of them"), (rows_out, "not run with all schemes")):
+        if names:
+            notes.append(f"left out over data sets, since {lacking}: {_listed(names)}")
     return wide
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

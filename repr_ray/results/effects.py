@@ -57,9 +57,10 @@ def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:
 
     `epochs` has columns trial, epoch, test_accuracy and seconds; a row of the result is a trial, by name.
     """
-    ordered = epochs.sort_values(["trial", "epoch"], kind="stable")
-    ordered = ordered.assign(seconds=ordered.groupby("trial", observed=True)["seconds"].cumsum())
-    reached = ordered[ordered["test_accuracy"] >= target].groupby("trial", observed=True).first()
+    # Categories would differ in the width of their codes where a study has more than 127 trials.
+    ordered = epochs.astype({"trial": str}).sort_values(["trial", "epoch"], kind="stable")
+    ordered = ordered.assign(seconds=ordered.groupby("trial")["seconds"].cumsum())
+    reached = ordered[ordered["test_accuracy"] >= target].groupby("trial").first()
     reached = reached.reindex(ordered["trial"].unique())
     return pd.DataFrame({"epochs": reached["epoch"] + 1, "seconds": reached["seconds"]}).rename_axis("trial")
 

@@ -49,9 +49,9 @@ def write_page(
     failures: Sequence[Failure],
     pictures: Iterable[Picture],
     command: str,
-    more: Mapping[str, sheets.Sheet] | None = None,
+    main: Mapping[str, sheets.Sheet],
 ) -> None:
-    """Write report.html; `command` writes it again, `more` has further sheets by title."""
+    """Write report.html; `command` writes it again, `main` has the sheets of results by title."""
     loader = jinja2.PackageLoader("repr_ray.results", "data")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_without_control_characters
@@ -64,8 +64,7 @@ def write_page(
         version=repr_ray.__version__,
         name=", ".join(sorted(filter(None, comparison.trials["experiment"].unique()))) or path.parent.name,
         comparison=comparison,
-        schemes=sheets.comparison_sheet(comparison),
-        more={title: sheet for title, sheet in (more or {}).items() if sheet.rows},
+        main={title: sheet for title, sheet in main.items() if sheet.rows},
         claims=sheets.claims_sheet(exact),
         others=sheets.claims_sheet(others),
         failures=sheets.failures_sheet(failures),

@@ -78,7 +78,9 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
     cells: list[list[Cell]] = []
     headings: list[str] = []
     averaged = comparison.table["ema_test_accuracy_mean"].notna().any()
-    columns = [(column, cell) for column, cell in _COLUMNS if averaged or column not in _OF_AVERAGE]
+    unpaired = (comparison.table["missing_seeds"] != "").any()
+    hidden = [*([] if averaged else _OF_AVERAGE), *([] if unpaired else [_UNPAIRED])]
+    columns = [(column, cell) for column, cell in _COLUMNS if column not in hidden]
     for _, block in comparison.table.groupby(BLOCK, sort=False):
         rows = records(block)
         precision = ", ".join(dict.fromkeys(row["precision"] for row in rows if row["precision"]))
@@ -181,6 +183,7 @@ def _text(name: str) -> Callable[[Row], Cell]:
     return lambda row: Cell(row[name], row[name])
 
 
+_UNPAIRED = Column("Seeds without a pair", 6, number=False)
 _OF_AVERAGE = (Column("EMA test, %", 3), Column("EMA val., %", 6))
 _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Scheme", number=False), _text("scheme")),
@@ -197,7 +200,7 @@ _COLUMNS: list[tuple[Column, Callable[[Row], Cell]]] = [
     (Column("Images/s", 7), _number("images_per_second", "{:,.0f}".format)),
     (Column("Best on test (selection on test set), %", 9), _accuracy("selected_on_test_accuracy")),
     (Column("Status", number=False), _text("status")),
-    (Column("Seeds without a pair", 6, number=False), _text("missing_seeds")),
+    (_UNPAIRED, _text("missing_seeds")),
 ]
 _DIFFERENCE = [column.name for column, _ in _COLUMNS].index("Difference [95%]")
 
