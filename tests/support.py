@@ -1,7 +1,6 @@
 """Helpers that more than one test file needs."""
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from repr_ray.runners import local
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
 
@@ -71,16 +69,6 @@ def launch(
         cwd=cwd,
         env=os.environ | {"COLUMNS": "100"} | env,
     )
-
-
-def epochs_for(seconds: float, folder: Path, **changes: Any) -> int:
-    """Epochs that train for about so long on this machine, by six of standard training with these settings."""
-    train = {**TINY["train"], **changes.pop("train", {}), "epochs": 6}
-    [trial] = plan(validate(TINY | changes | {"seeds": [0], "train": train, "schemes": STANDARD}, "pace"))
-    local.run([trial], folder / "pace", lambda message: None, {})
-    [(name, result)] = results_of(folder / "pace").items()
-    first = json.loads((folder / "pace" / "trials" / name / "epochs.jsonl").read_text().splitlines()[0])["seconds"]
-    return math.ceil(5 * seconds / (result["wall_seconds"] - first))  # the first one warms up
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:

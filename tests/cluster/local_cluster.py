@@ -35,6 +35,7 @@ class LocalCluster:
             "RAY_ADDRESS": f"127.0.0.1:{port}",
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port + 1}",
             "COLUMNS": "100",
+            "PYTHONPATH": str(Path(__file__).parent),  # the schedule in paced.py
         }
 
     def start(self, nodes: int, *options: str) -> None:

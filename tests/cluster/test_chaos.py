@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from local_cluster import LocalCluster
-from support import epochs_for, results_of, write_config
-from test_faults import assert_same_end
+from paced import Leash
+from support import TINY, results_of, write_config
+from test_faults import PATIENCE, assert_same_end
 
 from repr_ray.runners import local
 from repr_ray.study.plan import plan
@@ -21,15 +22,10 @@ from repr_ray.training import checkpoint
 pytestmark = pytest.mark.slow
 
 KILLS = ("process", "launch", "node", "process", "launch", "node", "process")
-"""What is killed, one after the other, each after a trial has got further since the last."""
+"""What is killed, one after the other."""
 
-EIGHT = {
-    "seeds": list(range(4)),
-    "data": {"name": "digits", "train_images": 1200, "validation_images": 100},
-    "model": {"kind": "convnet", "depth": 3, "width": 32},
-    "train": {"epochs": 90, "batch_size": 16, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
-    "schemes": {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 6, "s2": 3, "prune_ratio": 0.3}},
-}
+BETWEEN = 5
+"""Epochs that every trial may train from one kill to the next."""
 
 Place = tuple[int, int]
 
@@ -48,32 +44,40 @@ class Books:
             log = folder / "log.txt"
             lines = re.findall(r"resumes at epoch (\d+)(?:, step (\d+))?", log.read_text() if log.exists() else "")
             for epoch, step in lines[self.resumes.get(folder.name, 0) :]:
-                assert (int(epoch), int(step or 0)) >= before, f"{folder.name} had {before}, and goes on at {epoch}"
+                place = int(epoch) - 1, int(step or 0)
+                assert place >= before, f"{folder.name} had saved {before}, and goes on from {place}"
             self.resumes[folder.name] = len(lines)
             self.places[folder.name] = max(before, checkpoint.newest_place(folder))
 
-    def progress(self) -> int:
-        self.look()
-        return sum(epochs for epochs, _ in self.places.values())
-
-    def await_progress(self, launch: "subprocess.Popen[str]") -> None:
-        before, until = self.progress(), time.monotonic() + 240
-        while self.progress() == before:
-            assert launch.poll() is None, "the trials are too short: all have ended"
-            assert time.monotonic() < until, "no trial gets any further"
+    def training(
+        self, cluster: LocalCluster, launch: "subprocess.Popen[str]", before: dict[str, Place]
+    ) -> dict[int, str]:
+        """Processes and nodes of the trials that train, once every one of them has got further than before."""
+        until = time.monotonic() + PATIENCE
+        while True:
             time.sleep(0.2)
+            self.look()
+            found = {name: cluster.processes(name) for name in self.places}
+            running = {name: process for name, process in found.items() if process}
+            if running and all(self.places[name] > before.get(name, (0, 0)) for name in running):
+                return {pid: node for process in running.values() for pid, node in process.items()}
+            assert launch.poll() is None, "the launch has ended"
+            assert time.monotonic() < until, f"trials get no further than {self.places}"
 
 
 def test_chaos(cluster: LocalCluster, tmp_path: Path) -> None:
-    raw = EIGHT | {"train": EIGHT["train"] | {"epochs": epochs_for(20, tmp_path, **EIGHT)}}
-    config = write_config(tmp_path, **raw)
+    """Four trials at a time, of eight. They train while something is killed, and cannot end before the last kill."""
+    leash, results = Leash(tmp_path), tmp_path / "tiny"
+    train = TINY["train"] | {"epochs": (len(KILLS) + 1) * BETWEEN, "schedule": leash.schedule(0.05)}
+    schemes = {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 6, "s2": 3, "prune_ratio": 0.3}}
+    config = write_config(tmp_path, train=train, schemes=schemes, seeds=list(range(4)))
     arguments = ("--config", config, "--results", tmp_path)
-    results, rng, began = tmp_path / "tiny", random.Random(0), time.monotonic()
-    books, launch = Books(results), cluster.launch(*arguments)
-    for kind in KILLS:
-        books.await_progress(launch)
-        trains = cluster.processes("convnet-")
-        assert trains, "the trials are too short: all have ended"
+    rng, began = random.Random(0), time.monotonic()
+    leash.allow(BETWEEN)
+    books, launch, before = Books(results), cluster.launch(*arguments), dict[str, Place]()
+    for number, kind in enumerate(KILLS, start=2):
+        trains, before = books.training(cluster, launch, before), dict(books.places)
+        leash.allow(number * BETWEEN)
         if kind == "process":
             os.kill(rng.choice(list(trains)), signal.SIGKILL)
         elif kind == "node":
@@ -81,13 +85,14 @@ def test_chaos(cluster: LocalCluster, tmp_path: Path) -> None:
             cluster.add("--num-cpus=2")
         else:
             launch.kill()
-            launch.communicate(timeout=60)
+            launch.communicate(timeout=PATIENCE)
             launch = cluster.launch(*arguments)
-    out = launch.communicate(timeout=400)[0]
+    leash.free()
+    out = launch.communicate(timeout=PATIENCE)[0]
     books.look()
     print(f"{sum(books.resumes.values())} resumes, {time.monotonic() - began:.0f} s")
     assert launch.returncode == 0, out
-    assert sum(books.resumes.values()) >= len(KILLS) - 2, "hardly anything was hit"
+    assert sum(books.resumes.values()) >= len(KILLS), "hardly anything was hit"
     assert len(results_of(results)) == 8
     some = plan(load(config, ["seeds=[0]"]))
     local.run(some, tmp_path / "undisturbed", lambda message: None, {})

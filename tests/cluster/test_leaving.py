@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from local_cluster import RANK, LocalCluster
-from support import epochs_for, write_config
-from test_faults import assert_same_end
+from paced import Leash
+from support import write_config
+from test_faults import PATIENCE, assert_same_end
 
 from repr_ray.runners import local
 from repr_ray.study.plan import plan
@@ -16,24 +17,35 @@ from repr_ray.study.reading import load
 
 pytestmark = pytest.mark.slow
 
-# Epochs of several seconds: whoever saves between two of them only, loses some
-LONG_EPOCHS = {
-    "data": {"name": "digits", "train_images": 1400, "flip": True},
-    "model": {"kind": "convnet", "depth": 8, "width": 48},
-    "train": {"epochs": 12, "batch_size": 2, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
-    "schemes": {"repr": {"kind": "repr", "s1": 1, "s2": 1, "prune_ratio": 0.3}},
-}
+TITLE = "convnet-2x8-digits-repr-s0"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("config")
-    epochs = epochs_for(30, folder, **LONG_EPOCHS)
-    return write_config(folder, **LONG_EPOCHS | {"train": LONG_EPOCHS["train"] | {"epochs": epochs}})
+def leash(tmp_path_factory: pytest.TempPathFactory) -> Leash:
+    leash = Leash(tmp_path_factory.mktemp("leash"))
+    leash.allow(1000)
+    return leash
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: Path) -> Path:
+def config(leash: Leash) -> Path:
+    """Epochs of nine seconds: whoever saves between two of them only, loses some."""
+    return write_config(
+        leash.path.parent,
+        data={"name": "digits", "train_images": 1400, "flip": True},
+        train={
+            "epochs": 5,
+            "batch_size": 8,
+            "optimizer": {"kind": "sgd", "learning_rate": 0.01},
+            "schedule": leash.schedule(0.05),
+        },
+        schemes={"repr": {"kind": "repr", "s1": 1, "s2": 1, "prune_ratio": 0.3}},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, leash: Leash) -> Path:
+    leash.free()
     local.run(plan(load(config)), config.parent / "undisturbed", lambda message: None, {})
     return config.parent / "undisturbed"
 
@@ -44,7 +56,7 @@ def log(results: Path) -> str:
 
 
 def await_log(results: Path, text: str) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while text not in log(results):
         assert time.monotonic() < deadline, f"{text!r} is not in {log(results)!r}"
         time.sleep(0.05)
@@ -52,41 +64,43 @@ def await_log(results: Path, text: str) -> None:
 
 def finish(launch: "subprocess.Popen[str]") -> str:
     """What a launch that succeeds prints."""
-    out = launch.communicate(timeout=400)[0]
+    out = launch.communicate(timeout=PATIENCE)[0]
     assert launch.returncode == 0, out
     return out
 
 
 def test_a_signal_saves_within_three_seconds(
-    cluster: LocalCluster, config: Path, tmp_path: Path, undisturbed: Path
+    cluster: LocalCluster, config: Path, leash: Leash, tmp_path: Path, undisturbed: Path
 ) -> None:
     """And the process's title is the trial's name, which the dashboard shows."""
+    leash.allow(1000)
     arguments = ("--config", config, "--results", tmp_path)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         launch = cluster.launch(*arguments)
         before = log(tmp_path / "tiny")
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + PATIENCE
         while log(tmp_path / "tiny") == before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(1)
-        assert cluster.processes("convnet-8x48-digits-repr-s0"), (log(tmp_path / "tiny"), cluster.processes(""))
+        assert cluster.processes(TITLE), (log(tmp_path / "tiny"), cluster.processes(""))
         launch.send_signal(number)
         told = time.monotonic()
-        out = launch.communicate(timeout=60)[0]
+        out = launch.communicate(timeout=PATIENCE)[0]
         seconds = time.monotonic() - told
         assert launch.returncode == status, out
         assert "stopped" in out.splitlines()[-3]
         assert "the same command resumes" in out
         print(f"{number.name}: left after {seconds:.1f} s")
     assert log(tmp_path / "tiny").count("and stopped, as asked") == 2
+    leash.free()
     finish(cluster.launch(*arguments))
     assert_same_end(tmp_path / "tiny", undisturbed)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_drained_node_is_left_in_time(
-    cluster: LocalCluster, config: Path, tmp_path: Path, undisturbed: Path, workers: int
+    cluster: LocalCluster, config: Path, leash: Leash, tmp_path: Path, undisturbed: Path, workers: int
 ) -> None:
     """The trial saves in the middle of its epoch and goes on, within the same launch, on the other node."""
     arguments = ("--config", config, f"resources.workers={workers}", "--results")
@@ -95,14 +109,16 @@ def test_a_drained_node_is_left_in_time(
         cluster.start(2, "--num-cpus=2")
         finish(cluster.launch(*arguments, tmp_path / "undisturbed"))
         undisturbed = tmp_path / "undisturbed" / "tiny"
+    leash.allow(1000)
     launch = cluster.launch(*arguments, tmp_path)
     await_log(tmp_path / "tiny", "starts")
     time.sleep(2)
-    title = "convnet-8x48-digits-repr-s0" if workers == 1 else RANK
+    title = TITLE if workers == 1 else RANK
     [node] = set(cluster.processes(title).values())
     cluster.drain(node)
     await_log(tmp_path / "tiny", "and stopped, as asked")
     await_log(tmp_path / "tiny", "resumes at epoch")
+    leash.free()
     assert set(cluster.processes(title).values()) - {node}
     out = finish(launch)
     assert "1 node will be taken away" in out

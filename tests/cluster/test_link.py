@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from local_cluster import BIN
-from support import ROOT, epochs_for, write_config
-from test_faults import assert_same_end, await_epoch
+from paced import Leash
+from support import ROOT, TINY, write_config
+from test_faults import PATIENCE, assert_same_end, await_epoch, await_resumed
 
 from repr_ray.runners import local
 from repr_ray.study.plan import plan
@@ -22,18 +23,8 @@ from repr_ray.study.reading import load
 
 pytestmark = pytest.mark.slow
 
-TRIAL = {
-    "data": {"name": "digits", "train_images": 1400},
-    "model": {"kind": "convnet", "depth": 3, "width": 48},
-    "train": {"epochs": 60, "batch_size": 8, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
-    "schemes": {"repr": {"kind": "repr", "s1": 9, "s2": 9, "prune_ratio": 0.3}},
-}
-
 CUT = 90.0
 """Ray gives a node up after five checks that fail, 13 s apart: within 65 s, and it survives a shorter cut."""
-
-SECONDS = CUT + 50
-"""The trial is still at work when the link is back."""
 
 HEAD, WORKER = "10.99.7.1", "10.99.7.2"
 PORT = "26479"
@@ -70,7 +61,7 @@ class TwoHosts:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | {"RAY_ADDRESS": f"{HEAD}:{PORT}"},
+                env=os.environ | {"RAY_ADDRESS": f"{HEAD}:{PORT}", "PYTHONPATH": str(Path(__file__).parent)},
                 start_new_session=True,
             )
         self.started.append(process)
@@ -109,20 +100,26 @@ def hosts() -> Iterator[TwoHosts]:
 
 
 def test_a_cut_link(hosts: TwoHosts, tmp_path: Path) -> None:
-    long = TRIAL | {"train": TRIAL["train"] | {"epochs": epochs_for(SECONDS, tmp_path, **TRIAL)}}
-    config = write_config(tmp_path, **long)
+    """The trial is still at work when the link is back."""
+    leash = Leash(tmp_path)
+    train = TINY["train"] | {"epochs": 30, "schedule": leash.schedule()}
+    schemes = {"repr": {"kind": "repr", "s1": 9, "s2": 9, "prune_ratio": 0.3}}
+    config = write_config(tmp_path, train=train, schemes=schemes)
     local.run(plan(load(config)), tmp_path / "undisturbed", lambda message: None, {})
     hosts.node(0, HEAD, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
     hosts.node(1, WORKER, f"--address={HEAD}:{PORT}", "--num-cpus=1")
     log = hosts.base / f"{len(hosts.started)}.log"
+    leash.allow(12)
     launch = hosts.popen(0, sys.executable, "-m", "repr_ray.launch", "--config", config, "--results", tmp_path)
-    await_epoch(tmp_path / "tiny", 2)
+    await_epoch(tmp_path / "tiny", 12)
     hosts.link("down")
     time.sleep(CUT)
     hosts.link("up")
     assert launch.poll() is None, log.read_text()
     hosts.node(1, WORKER, f"--address={HEAD}:{PORT}", "--num-cpus=1")  # Ray ends a node that it lost sight of
-    assert launch.wait(timeout=400) == 0, log.read_text()
+    await_resumed(tmp_path / "tiny", 1)
+    leash.free()
+    assert launch.wait(timeout=PATIENCE) == 0, log.read_text()
     out = log.read_text()
     assert "its process died" in out
     assert "resumes at epoch" in out
