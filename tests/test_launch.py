@@ -1,6 +1,7 @@
 """The command, for real: through Ray as a subprocess, and through the local runner in this process."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
 
 from repr_ray import launch as launch_module
+from repr_ray import report as report_module
 from repr_ray.runners import local
 from repr_ray.training.folder import TrialFolder
 
@@ -291,3 +293,25 @@ def test_a_dry_run_says_which_layers_stay_whole_and_refuses_unknown_ones(
     status, _, err = here(capsys, "--config", config, "--dry-run", "schemes.repr.selection={exclude: [nowhere]}")
     assert status == 2
     assert "nowhere" in err
+
+
+def test_a_launch_ends_with_the_tables_of_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same text: in a job log, 100 columns wide, and once all is trained on a terminal of 80, in colours."""
+    monkeypatch.setattr("repr_ray.results.plots.draw", lambda *arguments: [])  # pictures are not what is printed
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for environment, width in (({}, range(81, 101)), ({"FORCE_COLOR": "1", "COLUMNS": "80"}, range(61, 81))):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        status, launched, _ = here(
+            capsys, "--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local"
+        )
+        assert status == 0
+        assert report_module.main([str(tmp_path / "tiny")]) == 0
+        reported = capsys.readouterr().out
+        assert launched.endswith(reported)
+        assert "baseline" in reported and "written to" in reported
+        assert ("\x1b[" in reported) == bool(environment)
+        tables = re.sub(r"\x1b\[[0-9;]*m", "", reported.split("written to")[0])
+        assert max(map(len, tables.splitlines())) in width

@@ -20,13 +20,11 @@ from repr_ray.method.scores import cosines, unit_rows
 CHUNK = 200_000
 """Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
 
-ROUNDING = 1e-15
-"""Relative excess over a bound that is rounding: the next projection changes nothing."""
+ROUNDING = 1e-9
+"""Excess over a bound, relative to it, that no float32 weight shows: the next projection changes nothing."""
 
-
-SMALL = 1e-6
-"""Excess over a bound, relative to it, that float32 projects with an error of 1e-13 of the bound."""
-
+SMALL = 1e-2
+"""Excess over a bound, relative to it, that float32 projects with an error of 1e-9 of the bound."""
 
 INDEPENDENT = 0.1
 """Least distance of a unit row to the span of those before it where Cholesky factors lose two digits at most."""
@@ -52,8 +50,11 @@ def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip
     The author's advice in the siahuat0727 write-up: random vectors, not basis vectors.
     """
     old, survivors = kernel[dropped], kernel[~dropped]
-    avoid = _row_space(torch.cat([old, survivors]))
-    if kernel.shape[1] - avoid.shape[1] < len(old):
+    rows, room = torch.cat([old, survivors]), kernel.shape[1] - len(old)
+    if len(rows) > room >= 0 and _are_independent(rows[: room + 1]):
+        return relaxed(kernel, dropped, generator, clip)
+    avoid = _row_space(rows)
+    if avoid.shape[1] > room:
         return relaxed(kernel, dropped, generator, clip)
     noise = torch.randn(*old.shape, generator=generator, dtype=torch.float64)
     return Directions(*_outside(noise, avoid, clip))
@@ -206,6 +207,12 @@ def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]
         vectors = clip_within(vectors, avoid, bound=vectors.shape[1] ** -0.5)
     inside = _inside(vectors / vectors.norm(dim=1, keepdim=True), avoid)
     return vectors, float(inside.norm(dim=1).max())
+
+
+def _are_independent(rows: Tensor) -> bool:
+    """Whether `rows` (m x d) are far from dependent; far less work than their rank."""
+    units = unit_rows(rows)
+    return _of_independent(units, units @ units.T) is not None
 
 
 def _row_space(rows: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ from typing import Any
 
 
 def rate(base: float, step: int, steps_per_epoch: int, epochs: int, *, leash: str, seconds: float = 0.0) -> float:
-    """`base`; while the file `leash` is there, after `seconds`, and once it allows the epoch of this step."""
-    while (allowed := _allowed(leash)) is not None and step >= allowed * steps_per_epoch:
+    """`base`; while the file `leash` is there, after `seconds`, and once it allows the epoch of this step.
+
+    The very first step waits for nothing: a launch asks for its rate when it checks the config.
+    """
+    while (allowed := _allowed(leash)) is not None and 0 < step >= allowed * steps_per_epoch:
         sleep(0.05)
     if allowed is not None:
         sleep(seconds)
