@@ -99,6 +99,7 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
                 continue
             remark = "; ".join(filter(None, [model, *_unlike(claim, used, bool(model))]))
             row = {key: ours[key] for key in GROUP} | {"source": claim["source"], "remark": remark}
+            row["published"] = scheme
             row["match"] = "approximate" if remark else "exact"
             quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
             rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"], not remark))
@@ -118,7 +119,7 @@ def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows; matches that share a claim become approximate, since their schemes differ in something unknown."""
 
     def claim(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["source"], row["dataset"], row["quantity"], row["claimed"], row["match"]
+        return tuple(row[key] for key in ("source", "dataset", "model", "published", "quantity", "claimed", "match"))
 
     counts = Counter(map(claim, rows))
     shared = {"match": "approximate", "verdict": UNDECIDED, "remark": "another scheme here has the same settings"}

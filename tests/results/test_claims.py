@@ -162,6 +162,15 @@ def test_two_arms_never_match_one_claim_exactly(tmp_path: Path) -> None:
     assert {row["verdict"] for row in rows} == {"cannot tell yet"}
 
 
+def test_equal_numbers_of_other_arms_are_claims_of_their_own(tmp_path: Path) -> None:
+    """The paper gives 74.3 for three rankings."""
+    arms = ("repr-apoz", "repr-gradient", "repr-taylor")
+    for arm in arms:
+        recipe_trial(tmp_path / "study", "paper/ranking", arm, {})
+    rows = [row for row in checked(tmp_path, tmp_path / "study") if row["claimed"] == 0.743]
+    assert sorted((row["scheme"], row["match"], row["remark"]) for row in rows) == [(a, "exact", "") for a in arms]
+
+
 def test_every_recipe_that_a_claim_names_trains_it() -> None:
     own = claims.load()
     for row in own[own["recipe"] != ""].to_dict("records"):
