@@ -1,8 +1,9 @@
 """How many filters of other people's networks can be dropped, and why the others cannot.
 
-python -m benchmarks.coverage [torchvision] [timm] [--every N] [--names NAME ...]: every classifier of torchvision,
-and every network of timm that has more than a few convolutions before attention; their weights are on the meta
-device, and nothing is downloaded. Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
+python -m benchmarks.coverage [torchvision] [segmentation] [detection] [timm] [--every N] [--names NAME ...]: every
+classifier of torchvision, its segmentation networks, the backbones of its detectors, and every network of timm that
+has more than a few convolutions before attention; their weights are on the meta device, and nothing is downloaded.
+Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
 """
 
 import argparse
@@ -17,6 +18,13 @@ from torch import nn
 
 from benchmarks.tables import CPU, write
 from repr_ray.method.filters import map_filters
+
+TITLES = {
+    "torchvision": "Filters of torchvision's classifiers that can be dropped",
+    "segmentation": "Filters of torchvision's segmentation networks that can be dropped",
+    "detection": "Filters of the backbones of torchvision's detectors that can be dropped",
+    "timm": "Filters of timm's networks that can be dropped",
+}
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,21 @@ def main() -> None:
         every = []
         for name in (args.names or networks(library))[:: args.every]:
             model = make(library, name)
-            if library == "torchvision" or is_convolutional(model):
+            if library != "timm" or is_convolutional(model):
                 every.append(reach(name, model))
                 print(row(every[-1]), flush=True)
         if not args.names:
-            title = f"Filters of {library}'s networks that can be dropped"
+            title = TITLES[library]
             write(f"coverage_{library}", title, table(every), CPU, 1)
 
 
 def networks(library: str) -> list[str]:
     """The classifiers of a library, without those made for quantised arithmetic."""
-    if library == "torchvision":
+    if library != "timm":
         from torchvision import models
 
-        return models.list_models(module=models)
+        modules = {"torchvision": models, "segmentation": models.segmentation, "detection": models.detection}
+        return models.list_models(module=modules[library])
     names: list[str] = importlib.import_module("timm").list_models()
     return [name for name in names if not name.startswith("test_")]
 
@@ -73,10 +82,12 @@ def make(library: str, name: str) -> nn.Module:
 
 def build(library: str, name: str) -> nn.Module:
     """A network of a library, untrained."""
-    if library == "torchvision":
+    if library != "timm":
         from torchvision.models import get_model
 
-        return get_model(name, weights=None)
+        backbone = {} if library == "torchvision" else {"weights_backbone": None}
+        model = get_model(name, weights=None, **backbone)
+        return model.backbone if library == "detection" else model
     return importlib.import_module("timm").create_model(name, pretrained=False)
 
 

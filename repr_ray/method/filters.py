@@ -116,7 +116,8 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     left_out = {name: trace.left_out[name] for name in convs if name in trace.left_out}
     left_out |= {name: "it is never called" for name in convs if name not in left_out and name not in trace.layers}
     norms = {name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    parts = _parts(trace)
+    with torch.device("cpu"):  # where labels are, whatever the caller makes all else on
+        parts = _parts(trace)
     layers = (
         ConvLayer(
             name,

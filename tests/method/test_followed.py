@@ -294,3 +294,10 @@ def test_a_network_that_takes_no_square_images_wants_an_example() -> None:
     assert map_filters(model, torch.empty(1, 1, 8, 23)).layers[0].parts[-1].places_of(1) == list(range(126, 252))
     with pytest.raises(ValueError, match="check that it takes that input"):
         map_filters(model, torch.empty(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_is_followed_while_all_else_is_made_on_another_device(device: str) -> None:
+    with torch.device(device):
+        found = map_filters(stack(), torch.empty(2, 1, 6, 6))
+    assert found.layers == map_filters(stack(), torch.empty(2, 1, 6, 6)).layers
