@@ -151,6 +151,10 @@ class ByName:
         """One of the built-in names, or one that is not built in."""
         return {"anyOf": [{"type": "string", "enum": list(self.builtin)}, _own_names(self.family)]}
 
+    def is_plug_in(self, name: str) -> bool:
+        """Whether a name is `module:function`, or that of a function in an installed package."""
+        return is_path(name) or name in _installed(self.family)
+
     def get(self, name: str) -> Callable[..., Any]:
         """The function of a name that was validated."""
         found: Callable[..., Any] = imported(self.builtin.get(name) or _own(self.family, name, self.builtin))

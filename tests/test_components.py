@@ -433,6 +433,18 @@ def test_an_installed_package_registers_short_names(
     jsonschema.validate(found.model_dump(mode="json"), Experiment.model_json_schema())
 
 
+def test_an_installed_package_registers_a_source(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("negatives.py", (ROOT / "examples" / "negatives.py").read_text())
+    write("negatives-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: negatives\nVersion: 1.0\n")
+    write("negatives-1.0.dist-info/entry_points.txt", "[repr_ray.source]\nnegative-digits = negatives:negatives\n")
+    components._installed.cache_clear()
+    monkeypatch.setattr(components, "_installed", components._installed.__wrapped__)
+    data = experiment(data={"name": "negatives", "source": "negative-digits", "train_images": 512}).data
+    assert data.source == "negative-digits"
+    assert len(load_images(data).train) == 512
+    assert set(components.digests(data.model_dump())) == {"negative-digits"}
+
+
 @pytest.fixture
 def trained_once(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """A launch with a plug-in that imports another module; called, it forgets both and launches again."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
-from repr_ray.components import ByName, Count, Fraction, Natural, Settings, is_path
+from repr_ray.components import ByName, Count, Fraction, Natural, Settings
 from repr_ray.study.facts import FACTS, NAMED_SOURCES, Facts
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -215,7 +215,7 @@ class Data(Settings):
             if not re.fullmatch(pattern, rest):
                 raise ValueError(f"expected {form}")
             return source
-        if is_path(source) and not Path(source).exists():
+        if SOURCE.is_plug_in(source) and not Path(source).exists():
             SOURCE.get(source)
             return source
         try:

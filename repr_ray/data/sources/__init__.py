@@ -1,7 +1,6 @@
-"""Where images come from. To add a source: one function from settings to `Source`, a line here and its name in facts.
-One of your own needs no line: `data.source=my_module:name`.
+"""Sources of images. To add one: a function from settings to `Source`, a line here and its name in facts.
 
-A function only looks for files; what it returns reads them.
+A plug-in needs no line: `data.source=my_module:name`. The function only finds files; the `Source` reads them.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from repr_ray.components import digests, is_path
+from repr_ray.components import digests
 from repr_ray.data.source import Source
 from repr_ray.data.sources.digits import digits
 from repr_ray.data.sources.folder import folder
@@ -19,7 +18,7 @@ from repr_ray.data.sources.hub import hub
 from repr_ray.data.sources.own import own
 from repr_ray.data.sources.storage import storage
 from repr_ray.data.sources.torchvision import torchvision
-from repr_ray.study.data import Data
+from repr_ray.study.data import SOURCE, Data
 
 SOURCES: Mapping[str, Callable[[Data], Source]] = {
     "digits": digits,
@@ -31,13 +30,13 @@ SOURCES: Mapping[str, Callable[[Data], Source]] = {
 
 
 OWN = "own"
-"""The kind of sources of one's own."""
+"""The kind of plug-in sources."""
 
 
 def source_of(data: Data) -> tuple[Source, list[Any]]:
-    """The source that settings name, and what identifies the files behind it and the code that reads them.
+    """The source that settings name, and the identity of its files and of the code that reads them.
 
-    Raises ConfigError for what is not there.
+    Raises ConfigError if it does not exist.
     """
     if kind_of(data) == OWN:
         found = own(data)
@@ -57,4 +56,4 @@ def kind_of(data: Data) -> str:
     kind = data.source.partition(":")[0]
     if kind in SOURCES:
         return kind
-    return OWN if is_path(data.source) else "folder"
+    return OWN if SOURCE.is_plug_in(data.source) else "folder"
