@@ -1,26 +1,24 @@
-"""What each scheme costs: the seconds of an epoch beside those of standard training.
+"""What each scheme costs: a training step beside one of standard training, and what is done once between two epochs.
 
-python -m benchmarks.schemes [--rounds 5] [--images 768] [--threads N] [--device cuda]: every round trains an epoch
-with each scheme, so that a drift of the machine's speed touches all of them; ratios are taken within a round. The
-seconds are those of an epoch of 50,000 images: its steps, by those over `--images`, and what is done once before and
-after it. Schemes act as often as they can: what is done every few epochs is done in every one here.
+python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda]: every round trains a step
+of standard training right before one of each scheme. On a CPU the time is CPU time, on which other programs have
+little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
+over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as often as
+they can: what is done every few epochs is done in every one here.
 """
 
 import argparse
-import os
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
 
-from benchmarks.tables import device_named, interleaved, spread, table, write
+from benchmarks.tables import device_named, spread, table, write
 from benchmarks.trials import cifar_trial, random_images, set_up_on
-from repr_ray.study.plan import plan
+from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training.loop import train_epoch
 from repr_ray.training.setup import build_model, teach
-from repr_ray.training.step import Setup
 
 SCHEMES = {
     "standard": {"kind": "standard"},
@@ -32,7 +30,7 @@ SCHEMES = {
     "later_layer_forgetting": {"kind": "later_layer_forgetting", "every": 1},
     "rifle": {"kind": "rifle", "every": 1},
     "continual_backprop": {"kind": "continual_backprop", "maturity": 1},
-    "redo": {"kind": "redo", "every": 100},
+    "redo": {"kind": "redo"},
     "loss: label_smoothing": {"kind": "standard", "loss": {"kind": "label_smoothing"}},
     "loss: orthogonality": {"kind": "standard", "loss": {"kind": "orthogonality"}},
     "loss: srip": {"kind": "standard", "loss": {"kind": "srip"}},
@@ -42,22 +40,60 @@ SCHEMES = {
 EPOCHS = 2 * 10**6 + 2
 """More than are trained: room for phases that do not end."""
 
-
 IMAGES = 50_000
 """Of an epoch of CIFAR-10."""
+
+BETWEEN = 3
+"""How often the time between two epochs is taken."""
+
+
+class Arm:
+    """A scheme on ResNet-20, its hooks and steps timed."""
+
+    def __init__(self, trial: Trial, device: torch.device, clock: Callable[[], float]) -> None:
+        batch_size = trial.train.batch_size
+        self.setup = set_up_on(trial, random_images(batch_size), "fp32", device)
+        if trial.teacher:
+            teach(self.setup, trial.teacher, build_model(trial.teacher).state_dict())
+        self.clock, self.number = clock, iter(range(EPOCHS))
+        [self.batch] = self.setup.train.shuffled(batch_size, torch.Generator().manual_seed(0), 0)
+        for _ in range(2):  # warms up; the second one begins S2, or what is done in every epoch but the first
+            self.between()
+            self.steps(2)
+
+    def between(self) -> float:
+        """Seconds between two epochs."""
+        began = self.clock()
+        if (epoch := next(self.number)) > 0:
+            self.setup.scheme.end_epoch()
+        self.setup.scheme.start_epoch(epoch)
+        return self.clock() - began
+
+    def steps(self, count: int) -> float:
+        """Seconds of a step, of some in a row."""
+        with self.setup.step.epoch():
+            began = self.clock()
+            for _ in range(count):
+                self.setup.step(self.batch, 0.01)
+            return (self.clock() - began) / count
 
 
 def main() -> None:
     """Measure every scheme on ResNet-20 and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=768)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = device_named(args.device)
-    split = random_images(args.images)
+
+    def on_gpu() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    clock = on_gpu if device.type == "cuda" else process_time
     base = cifar_trial({"kind": "resnet", "depth": 20})
     raw = {
         "name": "schemes",
@@ -67,42 +103,29 @@ def main() -> None:
         "train": base.train.model_dump() | {"epochs": EPOCHS},
         "schemes": SCHEMES,
     }
-    trials = {trial.scheme: trial for trial in plan(validate(raw, "benchmark"))}
-    epochs = {}
-    for name, trial in trials.items():
-        setup = set_up_on(trial, split, "fp32", device)
-        if trial.teacher:
-            teach(setup, trial.teacher, build_model(trial.teacher).state_dict())
-        epochs[name] = epoch_seconds(setup)
-    arms = {arm.name: arm.values for arm in interleaved(epochs, args.rounds, "resnet20")}
+    arms = {trial.scheme: Arm(trial, device, clock) for trial in plan(validate(raw, "benchmark"))}
+    standard = arms.pop("standard")
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for _ in range(args.rounds):
+        for name, arm in arms.items():
+            times[name].append((standard.steps(args.steps), arm.steps(args.steps)))
+    in_epoch = IMAGES / base.train.batch_size
     rows = []
-    for name, values in arms.items():
-        over = np.divide(values, arms["standard"]) - 1
-        rows.append((name, spread(values), f"{np.median(over):+.1%} ({over.min():+.1%} to {over.max():+.1%})"))
+    for name, arm in arms.items():
+        before, own = np.array(times[name]).T
+        between = float(np.median([arm.between() for _ in range(BETWEEN)]))
+        over, each = own.sum() / before.sum() - 1, own / before - 1
+        total = over + between / (in_epoch * before.mean())
+        steps = f"{over:+.1%} ({np.quantile(each, 0.25):+.1%} to {np.quantile(each, 0.75):+.1%})"
+        rows.append((name, spread(1000 * own), steps, f"{1000 * between:,.0f}", f"{total:+.1%}"))
+    kind = "wall" if device.type == "cuda" else "CPU"
     lines = [
-        f"ResNet-20, fp32, batches of {base.train.batch_size}; an epoch of {IMAGES:,} images, by {args.images} of"
+        f"ResNet-20, fp32, batches of {base.train.batch_size}, {kind} time; n = {args.rounds * args.steps} steps,"
+        " each beside one of standard training: median and range, overhead of all steps with the quartiles of single ones."
+        f" An epoch is {in_epoch:.0f} steps."
     ]
-    lines[0] += f" them; n = {args.rounds}, median and range; overhead within a round."
-    lines += ["", *table(("scheme", "seconds an epoch", "overhead"), rows)]
-    write("schemes", "What schemes cost", lines, device, args.threads)
-
-
-def epoch_seconds(setup: Setup) -> Callable[[], float]:
-    """Trains a part of an epoch at each call: seconds of a whole one."""
-    numbers = iter(range(EPOCHS))
-
-    def seconds() -> float:
-        epoch, started = next(numbers), perf_counter()
-        setup.scheme.start_epoch(epoch)
-        between = perf_counter() - started
-        started = perf_counter()
-        train_epoch(setup, epoch)
-        steps = perf_counter() - started
-        started = perf_counter()
-        setup.scheme.end_epoch()
-        return steps * IMAGES / len(setup.train) + between + perf_counter() - started
-
-    return seconds
+    names = ("scheme", "ms a step", "overhead of steps", "ms between epochs", "overhead of an epoch")
+    write("schemes", "What schemes cost", [*lines, "", *table(names, rows)], device, args.threads)
 
 
 if __name__ == "__main__":
