@@ -121,7 +121,8 @@ def main() -> None:
     kind = "wall" if device.type == "cuda" else "CPU"
     lines = [
         f"ResNet-20, fp32, batches of {base.train.batch_size}, {kind} time; n = {args.rounds * args.steps} steps,"
-        " each beside one of standard training: median and range, overhead of all steps with the quartiles of single ones."
+        " each beside one of standard training: median and range, overhead of all steps with the quartiles of single"
+        " ones."
         f" An epoch is {in_epoch:.0f} steps."
     ]
     names = ("scheme", "ms a step", "overhead of steps", "ms between epochs", "overhead of an epoch")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from repr_ray.data.shape import shape_is_known, shape_of
 from repr_ray.experiment import has_other_source, hold, merge, refuse_other_data, refuse_other_plug_ins
 from repr_ray.method.settings import RePrSettings, Selection
-from repr_ray.report import job_console
+from repr_ray.report import add_trackers, job_console
 from repr_ray.runners import signals
 from repr_ray.storage.folder import Folder, Remote, StorageError, join, light, opened, redact
 from repr_ray.storage.text import lines
@@ -80,8 +80,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
             _say(console, said)
         _show_cost(console, every, location, [a for a in arguments if a != "--dry-run"])
         return 0
-    if args.mlflow:
-        _check_mlflow(args.mlflow)
+    if args.mlflow or args.wandb:
+        _check_trackers(args)
     with contextlib.ExitStack() as stack:
         storage = stack.enter_context(_open(location))
         merged = merge(storage.path, experiment, storage)
@@ -130,7 +130,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                 pending = [trial for trial in trials if trial.name not in tried | ended]
                 if pending:
                     _say(console, f"{stages.why(experiment, pending)}: {len(pending)} more trials to run")
-            _report(console, storage, args.mlflow)
+            _report(console, storage, args)
             _first_failure(console, folders)
         return 0 if all(map(stages.ended, folders)) else 1
 
@@ -156,7 +156,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="DIR/NAME holds the results; s3://... and gs://... too; default: $REPR_RAY_RESULTS, else results",
     )
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
-    parser.add_argument("--mlflow", metavar="URI", help="log the trials to an MLflow store as well, when they end")
+    add_trackers(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
     return parser
@@ -312,26 +312,27 @@ def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
     return {(t.model.label, t.scheme): check(t) for t in traced.values()}
 
 
-def _check_mlflow(uri: str) -> None:
-    from repr_ray.results.mlflow import connect
+def _check_trackers(args: argparse.Namespace) -> None:
+    from repr_ray.results import mlflow, wandb
 
     try:
-        connect(uri)
+        for connect, where in ((mlflow.connect, args.mlflow), (wandb.connect, args.wandb)):
+            if where:
+                connect(where)
     except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
 
-def _report(console: "Console", storage: Folder, mlflow: str | None) -> None:
-    from repr_ray.report import report, to_mlflow
+def _report(console: "Console", storage: Folder, args: argparse.Namespace) -> None:
+    from repr_ray.report import report, to_trackers
 
     _say(console, "reading the results, drawing tables and pictures")
     report([storage.path], console=console)
     storage.push()
-    if mlflow:
-        try:
-            to_mlflow([storage.path], mlflow, console)
-        except ValueError as error:  # the results are stored; `report --mlflow` logs them later
-            _say(console, redact(error), "yellow")
+    try:
+        to_trackers([storage.path], args, console)
+    except ValueError as error:  # the results are stored; `report` with the same options logs them later
+        _say(console, redact(error), "yellow")
 
 
 def _say(console: "Console", text: str, style: str = "") -> None:

@@ -180,6 +180,26 @@ def columns(record: type) -> dict[str, Any]:
     }
 
 
+CURVES = [name for name, kind in columns(Epoch).items() if kind is float and name != "seconds"] + ["filters_dropped"]
+"""Columns of an epoch that trackers draw."""
+
+FIGURES = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
+"""Columns of a trial that trackers show once."""
+
+
+def parameters(scheme: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """A trial's parameters in trackers: settings by dotted name."""
+    return {"scheme": scheme, "seed": seed} | flatten(settings)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 _MAPPINGS = ("versions", "hardware")
 _LONGEST = 10_000  # characters of a text
 

@@ -144,12 +144,21 @@ def job_console() -> "Console":
     return console
 
 
-def to_mlflow(folders: Sequence[Path], uri: str, console: "Console") -> None:
-    """Log the trials that have ended to an MLflow store; see `repr_ray.results.mlflow.log_to_mlflow`."""
-    from repr_ray.results.mlflow import log_to_mlflow
+def add_trackers(parser: argparse.ArgumentParser) -> None:
+    """The options that name a tracker."""
+    ended = "log the trials that have ended to"
+    parser.add_argument("--mlflow", metavar="URI", help=f"{ended} an MLflow store as well")
+    parser.add_argument("--wandb", metavar="PROJECT", help=f"{ended} Weights & Biases as well: [ENTITY/]PROJECT")
 
-    logged = log_to_mlflow(folders, uri)
-    console.print(f"{logged} trials logged to {redact(uri)}", markup=False, soft_wrap=True)
+
+def to_trackers(folders: Sequence[Path], options: argparse.Namespace, console: "Console") -> None:
+    """Log the trials that have ended where `--mlflow` and `--wandb` say."""
+    from repr_ray.results.mlflow import log_to_mlflow
+    from repr_ray.results.wandb import log_to_wandb
+
+    for log, where in ((log_to_mlflow, options.mlflow), (log_to_wandb, options.wandb)):
+        if where:
+            console.print(f"{log(folders, where)} trials logged to {redact(where)}", markup=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.report") -> int:
@@ -180,8 +189,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray
                 console=console,
             )
             output.push()
-            if options.mlflow:
-                to_mlflow([folder.path for folder in folders], options.mlflow, console)
+            to_trackers([folder.path for folder in folders], options, console)
             if options.watch is None or not comparison.unfinished:
                 return 0
             time.sleep(options.watch)
@@ -207,7 +215,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch", type=float, nargs="?", const=15.0, metavar="SECONDS", help="again and again while trials run (15)"
     )
-    parser.add_argument("--mlflow", metavar="URI", help="log the trials that have ended to an MLflow store as well")
+    add_trackers(parser)
     return parser
 
 

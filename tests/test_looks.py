@@ -55,7 +55,7 @@ def apart(*, by: dict[str, float]) -> Accuracy:
     return lambda trial: 0.7 + by.get(trial.scheme, 0.0) + float(LUCK[trial.seed, int(trial.scheme == "repr")])
 
 
-def say_answers(console: Any, storage: Any, mlflow: None) -> None:
+def say_answers(console: Any, storage: Any, options: Any) -> None:
     """The report without its files."""
     work = Path(tempfile.mkdtemp(dir=storage.path.parent))
     comparison = compare(store.gather([storage.path], work))

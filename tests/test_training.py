@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import results_of, rows, tiny
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from repr_ray.method.events import LayerEvent
 from repr_ray.optim.rates import Constant
@@ -56,19 +57,36 @@ def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
     trial = tiny()[1]
     run(tmp_path, trial)
     [path] = TrialFolder(tmp_path, trial).path.glob("events.*")
-    data, steps = path.read_bytes(), {}
+    data = path.read_bytes()
+    steps: dict[str, list[int]] = {}
+    values: dict[str, float] = {}
+    plugins: dict[str, HParamsPluginData] = {}
     while data:  # TFRecord: length (8), crc (4), payload, crc (4)
         length = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + length])
         data = data[16 + length :]
         for value in event.summary.value:
             steps.setdefault(value.tag, []).append(event.step)
+            values[value.tag] = value.simple_value
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                plugins[value.tag] = HParamsPluginData.FromString(value.metadata.plugin_data.content)
             if value.HasField("image"):
                 width, height = value.image.width, value.image.height
     assert steps["test_accuracy"] == list(range(8))
     assert steps["dropped_filters"] == [2]
     assert (width, height) == (8 * 12, 2 * 12)
     assert {"train_loss", "filters_dropped", "overlap/conv1"} <= set(steps)
+    # The HParams tab: settings of the trial, and that it is done; metrics are the last values of scalars
+    assert set(plugins) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    shown = plugins["_hparams_/session_start_info"].session_start_info.hparams
+    assert (shown["scheme"].string_value, shown["scheme.prune_ratio"].number_value) == ("repr", 0.3)
+    assert shown["seed"].number_value == 0 and "data.train_images" in shown and "train.ema" not in shown
+    assert plugins["_hparams_/session_end_info"].session_end_info.status == 1  # success
+    curve = rows(tmp_path, trial.name, "epochs")
+    best = max(curve, key=lambda row: row["val_accuracy"])["test_accuracy"]
+    assert values["best_val_test_accuracy"] == pytest.approx(best) and steps["wall_seconds"] == [7]
+    assert values["test_accuracy"] == pytest.approx(curve[-1]["test_accuracy"])
+    assert "collapsed_epoch" not in values and values["parameters"] == results_of(tmp_path)[trial.name]["parameters"]
 
 
 def test_same_seed_same_start_for_every_scheme(tmp_path: Path) -> None:

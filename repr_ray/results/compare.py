@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from repr_ray.records import flatten
 from repr_ray.results.by_looks import judge, said_of
 from repr_ray.results.design import Design
 from repr_ray.results.power import seeds_needed
-from repr_ray.results.settings import flatten, whole
+from repr_ray.results.settings import whole
 from repr_ray.results.store import UNFINISHED, Tables
 
 BLOCK = ["dataset", "model", "variant"]

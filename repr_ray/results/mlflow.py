@@ -5,36 +5,15 @@ exists already, by the trial's name and status in its experiment, is not changed
 again; a trial that failed and was done later has two runs.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
-
-from repr_ray.records import Epoch, columns
-from repr_ray.results.compare import records
-from repr_ray.results.settings import flatten
-from repr_ray.results.store import UNFINISHED, gather
+from repr_ray.results.trackers import Tracked, ended
 from repr_ray.storage.text import line, lines
 
-_CURVES = [name for name, kind in columns(Epoch).items() if kind is float and name != "seconds"] + ["filters_dropped"]
-_FIGURES = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
-_TAGS = (
-    "dataset",
-    "model",
-    "scheme",
-    "variant",
-    "fingerprint",
-    "status",
-    "commit",
-    "precision",
-    "versions",
-    "hardware",
-)
 _BATCH = 900  # MLflow takes 1,000 metrics and 100 parameters at once
 
 
@@ -68,21 +47,19 @@ def connect(tracking_uri: str) -> Any:
 
 
 def _log_ended(client: Any, folders: Sequence[Path]) -> int:
+    experiments: dict[str, tuple[str, dict[str, set[str]]]] = {}  # by name: its id, and the statuses of its runs
+
+    def is_there(experiment: str, name: str, done: bool) -> bool:
+        if experiment not in experiments:
+            found = client.get_experiment_by_name(experiment)
+            number = found.experiment_id if found else client.create_experiment(experiment)
+            experiments[experiment] = number, _there(client, number)
+        return _STATUS[done] in experiments[experiment][1].get(name, ())
+
     logged = 0
-    with TemporaryDirectory() as work:
-        tables = gather(folders, Path(work))
-        ended = tables.trials[~tables.trials["status"].isin(UNFINISHED)]
-        for name, trials in ended.groupby("experiment", sort=False):
-            called = line(name)
-            found = client.get_experiment_by_name(called)
-            experiment = found.experiment_id if found else client.create_experiment(called)
-            there = _there(client, experiment)
-            for trial in records(trials):
-                if _STATUS[trial["status"] == "done"] in there.get(line(trial["trial"]), ()):
-                    continue
-                epochs = tables.read("epochs", ["epoch", *_CURVES], [trial["trial"]])
-                _log(client, experiment, trial, epochs)
-                logged += 1
+    for trial in ended(folders, is_there):
+        _log(client, experiments[trial.experiment][0], trial)
+        logged += 1
     return logged
 
 
@@ -102,28 +79,23 @@ def _there(client: Any, experiment: str) -> dict[str, set[str]]:
             return there
 
 
-def _log(client: Any, experiment: str, trial: dict[str, Any], epochs: pd.DataFrame) -> None:
+def _log(client: Any, experiment: str, trial: Tracked) -> None:
     from mlflow.entities import Metric, Param
 
-    started, finished = _milliseconds(trial["started"]), _milliseconds(trial["finished"])
-    tags = {key: lines(trial[key])[:5000] for key in _TAGS if not pd.isna(trial[key]) and trial[key] != ""}
-    run = client.create_run(experiment, start_time=started, run_name=line(trial["trial"]), tags=tags).info.run_id
-    settings = {"seed": trial["seed"]} | flatten(json.loads(trial["settings"] or "{}"))
-    parameters = [Param(line(key), lines(value)[:6000]) for key, value in settings.items()]
-    metrics = [
-        Metric(key, float(row[key]), started or 0, int(row["epoch"]))
-        for row in records(epochs)
-        for key in _CURVES
-        if not pd.isna(row[key])
-    ]
-    metrics += [Metric(key, float(trial[key]), finished or 0, 0) for key in _FIGURES if not pd.isna(trial[key])]
+    started, finished = _milliseconds(trial.started), _milliseconds(trial.finished)
+    tags = {key: text[:5000] for key, text in trial.tags.items()}
+    run = client.create_run(experiment, start_time=started, run_name=trial.name, tags=tags).info.run_id
+    settings = {key: value for key, value in trial.parameters.items() if key not in tags}
+    parameters = [Param(key, lines(value)[:6000]) for key, value in settings.items()]
+    metrics = [Metric(k, v, started or 0, epoch) for epoch, row in trial.curves for k, v in row.items()]
+    metrics += [Metric(key, value, finished or 0, 0) for key, value in trial.figures.items()]
     for start in range(0, len(parameters), 100):
         client.log_batch(run, params=parameters[start : start + 100])
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run, metrics=metrics[start : start + _BATCH])
-    client.set_terminated(run, status=_STATUS[trial["status"] == "done"], end_time=finished)
+    client.set_terminated(run, status=_STATUS[trial.done], end_time=finished)
 
 
 def _milliseconds(time: str | None) -> int | None:
     """An ISO 8601 time since 1970."""
-    return None if time is None or pd.isna(time) else math.floor(1000 * datetime.fromisoformat(time).timestamp())
+    return None if time is None else math.floor(1000 * datetime.fromisoformat(time).timestamp())

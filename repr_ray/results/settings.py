@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from repr_ray.method.settings import AnyScheme
 from repr_ray.models.settings import Model
+from repr_ray.records import flatten
 from repr_ray.study.config import Train
 from repr_ray.study.data import Data
 from repr_ray.study.plan import plan
@@ -46,14 +47,6 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [text for inner in (value.values() if isinstance(value, dict) else value) for text in _texts(inner)]
     return [value] if isinstance(value, str) else []
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,32 +1,42 @@
 """A trial's curves for TensorBoard."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
 
 from repr_ray.method.events import LayerEvent
-from repr_ray.records import Epoch, EpochLine, columns
-
-_CURVES = [name for name, kind in columns(Epoch).items() if kind is float] + ["filters_dropped"]
+from repr_ray.records import CURVES, EpochLine
+from repr_ray.storage.text import lines
 
 
 class Board:
-    """Event files in a trial's folder; events of an earlier run from epoch `first` on are hidden."""
+    """Event files in a trial's folder; events of an earlier run from epoch `first` on are hidden.
 
-    def __init__(self, folder: Path, first: int) -> None:
+    `parameters` are the trial's in the HParams tab, whose metrics are the scalars' last values. TensorBoard finds by
+    itself which parameters and metrics the trials have: no trial describes those of the others.
+    """
+
+    def __init__(self, folder: Path, first: int, parameters: Mapping[str, Any]) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=first)
+        plain = {
+            k: v if isinstance(v, bool | int | float) else lines(v) for k, v in parameters.items() if v is not None
+        }
+        _, self.session, self.end = hparams(plain, {})
+        self.writer.file_writer.add_summary(self.session, first)
 
     def add(self, row: EpochLine, events: list[LayerEvent]) -> None:
         """Add an epoch, and a picture of the filters that were dropped before it."""
-        scalars = {name: value for name, value in row.items() if name in _CURVES and isinstance(value, float | int)}
-        scalars |= {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self.writer.file_writer.add_summary(
-            Summary(value=values), row["epoch"]
-        )  # one event; `add_scalar` writes one for each value
+        shown = (*CURVES, "seconds")
+        scalars = {name: value for name, value in row.items() if name in shown and isinstance(value, float | int)}
+        self._add(
+            scalars | {f"overlap/{layer}": state["overlap"] for layer, state in row["layers"].items()}, row["epoch"]
+        )
         if events and events[0].event == "drop":
             self.writer.add_image("dropped_filters", _on_off(events), row["epoch"], dataformats="HW")
 
@@ -37,6 +47,17 @@ class Board:
     def close(self) -> None:
         """Write the added events and close the file."""
         self.writer.close()
+
+    def finish(self, figures: Mapping[str, Any], epoch: int) -> None:
+        """Add what is known at the end, beside the last epoch, and that the trial is done; close."""
+        self._add({name: value for name, value in figures.items() if value is not None}, epoch)
+        self.writer.file_writer.add_summary(self.end, epoch)
+        self.close()
+
+    def _add(self, scalars: Mapping[str, Any], epoch: int) -> None:
+        """In one event: `add_scalar` makes one of each."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), epoch)
 
 
 def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from repr_ray import distributed
 from repr_ray.components import in_one_line
 from repr_ray.method.events import LayerEvent, describe, warnings
-from repr_ray.records import EpochLine, Result, without_layers
+from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
@@ -107,7 +107,8 @@ class _Run:
             folder.announce(self.setup.data_digest)
             self._note(f"resumes at {_place(len(self.epochs), self.part)}" if state else "starts")
             self._write_tables()
-            self.board = Board(folder.path, len(self.epochs))
+            settings = parameters(trial.scheme, trial.seed, trial.record()["settings"])
+            self.board = Board(folder.path, len(self.epochs), settings)
             folder.push()
 
     def train(self, stop: Stop) -> None:
@@ -136,12 +137,13 @@ class _Run:
         assert_finite(self.setup.model)
         if not self.lead:
             return
-        self.board.close()
         accuracies = [row["train_accuracy"] for row in self.epochs]
         collapsed = collapsed_epoch(accuracies, self.setup.chance, len(self.setup.train))
         if collapsed is not None:
             self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed + 1} to the end")
-        self.folder.finish(self._result(collapsed) | self.teacher | origin)
+        result = self._result(collapsed)
+        self.board.finish({name: (_best(self.epochs) | result).get(name) for name in FIGURES}, len(self.epochs) - 1)
+        self.folder.finish(result | self.teacher | origin)
         self.tell(Done(self.trial.name))
 
     def _restore(self, device: torch.device) -> dict[str, Any] | None:
@@ -327,6 +329,13 @@ def _best_so_far(epochs: list[EpochLine]) -> float | None:
     """The validation accuracy of the last epoch, if it is higher than that of every epoch before; else None."""
     *before, last = [row["val_accuracy"] for row in epochs]
     return last if last is not None and all(value is None or value < last for value in before) else None
+
+
+def _best(epochs: list[EpochLine]) -> dict[str, Any]:
+    """Test accuracy in the epoch of best validation accuracy, the first of equals; nothing without images for it."""
+    known = [(row["val_accuracy"], row["test_accuracy"]) for row in epochs]
+    evaluated = [(val, test) for val, test in known if val is not None and test is not None]
+    return {"best_val_test_accuracy": max(evaluated, key=lambda both: both[0])[1]} if evaluated else {}
 
 
 def collapsed_epoch(accuracies: list[float], chance: float, images: int) -> int | None:
