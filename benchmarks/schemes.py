@@ -59,7 +59,7 @@ class Arm:
         [self.batch] = self.setup.train.shuffled(batch_size, torch.Generator().manual_seed(0), 0)
         for _ in range(2):  # warms up; the second one begins S2, or what is done in every epoch but the first
             self.between()
-            self.steps(2)
+            self.steps(1)
 
     def between(self) -> float:
         """Seconds between two epochs."""

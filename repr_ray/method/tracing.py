@@ -799,11 +799,11 @@ class Trace(TorchDispatchMode):
         found = [torch.stack([labels[singles] - FIRST, places[singles]]).long()]
         for label, place in zip(labels[~singles].tolist(), places[~singles].tolist(), strict=True):
             members = [self._first[layer] + filter for layer, filter in self.filters(label)]
-            found.append(torch.tensor([members, [place] * len(members)]))
+            found.append(torch.tensor([members, [place] * len(members)], device=places.device))
         numbers, places = torch.cat(found, 1)
         order = (numbers * len(claim.labels) + places).argsort()
         numbers, places = numbers[order], places[order]
-        firsts = torch.tensor(list(self._first.values()))
+        firsts = torch.tensor(list(self._first.values()), device=numbers.device)
         which = torch.bucketize(numbers, firsts, right=True) - 1
         owners, counts = which.unique_consecutive(return_counts=True)
         layers, sizes = list(self._first), counts.tolist()

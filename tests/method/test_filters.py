@@ -248,3 +248,12 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
 def test_wrappers_are_taken_off() -> None:
     model = stack()
     assert unwrap(torch.compile(model)) is model
+
+
+@pytest.mark.parametrize("make", [lambda: convnet_of(2), lambda: resnet(depth=8, shortcut="pad", **CIFAR)])
+def test_a_network_without_memory_is_followed_like_one_with(make: Callable[[], nn.Module]) -> None:
+    """Where tensors are made on the meta device by default, as a launch does to check networks."""
+    expected = map_filters(make())
+    with torch.device("meta"):
+        found = map_filters(make())
+    assert found.layers == expected.layers and found.left_out == expected.left_out
