@@ -16,10 +16,13 @@ from repr_ray.runners import local
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
+from repr_ray.training.loop import evaluate
+from repr_ray.training.setup import set_up
 
-# 63 does not divide by two, 256 not by 63: slices of unequal size, and a last batch of its own
+# 63 does not divide by two: slices of unequal size. 253 leaves a last batch of one image, and one rank without any;
+# there is one validation image too
 UNEVEN = {
-    "data": {"crop_padding": 1, "flip": True},
+    "data": {"crop_padding": 1, "flip": True, "train_images": 253, "validation_images": 1, "partial": True},
     "train": {"batch_size": 63, "precision": "fp32", "optimizer": {"kind": "sgd", "learning_rate": 0.05}},
 }
 STANDARD = tiny(**UNEVEN)[0]
@@ -27,7 +30,8 @@ STUDENT = {"kind": "repr", "s1": 2, "s2": 2, "prune_ratio": 0.3, "loss": {"kind"
 REPR = tiny(**UNEVEN, schemes={"repr": STUDENT})[1]
 REPR = dataclasses.replace(REPR, train=REPR.train.model_copy(update={"ema": 0.9}))  # its teacher is STANDARD
 COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
-TRIALS = [STANDARD, COMPACT, REPR]
+NORMED = tiny(**UNEVEN, model={"batch_norm": True})[0]
+TRIALS = [STANDARD, COMPACT, NORMED, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
 
 
@@ -51,7 +55,7 @@ def weights(folder: Path, trial: Trial, part: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=["standard", "compact", "repr"])
+@pytest.mark.parametrize("trial", [STANDARD, COMPACT, REPR], ids=["standard", "compact", "repr"])
 def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial: Trial) -> None:
     for ours, theirs in zip(*(rows(results[w], trial.name, "epochs") for w in (1, 2)), strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss", "test_loss", "test_accuracy"):
@@ -64,6 +68,19 @@ def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial
             torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     result = results_of(results[2])[trial.name]
     assert result["workers"] == 2 and result.get("teacher") == (STANDARD.name if trial.teacher else None)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_tables_say_what_one_rank_measures_on_the_weights_that_are_left(
+    results: dict[int, Path], world: int
+) -> None:
+    """With batch norm whose statistics are not synchronised, and a rank that had no image of each last batch."""
+    setup = set_up(NORMED, torch.device("cpu"))
+    setup.model.load_state_dict(weights(results[world], NORMED, "model"))
+    last = rows(results[world], NORMED.name, "epochs")[-1]
+    for name in ("val", "test"):
+        measured = evaluate(setup, setup.validation if name == "val" else setup.test)
+        assert [last[f"{name}_loss"], last[f"{name}_accuracy"]] == pytest.approx(measured, rel=1e-5)
 
 
 @pytest.mark.parametrize("trial", [COMPACT, REPR], ids=["compact", "repr"])
