@@ -6,6 +6,8 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -358,3 +360,54 @@ def test_a_trial_whose_loader_was_killed_resumes_to_the_same_bits(source: Path, 
     ours, theirs = (results_of(tmp_path / name)[trial.name]["checksum"] for name in ("killed", "undisturbed"))
     assert ours == theirs
     assert rows(tmp_path / "killed", trial.name, "epochs") == rows(tmp_path / "undisturbed", trial.name, "epochs")
+
+
+# What a trial holds of an index as large as ImageNet's, in MB: pages of its own and of its loaders, the map's apart.
+MEMORY = """
+import io, itertools, multiprocessing, sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from repr_ray.data.batches import Batches
+from repr_ray.data.decoded import Split
+from repr_ray.data.encoded import Encoded
+from repr_ray.data.images import Shape
+from repr_ray.data.split import divide
+from repr_ray.study.data import Data
+
+def held(process, kind):
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(kind)) / 1000
+
+n, folder, stream = 1_300_000, Path(sys.argv[1]), io.BytesIO()
+Image.new("RGB", (4, 4)).save(stream, "PNG")
+one = np.frombuffer(stream.getvalue(), np.uint8)
+np.save(folder / "content.npy", np.tile(one, n))
+np.save(folder / "offsets.npy", np.arange(n + 1) * len(one))
+np.save(folder / "labels.npy", np.arange(n) % 1000)
+torch.randn(8, 8) @ torch.randn(8, 8)
+before = held("self", "Anonymous")
+labels = np.load(folder / "labels.npy", mmap_mode="c")
+data = Data.model_validate({
+    "name": "x", "source": "/", "size": 4, "validation_images": 50_000, "flip": True, "normalise": "none",
+    "augment": {"random_resized_crop": {}, "color_jitter": {"brightness": 0.4}, "mixup": 0.2, "cutmix": 1.0},
+})
+train, _ = divide(labels, data, 0)
+images = Encoded(folder / "content.npy", np.load(folder / "offsets.npy", mmap_mode="r"), Shape(3, 4, 4))
+split, cpu = Split(images, labels, train), torch.device("cpu")
+made = Batches(split, np.zeros(3), np.ones(3), data, cpu, classes=1000, loaders=2)
+peak = 0.0
+for batch in itertools.islice(made.shuffled(256, torch.Generator()), 6):
+    children = multiprocessing.active_children()
+    peak = max(peak, held("self", "Anonymous") - before + sum(held(child.pid, "Private_Dirty") for child in children))
+print(len(children), peak)
+"""
+
+
+@pytest.mark.slow
+def test_an_index_of_the_size_of_imagenet_costs_a_trial_little(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaders, peak = done.stdout.split()
+    assert loaders == "2" and 20 < float(peak) < 400

@@ -18,8 +18,8 @@ def by_class(labels: NDArray[np.int64], seed: int) -> Index:
     rng = np.random.default_rng(seed)
     place = np.empty(len(labels))
     shuffled = rng.permutation(len(labels))
-    for label in np.unique(labels):
-        index = shuffled[labels[shuffled] == label]
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    for index in np.split(grouped, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
         place[index] = (np.arange(len(index)) + rng.random(len(index))) / len(index)
     return np.argsort(place, kind="stable")
 

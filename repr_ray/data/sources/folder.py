@@ -1,5 +1,7 @@
 """Folders: Parquet files through Hugging Face `datasets`, one folder a class, or torchvision's own files."""
 
+import hashlib
+import json
 import os
 import re
 import stat
@@ -38,21 +40,26 @@ def folder(data: Data) -> Source:
 def folder_at(path: Path, data: Data) -> Source:
     """What a folder holds. Its stamps cover every file in it; hidden ones are not looked at. Raises ConfigError."""
     say = _Say(data)
-    files = sorted(_files(path, say))
-    stamps = [[str(file.relative_to(path)), status.st_size, status.st_mtime_ns] for file, status in files]
-    paths = [file for file, _ in files]
-    if parquet := [file for file in paths if file.suffix.lower() == ".parquet"]:
+    parquet, pictures, count, size, stamps = list[Path](), False, 0, 0, hashlib.sha256()
+    for file, status in _files(path, say):  # of which there may be millions, in every trial
+        count, size = count + 1, size + status.st_size
+        stamps.update(json.dumps([str(file.relative_to(path)), status.st_size, status.st_mtime_ns]).encode())
+        kind = file.suffix.lower()
+        parquet += [file] if kind == ".parquet" else []
+        pictures = pictures or kind in IMAGES
+    found = [[count, size, stamps.hexdigest()]]
+    if parquet:
         names = [file.relative_to(path) for file in parquet]
         if deep := [
             name for name in names if len(name.parts) > DEEPEST
         ]:  # to lay out a tree as large as a home folder would take many minutes
             raise say.error(deep[0], "lies too deep; name the folder of the data set itself")
         _refuse_incomplete(path, parquet, say)
-        return Source(lambda scratch: _read_parquet(path, data, scratch, say), stamps)
-    if pictures := [file for file in paths if file.suffix.lower() in IMAGES]:
-        return Source(lambda scratch: _read_class_folders(path, pictures, data, say), stamps)
-    if data.facts and (name := data.facts.torchvision) and paths:
-        return Source(lambda scratch: read_torchvision(data, name, path, download=False), stamps)
+        return Source(lambda scratch: _read_parquet(path, data, scratch, say), found)
+    if pictures:
+        return Source(lambda scratch: _read_class_folders(path, data, say), found)
+    if data.facts and (name := data.facts.torchvision) and count:
+        return Source(lambda scratch: read_torchvision(data, name, path, download=False), found)
     raise say.error("holds neither Parquet files nor folders of JPEG, PNG or WebP images")
 
 
@@ -68,13 +75,13 @@ class _Say:
 
 
 def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
-    """Every regular file below a folder; links are followed, but never round."""
+    """Every regular file below a folder, in order; links are followed, but never round."""
     here = os.path.realpath(folder)
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in found:
-            path = folder / entry.name
+            found = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        for name in found:
+            path = folder / name
             try:
                 status = path.stat()
             except (FileNotFoundError, RuntimeError):
@@ -283,8 +290,9 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
-def _read_class_folders(root: Path, files: Sequence[Path], data: Data, say: _Say) -> Splits:
+def _read_class_folders(root: Path, data: Data, say: _Say) -> Splits:
     """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` where no folder is called like a split."""
+    files = [file for file, _ in _files(root, say) if file.suffix.lower() in IMAGES]
     parts = [file.relative_to(root).parts for file in files]
     by_split: dict[str, list[tuple[str, Path]]] = {}
     splits = {first for first, *rest in parts if rest} & {*SPLIT_NAMES, *(name for _, name in data.splits if name)}
