@@ -25,7 +25,7 @@ fuzz: $(READY)  ## random configs, results and data for five minutes each
 	REPR_RAY_FUZZ_SECONDS=300 $(VENV)/bin/python -m pytest -m fuzz $(ARGS)
 
 bench: $(READY)  ## half an hour on two quiet cores; writes benchmarks/results
-	for name in training startup makespan ddp growth compact numerics data; do \
+	for name in training startup makespan ddp growth compact numerics data streaming; do \
 		$(VENV)/bin/python -m benchmarks.$$name || exit; \
 	done
 

@@ -147,8 +147,10 @@ def _time_line(trials: list[Trial], results: Path, arguments: Sequence[str]) -> 
         )
     images = sum(_epochs_left(trial, results) * _images(trial) for trial in trials)
     hours = images * speed.per_image / 3600
+    price = first.resources.hour_price
+    cost = "" if price is None else f", {hours * price:,.0f} at {price:g} an hour,"
     return (
-        f"time: about {hours:,.2g} {speed.device} hours for {what}"
+        f"time: about {hours:,.2g} {speed.device} hours{cost} for {what}"
         f" (from {speed.trials} finished {'trials' if speed.trials > 1 else 'trial'}, {speed.hardware})"
     )
 

@@ -12,7 +12,7 @@ from repr_ray.results.compare import flatten
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import load
 
-CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs" / "paper").glob("*.yaml"), *(ROOT / "configs").glob("imagenet_*.yaml")])
 CELL = re.compile(r"^#   (\S+) (\S+) (\S.*) (test_error|test_accuracy) ([\d.]+)$", flags=re.M)
 KEYS = ("dataset", "model", "scheme", "metric", "value")
 BESIDE = re.compile(r"^# Beside them, of which no number is known: (.*)$", flags=re.M)
@@ -22,7 +22,7 @@ with (ROOT / "repr_ray" / "results" / "data" / "claims.csv").open() as file:
 
 
 def cell(trial: Trial) -> tuple[str, str, str]:
-    return trial.data.name, trial.model.label.removesuffix("-bn"), trial.scheme
+    return trial.data.name, trial.model.label.removesuffix("-bn").removeprefix("torchvision-"), trial.scheme
 
 
 def test_there_is_a_config_for_every_table_and_figure() -> None:
@@ -31,6 +31,8 @@ def test_there_is_a_config_for_every_table_and_figure() -> None:
         "depth",
         "densenet",
         "distillation",
+        "imagenet_resnet18",
+        "imagenet_resnet50",
         "ranking",
         "ratio",
         "resnet",

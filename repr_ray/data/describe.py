@@ -30,7 +30,8 @@ def describe(data: Data) -> str:
         return _later(data, _NOT_LOOKED_AT[kind])
     source, _ = source_of(data)
     if (size := sum(entry[1] for entry in source.stamps)) > LARGEST:
-        return _later(data, f"{size / 1e9:,.0f} GB")
+        packed = ", and as much again in the cache" if data.store == "stream" else ""
+        return _later(data, f"{size / 1e9:,.0f} GB{packed}")
     with tempfile.TemporaryDirectory() as scratch:
         found = source.read(Path(scratch))
         chosen, notes = choose(found, data)

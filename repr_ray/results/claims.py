@@ -36,6 +36,7 @@ _METRICS = {
 }
 # Published networks under our labels. The paper's have batch norm, by their numbers of parameters.
 _LABELS = {("paper", f"convnet-{depth}x32"): f"convnet-{depth}x32-bn" for depth in (3, 8, 13, 18)}
+_LABELS |= {("paper", name): f"torchvision-{name}" for name in ("resnet18", "resnet34", "resnet50", "vgg16")}
 _LABELS[("siahuat0727", "convnet-3x32-nopool")] = "convnet-3x32"
 _LABELS[("SweetWind1996", "convnet-3x32")] = "convnet-3x32 with layers that are not stated"
 COLUMNS = [

@@ -96,6 +96,9 @@ class Resources(Settings):
         default="auto",
         description="epochs between two checkpoints; `auto` is as often as costs half a percent of the time",
     )
+    hour_price: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="what an hour of one GPU, or of one core, costs; a dry run multiplies by it"
+    )
     cuda_graph: bool = Field(
         default=False,
         description="record the training step of a one-worker trial on a GPU once, and replay it",
