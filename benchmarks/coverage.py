@@ -8,6 +8,7 @@ Written to benchmarks/results/coverage_LIBRARY.md. `timm` is an optional extra.
 
 import argparse
 import importlib
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -117,7 +118,9 @@ def reach(name: str, model: nn.Module) -> Reached:
 
 def row(of: Reached) -> str:
     """One line of the table."""
-    why = of.refused or "; ".join(f"{reason} ({count})" for reason, count in of.reasons.most_common(3))
+    why = textwrap.shorten(of.refused, 200, placeholder=" ...") or "; ".join(
+        f"{reason} ({count})" for reason, count in of.reasons.most_common(3)
+    )
     share = of.droppable / of.dense if of.dense else 0
     attaches = "no" if of.refused else "yes"
     return f"| {of.name} | {attaches} | {of.droppable} of {of.dense} | {share:.0%} | {why} | {of.seconds:.1f} |"

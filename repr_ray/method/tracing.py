@@ -5,6 +5,7 @@ An element labelled with a filter is exactly zero whenever that filter is droppe
 rule below that says when zero in gives zero out. What has no rule makes a filter's layer be left out.
 """
 
+import itertools
 import math
 import sys
 import traceback
@@ -879,8 +880,8 @@ def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
     """Two images of every likely shape: of the channels that the first convolution takes, or coloured ones."""
     first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    for channels in dict.fromkeys((first, 3)):
-        for size in (*SIZES, *(size for size in range(1, 257) if size not in SIZES)):
+    for sizes in (SIZES, [size for size in range(1, 257) if size not in SIZES]):
+        for channels, size in itertools.product(dict.fromkeys((first, 3)), sizes):
             yield (torch.empty(2, channels, size, size, device="meta", dtype=dtype),)
 
 
