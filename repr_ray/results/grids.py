@@ -1,6 +1,5 @@
 """Schemes over a grid of settings, by the values of the fields that vary."""
 
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,11 +29,11 @@ class Study:
     levels: dict[str, list[str]]
 
     def name(self, field: str) -> str:
-        """The end of a dotted field that tells it from the others."""
+        """The end of a dotted field that tells it from the others, or all of it where another one ends with it."""
         parts = field.split(".")
         ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
         others = [other for other in self.levels if other != field]
-        return next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
+        return next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), field)
 
 
 def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Study]:
@@ -69,8 +68,8 @@ def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
         while title in sheets and sheets[title].columns != columns:
             title += ", other values"
         sheet = sheets.setdefault(title, Sheet(columns, [], [], [LEGEND]))
-        cells = {tuple(point.get(field, "") for field in study.levels): row for point, row in study.cells}
-        for values in itertools.product(*(study.levels[field] for field in down)):
+        cells = {tuple(map(point.get, study.levels)): row for point, row in study.cells}
+        for values in sorted({point[1:] for point in cells if None not in point}, key=lambda v: [*map(sort_key, v)]):
             texts = [_cell(cells.get((value, *values))) for value in study.levels[across]]
             if any(cell.text != NONE for cell in texts):
                 label = ", ".join(values)

@@ -82,3 +82,15 @@ def test_wide_grids_go_on_below(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_line_is_no_grid(tmp_path: Path) -> None:
     grid = {f"repr prune_ratio={p}": [0.7, 0.71] for p in (0.1, 0.2)}
     assert not grid_sheets(compared(make_experiment(tmp_path / "x", {"standard": [0.7, 0.71]} | grid)))
+
+
+def test_fields_of_damaged_trials(tmp_path: Path) -> None:
+    """One field is the end of another, and of many fields every trial has its own values: no product of all."""
+    folder = tmp_path / "x"
+    for seed in range(12):
+        fields = [f"field{k}={seed}" for k in range(14)]
+        variant = " ".join([f"epochs={seed}", f"train.epochs={seed + 1}", *fields])
+        make_trial(folder, scheme="standard", seed=seed, accuracy=0.7, variant=variant)
+    [(title, sheet)] = grid_sheets(compared(folder)).items()
+    assert "train.epochs" in title
+    assert len(sheet.rows) == 12
