@@ -103,6 +103,7 @@ def test_a_launch_leaves_tables_and_a_comparison(
     done, folder = through_ray
     for name in ("experiment.yaml", "trials.parquet", "epochs.parquet", "cycles.parquet", "comparison.md"):
         assert (folder / name).stat().st_size > 0
+    assert not list(folder.glob(".probe*"))
     for scheme in ("standard", "repr"):
         assert scheme in done.stdout
     assert "cycle 1: dropped 4 of 16 filters" in done.stdout

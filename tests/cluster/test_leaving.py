@@ -91,6 +91,7 @@ def test_a_signal_saves_within_three_seconds(
         assert launch.returncode == status, out
         assert "stopped" in out.splitlines()[-3]
         assert "the same command resumes" in out
+        assert not list((tmp_path / "tiny").glob(".probe*"))
         print(f"{number.name}: left after {seconds:.1f} s")
     assert log(tmp_path / "tiny").count("and stopped, as asked") == 2
     leash.free()
