@@ -68,8 +68,9 @@ def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
         while title in sheets and sheets[title].columns != columns:
             title += ", other values"
         sheet = sheets.setdefault(title, Sheet(columns, [], [], [LEGEND]))
-        cells = {tuple(map(point.get, study.levels)): row for point, row in study.cells}
-        for values in sorted({point[1:] for point in cells if None not in point}, key=lambda v: [*map(sort_key, v)]):
+        whole = [(point, row) for point, row in study.cells if study.levels.keys() <= point.keys()]
+        cells = {tuple(point[field] for field in study.levels): row for point, row in whole}
+        for values in sorted({point[1:] for point in cells}, key=lambda values: [*map(sort_key, values)]):
             texts = [_cell(cells.get((value, *values))) for value in study.levels[across]]
             if any(cell.text != NONE for cell in texts):
                 label = ", ".join(values)
