@@ -64,7 +64,9 @@ class Range(Settings):
 class Tuning(Settings):
     """Settings that are chosen for every scheme by validation accuracy, before the comparison.
 
-    Every scheme is tried at `budget` points, each with all `seeds`, in full-length trials.
+    Every scheme is tried at `budget` points, each with all `seeds`, in full-length trials. None is stopped early:
+    before the end, points can be compared fairly only in the same phase of a cycle and of the rate's schedule, and
+    tuning varies both; RePr loses accuracy at each drop on purpose, and wins it back by the end.
     """
 
     space: dict[str, Range] = Field(

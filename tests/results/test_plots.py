@@ -190,3 +190,17 @@ def test_nothing_to_draw(experiment: Make, tmp_path: Path) -> None:
     results = experiment({})
     make_trial(results, done=0)
     assert drawn(tmp_path, results) == {}
+
+
+def test_schemes_of_few_and_of_many_cycles_have_their_own_columns(experiment: Make, tmp_path: Path) -> None:
+    """No empty columns for the cycles of another scheme, and no cycle of a scheme is passed over for another's."""
+    results = experiment({"standard": BASE, "repr": BASE}, epochs=12)
+    for seed in range(len(BASE)):
+        make_trial(results, scheme="often", seed=seed, epochs=12, cycle=(1, 1))
+    made = figure(tmp_path, results, "filters")
+    columns = [axis.images[0].get_array().shape[1] for axis in made.axes]
+    assert columns == [2 * len(BASE), 6 * len(BASE)]
+    assert not any(np.ma.getmaskarray(axis.images[0].get_array()).any() for axis in made.axes)
+    few, many = figure(results, results, "scores").axes
+    places = [len({round(float(x), 6) for x in line.get_xdata()}) for axis in (few, many) for line in axis.lines[:1]]
+    assert places == [2 * 3, 4 * 3]  # of three layers

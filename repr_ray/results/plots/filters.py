@@ -32,7 +32,8 @@ def filters(block: Block) -> Made:
     )
     names = drops.drop_duplicates("place").set_index("place")["layer"]
     for axis, scheme in zip(panels.axes, schemes, strict=True):
-        image = images.loc[scheme]
+        every_cycle = images.loc[[scheme]].droplevel("scheme")
+        image = every_cycle.loc[:, every_cycle.notna().any()]  # not those of other schemes
         layers = image.index.get_level_values("place").to_numpy()
         seeds = image.columns.get_level_values("seed").to_numpy()
         shown = np.ma.masked_invalid(image.to_numpy(dtype=float))

@@ -18,8 +18,14 @@ def scores(block: Block) -> Made:
     schemes = block.drawn(drops)
     if not schemes:
         return None
-    cycles = spaced(np.sort(drops["cycle"].unique()), _CYCLES).tolist()
-    rows = drops[drops["cycle"].isin(cycles)]
+    cycles: dict[str, list[int]] = {}
+    for scheme in schemes:
+        there = drops.loc[drops["scheme"] == scheme, "cycle"].unique()
+        cycles[scheme] = spaced(np.sort(there), _CYCLES).tolist()
+    kept = zip(drops["scheme"], drops["cycle"], strict=True)
+    rows = drops[[cycle in cycles.get(scheme, ()) for scheme, cycle in kept]]
+    numbers = [", ".join(str(cycle + 1) for cycle in some) for some in cycles.values()]
+    shown = f"cycles {numbers[0]}" if len(set(numbers)) == 1 else f"{_CYCLES} cycles at most"
     groups = rows.groupby(["scheme", "dropped", "place", "cycle"], observed=True)["score"]
     spreads = groups.quantile(np.array(_QUANTILES)).unstack()
     level = spreads.index.get_level_values
@@ -37,7 +43,7 @@ def scores(block: Block) -> Made:
         columns,
         size,
         ticks=0.2 + longest if upright else 0.3,
-        x_label=f"Layer; within it cycles {', '.join(str(cycle + 1) for cycle in cycles)} from left to right",
+        x_label=f"Layer; within it {shown} from left to right",
         legend=[
             (Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2.4), name)
             for _, name, colour, marker, face in _PARTS
@@ -48,9 +54,10 @@ def scores(block: Block) -> Made:
             spread = spreads[(level("scheme") == scheme) & (level("dropped") == dropped)]
             if spread.empty:
                 continue
-            offset = spread.index.get_level_values("cycle").map(cycles.index).to_numpy(dtype=float)
+            own = cycles[scheme]
+            offset = spread.index.get_level_values("cycle").map(own.index).to_numpy(dtype=float)
             x = spread.index.get_level_values("place").to_numpy(dtype=float)
-            x = x + (offset + 0.5 - len(cycles) / 2 + (0.15 if dropped else -0.15)) * 0.8 / len(cycles)
+            x = x + (offset + 0.5 - len(own) / 2 + (0.15 if dropped else -0.15)) * 0.8 / len(own)
             q = spread.to_numpy(dtype=float)
             axis.vlines(x, q[:, 0], q[:, 4], color=colour, linewidth=0.7)
             axis.vlines(x, q[:, 1], q[:, 3], color=colour, linewidth=2.4 if few else 1.2)
