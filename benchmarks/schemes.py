@@ -5,17 +5,26 @@ of standard training right before one of each scheme. On a CPU the time is CPU t
 little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
 over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as often as
 they can: what is done every few epochs is done in every one here.
+
+The table of schemes, docs/schemes.md, is made again from their settings and the last figures; `--page` does nothing
+else.
 """
 
 import argparse
+import re
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
-from benchmarks.tables import device_named, spread, table, write
+from benchmarks.tables import RESULTS, device_named, spread, table, write
 from benchmarks.trials import cifar_trial, random_images, set_up_on
+from repr_ray.components import Component
+from repr_ray.method.loss_settings import LossSettings
+from repr_ray.method.settings import SchemeSettings
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
 from repr_ray.training.setup import build_model, teach
@@ -42,6 +51,8 @@ EPOCHS = 2 * 10**6 + 2
 
 IMAGES = 50_000
 """Of an epoch of CIFAR-10."""
+
+PAGE = Path(__file__).parents[1] / "docs" / "schemes.md"
 
 BETWEEN = 3
 """How often the time between two epochs is taken."""
@@ -85,7 +96,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--page", action="store_true", help="make docs/schemes.md again, and measure nothing")
     args = parser.parse_args()
+    if args.page:
+        PAGE.write_text(page())
+        return
     torch.set_num_threads(args.threads)
     device = device_named(args.device)
 
@@ -127,6 +142,60 @@ def main() -> None:
     ]
     names = ("scheme", "ms a step", "overhead of steps", "ms between epochs", "overhead of an epoch")
     write("schemes", "What schemes cost", [*lines, "", *table(names, rows)], device, args.threads)
+    PAGE.write_text(page())
+
+
+def page() -> str:
+    """docs/schemes.md: every built-in scheme and loss, what it does, its source, its defaults, its cost."""
+    costs = _costs()
+    parts = [
+        "# Schemes and losses",
+        "Made by `python -m benchmarks.schemes --page` from the settings classes and"
+        " [the last figures](../benchmarks/results/schemes-cpu.md): the overhead of an epoch of ResNet-20 in float32"
+        " on a CPU, of a scheme that acts as often as it can;"
+        " distillation's is the teacher's forward pass. `schemes.NAME: {kind: ...}` names a scheme,"
+        " `schemes.NAME.loss: {kind: ...}` a loss that any scheme can carry; [settings](settings.md) says what each"
+        " field means.",
+    ]
+    families: tuple[tuple[str, type[Component], str], ...] = (
+        ("Schemes", SchemeSettings, ""),
+        ("Losses", LossSettings, "loss: "),
+    )
+    for title, family, prefix in families:
+        rows = [
+            (f"`{kind}`", *_described(settings), costs.get(f"{prefix}{kind}", "none"))
+            for kind, settings in sorted(family.kinds.items())
+            if ":" not in kind
+        ]
+        parts += [f"## {title}", "\n".join(table(("kind", "what it does", "source", "defaults", "cost"), rows))]
+    return "\n\n".join(parts).replace("|---|---:|---:|---:|---:|", "|---|---|---|---|---:|") + "\n"
+
+
+def _described(settings: type[Component]) -> tuple[str, str, str]:
+    """What settings say of themselves, their sources, and their defaults."""
+    text = " ".join((settings.__doc__ or "").split())
+    sources = dict.fromkeys(re.findall(r"\d{4}\.\d{5}", text))
+    links = ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in sources)
+    own = {name: field for name, field in settings.model_fields.items() if name not in ("kind", "loss")}
+    plain = {name: field.default for name, field in own.items() if not isinstance(field.default, BaseModel)}
+    defaults = ", ".join(f"`{name}: {_yaml(value)}`" for name, value in plain.items() if value is not None)
+    return text.replace("|", "\\|"), links, defaults.replace("|", "\\|")
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _costs() -> dict[str, str]:
+    """The overhead of an epoch by scheme, of the last measurement; of RePr's two phases the dearer one."""
+    text = (RESULTS / "schemes-cpu.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    found: dict[str, str] = {}
+    for name, *_, overhead in rows:
+        kind = name.partition(",")[0]
+        if kind not in found or float(overhead.rstrip("%")) > float(found[kind].rstrip("%")):
+            found[kind] = overhead
+    return found
 
 
 if __name__ == "__main__":
