@@ -97,6 +97,9 @@ def test_time_is_told_from_finished_trials_or_how_to_measure_it(
     assert main([*arguments, "--dry-run"]) == 0
     hours = 4 * 8 * 256 / 2.0 * 3 / 3600  # trials, epochs, images, images/s, threads
     assert f"time: about {hours:,.2g} CPU hours for 4 trials of convnet-2x8 on digits" in capsys.readouterr().out
+    assert main([*arguments, "--dry-run", "resources.hour_price=30"]) == 0
+    cost = f"CPU hours, {30 * hours:,.0f} at 30 an hour, for 4 trials"
+    assert cost in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_gpu_is_not_estimated_from_a_cpu(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_two_ranks_stream_are_killed_and_resume(
         job = tmp_path / f"{results}.job"
         job.write_bytes(pickle.dumps((trial, tmp_path / results, tmp_path / f"{results}.store")))
         command = [sys.executable, str(Path(__file__).with_name("stream_ranks.py")), str(job)]
-        ranks = [subprocess.Popen([*command, str(r), *how], env=os.environ, stderr=subprocess.PIPE) for r in range(2)]
+        ranks = [
+            subprocess.Popen([*command, str(r), *how], env=os.environ, stderr=subprocess.DEVNULL) for r in range(2)
+        ]
         return [rank.wait(timeout=200) for rank in ranks]
 
     assert train("undisturbed") == [0, 0]
