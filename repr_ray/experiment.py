@@ -105,7 +105,7 @@ def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
     before, after = _flat(stored), _flat(new)
     shared_schemes = stored.schemes.keys() & new.schemes.keys()
     differences = [
-        f"{'.'.join(path)} is {before.get(path)} there and {after.get(path)} here"
+        f"{'.'.join(path)} is {_said(before.get(path))} there and {_said(after.get(path))} here"
         for path in {**before, **after}
         if before.get(path) != after.get(path) and (path[0] != "schemes" or path[1] in shared_schemes)
     ]
@@ -151,6 +151,10 @@ def refuse_other_plug_ins(folder: Path, trials: Iterable[Trial]) -> None:
                     f"plug-in {name}: its source has changed since {found.trial.name} in {folder} was trained (digest"
                     f" {known[name]} there, {digest} here); bring the former source back, or choose another name=..."
                 )
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _flat(experiment: Experiment) -> dict[tuple[str, ...], Any]:

@@ -4,7 +4,6 @@ Everything comes from the JSON schema of `Experiment`, as do the schema file tha
 """
 
 import argparse
-import difflib
 import json
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from repr_ray.components import Component, kind_of
+from repr_ray.mistakes import nearest
 from repr_ray.study.config import Experiment
 
 Schema = dict[str, Any]
@@ -69,9 +69,9 @@ def find(root: Schema, path: str) -> tuple[Schema, Schema]:
             node = _resolved(root, node)["additionalProperties"]  # a name that the user gives: schemes.NAME
         else:
             known = [name for name in (*kinds, *fields) if name and name != "kind"]
-            near = difflib.get_close_matches(part, known, n=1)
+            near = nearest(part, known, {})
             hint = (
-                f"did you mean {near[0]}?"
+                f"did you mean {near}?"
                 if near
                 else f"there are {', '.join(known)}"
                 if known

@@ -59,9 +59,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
             raise
-        print(
-            f"\n{_ENDED[signal.Signals(number)]}; the same command resumes from the last checkpoints", file=sys.stderr
-        )
+        rest = "the same command resumes from the last checkpoints" if args.trains else "no trial had begun"
+        print(f"\n{_ENDED[signal.Signals(number)]}; {rest}", file=sys.stderr)
         return 128 + number
 
 
@@ -103,13 +102,14 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         refuse_other_plug_ins(storage.path, trials)
         runner = _runner(args.runner, pending, stack) if pending else None
         if pending:
+            _say(console, "importing PyTorch and building every network once, to check it")
+            _check(pending)
             if args.runner == "ray" and estimate.starts_longer_than_it_trains(pending):
                 _say(console, "these trials are small: --runner local trains them at once, without Ray")
             disk, enough = estimate.disk_line(pending, location)
             if not enough:  # a warning: space may become free, and a full disk gives a clear error
                 _say(console, disk, "yellow")
-            _say(console, "importing PyTorch and building every network once, to check it")
-            _check(pending)
+        args.trains = True
         with hold(storage.path, experiment, storage):
             if not pending:
                 _say(console, f"all {len(trials)} trials are done already, results in {where}")
@@ -158,6 +158,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="default: %(default)s")
     add_trackers(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print every trial, and stop")
+    parser.set_defaults(trains=False)  # set once trials run
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted field and YAML value")
     return parser
 

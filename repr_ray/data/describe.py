@@ -8,7 +8,7 @@ from repr_ray.data.decoded import known_facts
 from repr_ray.data.images import look
 from repr_ray.data.source import Rows
 from repr_ray.data.sources import kind_of, source_of
-from repr_ray.data.split import check_labels, choose
+from repr_ray.data.split import check_classes, check_labels, choose
 from repr_ray.storage.folder import redact
 from repr_ray.study.data import Data
 
@@ -36,6 +36,8 @@ def describe(data: Data) -> str:
         found = source.read(Path(scratch))
         chosen, notes = choose(found, data)
         classes = check_labels(chosen, found, data)
+        for split, rows in chosen.items():
+            check_classes({"train": "training"}.get(split, split), rows.labels, classes, found.names, data)
         first = "; ".join(f"{split} begins with {_first(rows)}" for split, rows in chosen.items())
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
     return _line(data, counts, classes, found.names, "; ".join([first, *notes]))

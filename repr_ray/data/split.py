@@ -33,8 +33,9 @@ def divide(labels: NDArray[np.int64], data: Data, seed: int) -> tuple[Index, Ind
     used = kept if data.train_images is None else data.train_images
     if not 0 < used <= kept:
         raise ConfigError(
-            f"data: {data.name} has {len(labels):,} training images; train_images={data.train_images}"
-            f" and validation_images={data.validation_images} do not fit"
+            f"data: {data.name} has {len(labels):,} training images, too few for"
+            f" {'' if data.train_images is None else f'train_images={data.train_images} and '}"
+            f"validation_images={data.validation_images}"
         )
     if data.facts and data.facts.tail and not data.split_by_seed:
         return np.arange(used), np.arange(kept, len(labels))

@@ -52,8 +52,8 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
     everything = sum(len(e.dropped) for e in events)
     begin = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters"
     relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
-    end = f"; {relaxed} by the relaxed rule (orthogonal to the most overlapping filters alone)" if relaxed else ""
-    end += f"; {last} by the last resort (no direction was left)" if last else ""
+    end = f"; {relaxed} by the relaxed rule" if relaxed else ""
+    end += f"; {last} by the last resort" if last else ""
     layers = [f"{e.layer} {sum(e.dropped)}/{len(e.dropped)}" for e in events]
     if event in ("mask", "unmask"):
         begin = f"{verb} weights of {everything} filters"
@@ -69,15 +69,36 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
     return begin + end
 
 
-def warnings(events: list[LayerEvent]) -> dict[str, str]:
-    """Warnings about a drop or a re-initialisation: one line for each kind."""
+def terms(events: list[LayerEvent]) -> dict[str, str]:
+    """What the words of `describe` mean, by word."""
+    meanings = {
+        "relaxed rule": "the null space is used up; orthogonal to the most overlapping filters alone",
+        "last resort": "no direction was left; see reinit.last_resort",
+    }
+    used = {"relaxed rule": any(e.relaxed for e in events), "last resort": any(e.last_resort for e in events)}
+    return {term: meaning for term, meaning in meanings.items() if used[term]}
+
+
+def warnings(events: list[LayerEvent], width: int | None = None) -> dict[str, str]:
+    """Warnings about a drop or a re-initialisation: one line for each kind, which fits `width` if it can."""
     found = {}
     zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
     if zero:
-        found["zero"] = f"the kernel is all zeros in {', '.join(zero)}"
+        found["zero"] = _listed("the kernel is all zeros in ", zero, "", width)
     if events[0].event == "drop" and not any(sum(e.dropped) for e in events):
         found["nothing"] = "nothing was dropped, raise prune_ratio or exclude fewer layers"
     nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
     if nearly:
-        found["nearly"] = f"nearly the whole of {', '.join(nearly)}, see selection.exclude and chance_normalised"
+        advice = "; see selection.exclude and chance_normalised"
+        found["nearly"] = _listed("nearly the whole of ", nearly, advice, width)
     return found
+
+
+def _listed(begin: str, names: list[str], end: str, width: int | None) -> str:
+    """Names between two texts, as many as fit, and how many more there are."""
+    for shown in range(len(names), 0, -1):
+        more = f" and {len(names) - shown} more layers" if shown < len(names) else ""
+        line = f"{begin}{', '.join(names[:shown])}{more}{end}"
+        if width is None or len(line) <= width:
+            return line
+    return f"{begin}{len(names)} layers{end}"

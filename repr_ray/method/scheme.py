@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,6 +15,7 @@ from repr_ray.method.losses import LossTerm
 from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.schedule import Phase
 from repr_ray.method.settings import SchemeSettings, StandardSettings
+from repr_ray.mistakes import in_words
 
 
 class Scheme:
@@ -52,7 +54,11 @@ class Scheme:
         from those of `settings`.
         """
         kind = type(settings) if isinstance(settings, self.Settings) else self.Settings
-        self.settings: Any = kind(**(settings.model_dump() if settings else {}) | fields)
+        given = (settings.model_dump() if settings else {}) | fields
+        try:
+            self.settings: Any = kind(**given)
+        except ValidationError as error:
+            raise ValueError("; ".join(in_words(error, given, kind))) from None
         self.model = unwrap(model)
         self.optimizer = optimizer
         self.epochs = epochs

@@ -89,7 +89,8 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     """Compare the schemes of the gathered trials with `baseline` (else the experiments' own, or `standard`)."""
     baseline = baseline or tables.baseline or "standard"
     notes: list[str] = []
-    trials = _one_a_seed(_unambiguous(tables.trials[tables.trials["stage"] != "tuning"], notes), notes)
+    compared = tables.trials[tables.trials["stage"] != "tuning"]
+    trials = _one_a_seed(_unambiguous(compared, baseline, notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
     tested: list[tuple[dict[str, Any], Array]] = []
@@ -221,14 +222,20 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _unambiguous(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add differing settings to the variant or scheme if one name has several settings or data."""
+def _unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.DataFrame:
+    """Add differing settings to the variant or scheme if one name has several settings or data.
+
+    Settings of a scheme that differ between variants are added too, except for the baseline, which keeps its name.
+    """
     trials = trials.copy()
     texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}")
     blocks = texts.map({text: _untuned(*map(json.loads, text.split("\n"))) for text in texts.unique()})
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
-    for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, scheme)):
+    base = trials["scheme"] == baseline
+    own, others = (scheme.map(lambda _: {}).where(none, scheme) for none in (~base, base))
+    everywhere = [name for name in GROUP if name != "variant"]
+    for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, own), ("scheme", everywhere, others)):
         texts = parts.map(lambda part: json.dumps(part, sort_keys=True))
         labels = trials[column].copy()
         for rows in trials.groupby(within, sort=False).groups.values():

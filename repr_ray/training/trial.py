@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.components import in_one_line
-from repr_ray.method.events import LayerEvent, describe, warnings
+from repr_ray.method.events import LayerEvent, describe, terms, warnings
 from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
@@ -206,12 +206,17 @@ class _Run:
         begin, name = f"epoch {epoch + 1}: ", self.trial.name
         self.folder.log(begin + describe(events))
         self.tell(Note(begin + describe(events, LINE - len(f"{name}  {begin}")), name))
+        for term, meaning in terms(events).items():
+            if term not in self.warned:
+                self.warned.add(term)
+                self._note(f"{term}: {meaning}")
+        begin = f"WARNING: {begin}"
+        short = warnings(events, LINE - len(f"{name}  {begin}"))
         for kind, text in warnings(events).items():
-            warning = f"WARNING: {begin}{text}"
-            self.folder.log(warning)
+            self.folder.log(begin + text)
             if kind not in self.warned:
                 self.warned.add(kind)
-                self.tell(Note(warning, name))
+                self.tell(Note(begin + short[kind], name))
 
     def _end_epoch(self, epoch: int, row: EpochLine) -> None:
         last = epoch + 1 == self.trial.train.epochs

@@ -252,8 +252,19 @@ def test_one_name_for_different_settings_is_told_apart(experiment: Make, tmp_pat
     other = experiment({"repr": [0.6, 0.61]}, name="three", settings={"scheme.prune_ratio": 0.5})
     table = comparison(tmp_path, one, two, other).table
     assert set(table["variant"]) == {"train.epochs=12", "train.epochs=24"}
-    assert set(table["scheme"]) == {"standard", "repr prune_ratio=0.3", "repr prune_ratio=0.5", "repr"}
+    assert set(table["scheme"]) == {"standard", "repr prune_ratio=0.3", "repr prune_ratio=0.5"}
     assert (table["n"] == 2).all()
+
+
+def test_settings_of_a_scheme_that_differ_between_variants_are_said(experiment: Make, tmp_path: Path) -> None:
+    """But the baseline keeps its name, or there would be nothing to compare with."""
+    folders = []
+    for epochs, ratio in ((12, 0.1), (24, 0.3)):
+        settings = {"train.epochs": epochs, "scheme.prune_ratio": ratio}
+        accuracies = {"standard": [0.7, 0.71], "repr": [0.72, 0.73]}
+        folders.append(experiment(accuracies, name=f"of{epochs}", epochs=epochs, settings=settings))
+    table = comparison(tmp_path, *folders).table
+    assert table["scheme"].tolist() == ["standard", "repr prune_ratio=0.1", "standard", "repr prune_ratio=0.3"]
 
 
 def test_where_the_data_came_from_makes_no_difference(experiment: Make, tmp_path: Path) -> None:
