@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from local_cluster import LocalCluster
-from support import epochs_for, results_of, write_config
+from paced import Leash
+from support import results_of, write_config
 from test_faults import assert_same_end
 
 from repr_ray.runners import local
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 BORN_AGAIN: dict[str, Any] = {
     "data": {"name": "digits", "train_images": 1200, "validation_images": 100},
-    "train": {"epochs": 1, "batch_size": 16, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "train": {"epochs": 12, "batch_size": 16, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
     "schemes": {
         "standard": {"kind": "standard"},
         "born-again": {"kind": "repr", "s1": 2, "s2": 2, "loss": {"kind": "distillation"}},
@@ -31,19 +32,24 @@ BORN_AGAIN: dict[str, Any] = {
 
 def test_killed_and_resumed(cluster: LocalCluster, tmp_path: Path) -> None:
     """The teacher is trained once, before it; its seconds are counted once, however often the student begins."""
-    epochs = epochs_for(15, tmp_path, **BORN_AGAIN)
-    config = write_config(tmp_path, **BORN_AGAIN | {"train": BORN_AGAIN["train"] | {"epochs": epochs}})
+    leash = Leash(tmp_path)
+    leash.allow(12)
+    config = write_config(tmp_path, **BORN_AGAIN | {"train": BORN_AGAIN["train"] | {"schedule": leash.schedule()}})
     teacher, student = plan(load(config))
     results, arguments = tmp_path / "tiny", ("--config", config, "--results", tmp_path)
     launch = cluster.launch(*arguments)
+    _await(lambda: teacher.name in results_of(results))
+    leash.allow(3)
     _await(lambda: _epochs(results, student) >= 2)
     [process] = cluster.processes(student.name)
     os.kill(process, signal.SIGKILL)
     before = _epochs(results, student)
+    leash.allow(before + 2)
     _await(lambda: _epochs(results, student) > before)
     launch.kill()
     launch.communicate(timeout=60)
-    assert student.name not in results_of(results), "the trials are too short: all have ended"
+    assert student.name not in results_of(results)
+    leash.free()
     assert cluster.launch(*arguments).wait(timeout=300) == 0
     local.run([teacher, student], tmp_path / "undisturbed", lambda message: None, {})
     assert_same_end(results, tmp_path / "undisturbed")
