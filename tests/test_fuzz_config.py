@@ -11,9 +11,10 @@ import pytest
 import yaml
 from support import ROOT, TINY
 
+from repr_ray.mistakes import MOST_ERRORS
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import plan
-from repr_ray.study.reading import MOST_ERRORS, load
+from repr_ray.study.reading import load
 
 SECONDS = float(os.environ.get("REPR_RAY_FUZZ_SECONDS", "10"))
 """How long to try; `make fuzz` takes longer."""
