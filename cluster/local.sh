@@ -24,7 +24,7 @@ node() { # NAME AGENT_PORT OPTION...: a raylet with a folder of its own, in a se
 
 await() { # COMMAND...: until it succeeds; the end of every log when that takes too long, or when a node has ended
     until "$@"; do
-        ((SECONDS < ${LOCAL_CLUSTER_TIMEOUT:-180})) && alive || { tail -n 20 "$folder"/*.log >&2; return 1; }
+        if ((SECONDS >= ${LOCAL_CLUSTER_TIMEOUT:-180})) || ! alive; then tail -n 20 "$folder"/*.log >&2; return 1; fi
         sleep 0.2
     done
 }
@@ -71,8 +71,8 @@ start() {
     { sed -n '1,/^env_vars:/p' "$(dirname "$0")/runtime_env.yaml"
       printf '  %s: %s\n' REPR_RAY_RESULTS "'${PWD//\'/\'\'}/results'" RAY_JOB_STOP_WAIT_TIME_S '"30"'; } >"$folder/runtime_env.yaml"
     echo "submit with --runtime-env '$folder/runtime_env.yaml', which puts results in $PWD/results" >&2
-    echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE${RAY_AUTH_TOKEN_PATH:+ RAY_AUTH_TOKEN_PATH='$RAY_AUTH_TOKEN_PATH'}" \
-        "RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
+    [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || printf 'export RAY_AUTH_TOKEN_PATH=%q\n' "$RAY_AUTH_TOKEN_PATH"
+    echo "export RAY_AUTH_MODE=$RAY_AUTH_MODE RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard RAY_ADDRESS=127.0.0.1:$port"
 }
 
 stop() {

@@ -49,7 +49,7 @@ def test_a_job_on_the_local_cluster_works_for_a_guest(guest: Guest) -> None:
     started = guest.run("bash", script, "start", "1", "--num-cpus=2", timeout=300, **place)
     try:
         assert started.returncode == 0, started.stdout
-        exports = started.stdout.splitlines()[-1]
+        exports = "\n".join(line for line in started.stdout.splitlines() if line.startswith("export "))
         assert "RAY_AUTH_TOKEN_PATH=" in exports
         submit = f'{exports}; ray job submit --working-dir . --runtime-env "$LOCAL_CLUSTER/runtime_env.yaml"'
         command = f"{submit} -- python -m repr_ray.launch {' '.join(SHORT)}"
