@@ -132,7 +132,8 @@ def test_a_student_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_students_of_two_workers_on_ray(tmp_path: Path) -> None:
     """Rank 0 reads the teacher, which two other ranks have trained before; both get it."""
-    done = launch_it("--config", write_config(tmp_path, **CONFIG), "--results", tmp_path, "resources.workers=2")
+    arguments = ("--config", write_config(tmp_path, **CONFIG), "--results", tmp_path, "resources.workers=2")
+    done = launch_it(*arguments, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     results, known = results_of(tmp_path / "tiny"), trials()
     teacher = results[known["standard"].name]
