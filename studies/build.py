@@ -87,7 +87,7 @@ def answer(comparison: Comparison) -> str:
 
 def index() -> str:
     """The index: a line an answer."""
-    lines = ["# Studies", "", "What was measured with this package, whatever came out. Every page is made from the"]
+    lines = ["# Studies", "", "All studies with this package, positive or negative. Every page is built from the"]
     lines += ["tables beside it: `python -m studies.build`.", "", "| study | question | answer |", "|:---|:---|:---|"]
     for study in studies():
         with study.compared() as (_, comparison):

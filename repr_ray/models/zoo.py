@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import inspect
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,7 +91,7 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
         saved: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError):  # PyTorch's text is about its own arguments
+        if type(error).__name__ == "UnpicklingError":  # PyTorch's text is about its own arguments
             reason = "it is no file of tensors alone that torch.save wrote"
         raise ValueError(f"model.weights={file}: cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model"):
