@@ -41,6 +41,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "repr_ray.launch", "--runner", "local", *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_a_second_launch_names_the_first_and_takes_over_when_it_is_dead(tmp_path: Path) -> None:
     arguments = command("--config", write_config(tmp_path), "--results", tmp_path)
     long = [*arguments, "train.epochs=100000"]

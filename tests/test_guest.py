@@ -25,6 +25,7 @@ def guest() -> Iterator[Guest]:
     shutil.rmtree(base)
 
 
+@pytest.mark.slow
 def test_the_quickstart_and_the_report_work_for_a_guest(guest: Guest) -> None:
     done = guest.run(sys.executable, "-m", "repr_ray.launch", "--runner", "local", *SHORT)
     assert done.returncode == 0, done.stdout

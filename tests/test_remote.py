@@ -247,6 +247,7 @@ def test_a_launch_that_was_taken_over_is_ended(
     assert storage.read(".holder") == b"process 1 elsewhere"
 
 
+@pytest.mark.slow
 def test_killed_refused_taken_over_and_resumed_elsewhere(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

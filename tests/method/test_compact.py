@@ -94,7 +94,9 @@ def test_with_every_optimizer(optimizer: str) -> None:
     assert_alike(made)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [n if n != "bottlenecks" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_in_every_family(model: str) -> None:
     size = 64 if MODELS[model].kind == "torchvision" else 32  # a batch norm over single pixels magnifies rounding
 
