@@ -169,6 +169,21 @@ def test_frozen_layers_and_parameters_that_the_optimizer_does_not_hold_are_left_
         RePr(model, torch.optim.SGD(stack().parameters(), 0.1), epochs=100)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0.3}, r"^ratio: unknown field; did you mean prune_ratio\?$"),
+        ({"ranking": {"ordr": "worst"}}, r"^ranking.ordr: unknown field; did you mean order\?$"),
+        ({"prune_ratio": 30}, r"^prune_ratio=30: input should be less than"),
+        ({"s1": "many"}, r"^s1='many': expected an integer$"),
+    ],
+)
+def test_settings_of_ones_own_loop_are_checked_in_words(settings: dict[str, object], message: str) -> None:
+    model = stack()
+    with pytest.raises(ValueError, match=message):
+        RePr(model, torch.optim.SGD(model.parameters(), 0.1), epochs=100, **settings)
+
+
 def test_a_bias_shared_by_two_convolutions_and_a_computed_one() -> None:
     model = sequential(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
     model[2].bias = model[0].bias
