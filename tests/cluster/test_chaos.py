@@ -21,7 +21,7 @@ from repr_ray.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
-KILLS = ("process", "launch", "node", "process", "launch", "node", "process")
+KILLS = ("process", "launch", "node", "launch", "process")
 """What is killed, one after the other."""
 
 BETWEEN = 5
