@@ -58,24 +58,26 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
     if event in ("mask", "unmask"):
         begin = f"{verb} weights of {everything} filters"
         layers = [f"{e.layer} {sum(e.scores or ()) / len(e.dropped):.0%}" for e in events]
-    line = f"{begin}: {'  '.join(layers)}{end}"
-    if width is None or len(line) <= width:
-        return line
+    whole = _listed(f"{begin}: ", layers, "  ", end, None)
+    if width is None or len(whole) <= width:
+        return whole
     most = sorted(range(len(events)), key=lambda n: -sum(events[n].dropped) / len(events[n].dropped))
-    for shown in range(len(most) - 1, 0, -1):
-        line = f"{begin}: {'  '.join(layers[n] for n in most[:shown])}  and {len(most) - shown} more layers{end}"
-        if len(line) <= width:
-            return line
-    return begin + end
+    part = _listed(f"{begin}: ", [layers[n] for n in most], "  ", end, width)
+    return part if len(part) <= width else begin + end
 
 
 def terms(events: list[LayerEvent]) -> dict[str, str]:
-    """What the words of `describe` mean, by word."""
+    """What the words of `describe` and `warnings` mean, or what to do about them, by word."""
     meanings = {
         "relaxed rule": "the null space is used up; orthogonal to the most overlapping filters alone",
         "last resort": "no direction was left; see reinit.last_resort",
+        "to spread drops": "selection.scope=layer, or selection.exclude=[first]",
     }
-    used = {"relaxed rule": any(e.relaxed for e in events), "last resort": any(e.last_resort for e in events)}
+    used = {
+        "relaxed rule": any(e.relaxed for e in events),
+        "last resort": any(e.last_resort for e in events),
+        "to spread drops": bool(_nearly_all(events)),
+    }
     return {term: meaning for term, meaning in meanings.items() if used[term]}
 
 
@@ -84,21 +86,23 @@ def warnings(events: list[LayerEvent], width: int | None = None) -> dict[str, st
     found = {}
     zero = [f"{e.zero} of {e.layer}" for e in events if e.event == "reinit" and e.zero]
     if zero:
-        found["zero"] = _listed("the kernel is all zeros in ", zero, "", width)
+        found["zero"] = _listed("the kernel is all zeros in ", zero, ", ", "", width)
     if events[0].event == "drop" and not any(sum(e.dropped) for e in events):
         found["nothing"] = "nothing was dropped, raise prune_ratio or exclude fewer layers"
-    nearly = [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
-    if nearly:
-        advice = "; see selection.exclude and chance_normalised"
-        found["nearly"] = _listed("nearly the whole of ", nearly, advice, width)
+    if nearly := _nearly_all(events):
+        found["nearly"] = _listed("nearly the whole of ", nearly, ", ", "", width)
     return found
 
 
-def _listed(begin: str, names: list[str], end: str, width: int | None) -> str:
-    """Names between two texts, as many as fit, and how many more there are."""
+def _nearly_all(events: list[LayerEvent]) -> list[str]:
+    return [e.layer for e in events if e.event == "drop" and sum(e.dropped) >= NEARLY_ALL * len(e.dropped)]
+
+
+def _listed(begin: str, names: list[str], separator: str, end: str, width: int | None) -> str:
+    """Names between two texts: all, or as many as fit `width`, one at least, and how many more layers there are."""
     for shown in range(len(names), 0, -1):
-        more = f" and {len(names) - shown} more layers" if shown < len(names) else ""
-        line = f"{begin}{', '.join(names[:shown])}{more}{end}"
+        more = f"{separator}and {len(names) - shown} more layers" if shown < len(names) else ""
+        line = f"{begin}{separator.join(names[:shown])}{more}{end}"
         if width is None or len(line) <= width:
-            return line
-    return f"{begin}{len(names)} layers{end}"
+            break
+    return line

@@ -10,7 +10,7 @@ from networks import OPTIMIZERS, assert_silent, batches, stack, step, tensors, t
 from torch import Tensor, nn
 
 from repr_ray import RePr, distributed
-from repr_ray.method.events import describe, warnings
+from repr_ray.method.events import describe, terms, warnings
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.settings import RePrSettings
 
@@ -248,7 +248,10 @@ def test_a_cycle_is_described_in_one_line() -> None:
     assert [event.zero for event in events] == [sum(event.dropped) for event in events[:3]] * 2
     assert warnings(events[3:])["zero"].startswith(f"the kernel is all zeros in {events[3].zero} of 0")
     whole = [replace(event, dropped=(1,) * 7 + (0,) if event is dropped[0] else event.dropped) for event in dropped]
-    assert f"nearly the whole of {dropped[0].layer}" in warnings(whole)["nearly"]
+    layer = dropped[0].layer
+    assert warnings(whole)["nearly"].startswith(f"nearly the whole of {layer}")
+    assert layer in warnings(whole, 1)["nearly"], "a warning names a layer, however narrow the line"
+    assert "selection.scope=layer" in terms(whole)["to spread drops"] and not terms(dropped)
     nothing = make(prune_ratio=0.01)
     assert "nothing was dropped" in warnings(train(*nothing, 0, 3))["nothing"]
     wide = [
