@@ -110,6 +110,18 @@ def test_curves_name_every_axis_and_no_phase_that_is_not_there(experiment: Make,
     assert [text.get_text() for text in legend.get_texts()] == ["standard", "other"]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in plots.KINDS if kind != "differences"])  # its rows have names
+def test_every_picture_says_what_its_axes_are(experiment: Make, tmp_path: Path, kind: str) -> None:
+    many = {"standard": BASE} | {f"repr{n}": BASE for n in range(8)}  # for a panel a scheme
+    made = figure(
+        tmp_path, experiment(many if kind in ("accuracy", "loss") else {"standard": BASE, "repr": BASE}), kind
+    )
+    upright = [text.get_text() for text in made.texts if text.get_rotation() == 90]
+    across = [text.get_text() for text in made.texts if text.get_rotation() == 0]
+    assert any(across)
+    assert any(upright) or all(axis.get_ylabel() for axis in made.axes)
+
+
 @pytest.mark.parametrize("validation", [True, False])
 def test_a_heat_map_shows_validation_with_test_beside_it(tmp_path: Path, validation: bool) -> None:
     grid = {f"repr prune_ratio={p} s2={s}": [0.7 + p / 50, 0.71] for p in (0.1, 0.2) for s in (2, 5)}

@@ -55,7 +55,7 @@ def together(block: Block) -> Made:
         part, kind = measure.split("_")
         axis.set_title(f"{'Training' if part == 'train' else 'Test'} {kind}")
         _scale([axis], kind, epochs[measure].to_numpy(dtype=float))
-        axis.set_ylabel("Accuracy" if kind == "accuracy" else "Loss, nats an image")
+        axis.set_ylabel(_LABELS[kind])
         axis.set_xlim(span(epochs))
     return panels.figure, "Accuracy and loss, mean with 95% interval and every seed", _said(block)
 
@@ -72,8 +72,10 @@ def apart(kind: str) -> Maker:
             "training": {"color": BLUE, "linestyle": DASHES[1]},
             f"{baseline}, test": {"color": "black", "linestyle": DASHES[2], "linewidth": 1.1},
         }
-        legend = [(Line2D([], [], **look), name) for name, look in looks.items()]
-        panels = Panels.make(len(schemes), *arrange(len(schemes)), x_label="Epoch", legend=[*legend, *_sub(epochs)])
+        legend: list[tuple[Any, str]] = [(Line2D([], [], **look), name) for name, look in looks.items()]
+        columns, size = arrange(len(schemes))
+        legend += _sub(epochs)
+        panels = Panels.make(len(schemes), columns, size, x_label="Epoch", y_label=_LABELS[kind], legend=legend)
         train, test = _by_scheme(epochs, f"train_{kind}"), _by_scheme(epochs, f"test_{kind}")
         for axis, scheme in zip(panels.axes, schemes, strict=True):
             shade(axis, epochs[epochs["scheme"] == scheme])
@@ -88,6 +90,9 @@ def apart(kind: str) -> Maker:
         return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _said(block)
 
     return make
+
+
+_LABELS = {"accuracy": "Accuracy", "loss": "Loss, nats an image"}
 
 
 def _sub(epochs: pd.DataFrame) -> list[tuple[Patch, str]]:

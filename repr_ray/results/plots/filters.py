@@ -28,6 +28,7 @@ def filters(block: Block) -> Made:
         (size[0], float(np.clip(_ROW * rows, *_HEIGHT))),
         left=1.2,
         x_label="Seed; a column is a cycle",
+        y_label="Filters of each layer",
         legend=[(Patch(color=_OFF), "dropped"), (Patch(color=_ON), "kept")],
     )
     names = drops.drop_duplicates("place").set_index("place")["layer"]

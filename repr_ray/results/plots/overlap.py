@@ -26,6 +26,7 @@ def overlap(block: Block) -> Made:
         len(schemes),
         *arrange(len(schemes)),
         x_label="Epoch",
+        y_label="Mean |cos| between filters",
         legend=[(Line2D([], [], color=c, ls=d, linewidth=1.3), layer) for layer, (c, d) in looks.items()],
     )
     means = rows[rows["layer"].isin(shown)].groupby(["scheme", "layer", "epoch"], observed=True)["overlap"].mean()

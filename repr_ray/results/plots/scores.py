@@ -43,6 +43,7 @@ def scores(block: Block) -> Made:
         columns,
         size,
         ticks=0.2 + longest if upright else 0.3,
+        y_label="Score",
         x_label=f"Layer; within it {shown} from left to right",
         legend=[
             (Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2.4), name)

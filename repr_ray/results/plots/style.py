@@ -118,11 +118,13 @@ class Panels:
         ticks: float = 0.3,
         gap: tuple[float, float] = (0.25, 0.42),
         x_label: str = "",
+        y_label: str = "",
         legend: Sequence[tuple[Any, str]] = (),
     ) -> "Panels":
         """`count` panels of `size` inches; inches to the left, below for tick labels, and between; legend entries."""
         columns = min(columns, count)
         rows = -(-count // columns)
+        left += _LINE if y_label else 0
         across = columns * size[0] + (columns - 1) * gap[0]
         width = left + across + 0.2
         names = [plain(textwrap.shorten(name, 90, placeholder="…")) for _, name in legend]
@@ -135,6 +137,9 @@ class Panels:
         figure = Figure(figsize=(width, height))
         middle = (left + across / 2) / width
         figure.text(middle, (bottom - ticks) / height, plain("\n".join(label)), ha="center", va="top")
+        if y_label:
+            high = (bottom + (height - 0.35 - bottom) / 2) / height
+            figure.text(0.06 / width, high, plain(y_label), rotation=90, ha="left", va="center")
         if lines:
             wide = lines * LETTER * max(map(len, names)) > across
             figure.legend(
