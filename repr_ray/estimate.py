@@ -14,6 +14,7 @@ from statistics import median
 
 import yaml
 
+from repr_ray.components import digests
 from repr_ray.data.shape import shape_of
 from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.storage.foreign import read_json
@@ -57,14 +58,14 @@ class Speed:
 
 @cache
 def size(model: ModelSettings, data: Data) -> Size:
-    """The size of a network for a data set; a network other than a convnet is built on the meta device."""
+    """The size of a network for a data set; others than convnets are built, without memory unless a plug-in."""
     images = shape_of(data)
     if isinstance(model, ConvNet):
         return _convnet(model, images.classes, images.channels, images.size)
     import torch
     from torch import nn
 
-    with torch.device("meta"):
+    with torch.device("cpu" if digests(model.model_dump()) else "meta"):  # a plug-in may read values
         built = model.network(images.classes, images.channels, images.size)
     return Size(
         sum(p.numel() for p in built.parameters()),

@@ -15,7 +15,7 @@ import torch
 import yaml
 from support import EXAMPLES, ROOT, TINY, example_override, launch, results_of, rows, write_config
 
-from repr_ray import components, report
+from repr_ray import components, estimate, report
 from repr_ray import launch as launch_module
 from repr_ray.components import Component
 from repr_ray.data.decoded import load as load_images
@@ -564,3 +564,29 @@ def test_the_schema_accepts_what_is_shipped(path: Path) -> None:
 def test_the_schema_refuses_what_a_config_cannot_hold(change: dict[str, Any], fits: bool) -> None:
     valid = jsonschema.Draft202012Validator(Experiment.model_json_schema()).is_valid(TINY | change)
     assert valid == fits
+
+
+CAREFUL = """
+import torch
+from torch import nn
+
+
+def net(*, classes: int, channels: int, limit: float = 1.0) -> nn.Module:
+    if float(torch.ones(2).sum()) > limit:
+        raise ZeroDivisionError("oh no")
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+
+
+def test_a_network_that_reads_values_or_raises(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its size is known as any other's, and what it raises is a line of the launch, with nothing trained."""
+    write("careful.py", CAREFUL)
+    [one] = plan(experiment(model={"kind": "careful:net", "limit": 3.0}))
+    assert estimate.size(one.model, one.data) == estimate.Size(4 * 9 + 4 + 4 * 10 + 10, 0, 1)
+    config = write_config(tmp_path, schemes={"standard": STANDARD}, model={"kind": "careful:net"})
+    arguments = ["--config", str(config), "--results", str(tmp_path / "r"), "--runner", "local"]
+    assert launch_module.main(arguments) == 2
+    assert "plug-in careful:net: ZeroDivisionError: oh no" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "tiny" / "trials").exists()

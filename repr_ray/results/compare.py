@@ -233,7 +233,7 @@ def _unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Da
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
     base = trials["scheme"] == baseline
-    own, others = (scheme.map(lambda _: {}).where(none, scheme) for none in (~base, base))
+    own, others = scheme.where(base, None), scheme.where(~base, None)
     everywhere = [name for name in GROUP if name != "variant"]
     for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, own), ("scheme", everywhere, others)):
         texts = parts.map(lambda part: json.dumps(part, sort_keys=True))
