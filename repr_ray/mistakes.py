@@ -55,7 +55,11 @@ def _what_is_wrong(error: Any, raw: Any, root: type[Settings]) -> tuple[str, str
     if error["type"] == "extra_forbidden":
         names = [name for c in classes for name in c.model_fields]
         known = ", ".join(dict.fromkeys(names))
-        near = nearest(path[-1], names, _fields(root))
+        everywhere = _fields(root)
+        near = nearest(path[-1], names, everywhere)
+        keys = [key for key in raw if isinstance(key, str)] if isinstance(raw, dict) else []
+        meant = [nearest(key, [], everywhere) or "" for key in keys]  # optimizer.lr: the name inside says more
+        near = next((one for one in meant if near and one.startswith(f"{near}.")), near)
         return field, "unknown field" + (f"; did you mean {near}?" if near else f"; there are {known}")
     if error["type"] == "kind_missing":
         return field, message

@@ -30,7 +30,7 @@ def test_there_are_configs() -> None:
         (["trian={}"], ["trian: unknown field; did you mean train?"]),
         (["train.optimizer.lr=3"], ["train.optimizer.lr: unknown field", "learning_rate"]),
         (["train.lr=3"], ["train.lr: unknown field; did you mean train.optimizer.learning_rate?"]),
-        (["optimizer.lr=3"], ["optimizer: unknown field; did you mean train.optimizer?"]),
+        (["optimizer.lr=3"], ["optimizer: unknown field; did you mean train.optimizer.learning_rate?"]),
         (["train.batchsize=3"], ["did you mean batch_size?"]),
         (["train.wd=3"], ["did you mean train.optimizer.weight_decay?"]),
         (["epochs=3"], ["epochs: unknown field; did you mean train.epochs?"]),
