@@ -110,8 +110,12 @@ NOTHING = 3
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Write a module into the working folder; whatever was imported or registered is forgotten afterwards."""
+    """Write a module into the working folder. Plug-ins of other tests are unknown, and its own afterwards."""
     before, kinds = set(sys.modules), {family: dict(family.kinds) for family in Component.__subclasses__()}
+    for family in kinds:
+        family.kinds = {name: kind for name, kind in family.kinds.items() if ":" not in name}
+    for name in {*components._plug_ins.values()}:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(components, "_plug_ins", {})
