@@ -56,6 +56,17 @@ class Study:
                 if picture.stem.rpartition("-")[2] in PICTURES:
                     shutil.copyfile(picture, self.folder / picture.name)
 
+    def configs(self) -> list[Path]:
+        """The study's experiments, `config.yaml` first."""
+        found = [path for path in self.folder.glob("*.yaml") if path.name != "about.yaml"]
+        return sorted(found, key=lambda path: (path.name != "config.yaml", path.name))
+
+    def _commands(self) -> str:
+        """The sentence that says how to run the study."""
+        paths = [f"studies/{self.folder.name}/{path.name}" for path in self.configs()]
+        commands = ", ".join(f"`python -m repr_ray.launch --config {path}`" for path in paths)
+        return f"What was run: {commands}."
+
     def page(self) -> str:
         """The page as Markdown."""
         about = self.about
@@ -70,7 +81,7 @@ class Study:
             for picture in sorted(self.folder.glob("*.png")):
                 lines += [f"![{picture.stem}]({picture.name})", ""]
             lines += ["**What this does not show.**", "", *(f"- {limit}" for limit in about["limits"]), ""]
-            lines += [f"**Run.** {_provenance(gathered.trials)}"]
+            lines += [f"**Run.** {_provenance(gathered.trials)} {self._commands()}"]
         return "\n".join(lines) + "\n"
 
 
@@ -138,8 +149,7 @@ def _provenance(trials: pd.DataFrame) -> str:
     precision = ", ".join(sorted(set(done["precision"].dropna())))
     return (
         f"{len(done)} of {len(trials)} trials done, {hours:.1f} device hours on {', '.join(sorted(hardware))},"
-        f" {precision}; {said}; commit {commits}. `config.yaml` beside this page is the experiment:"
-        f" `python -m repr_ray.launch --config studies/{trials['experiment'].iloc[0]}/config.yaml`."
+        f" {precision}; {said}; commit {commits}."
     )
 
 

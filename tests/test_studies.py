@@ -25,11 +25,15 @@ def test_a_page_is_made_from_its_tables(study: "build.Study") -> None:
     assert (study.folder / "README.md").read_text() == study.page()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*/config.yaml")), ids=lambda path: path.parent.name)
-def test_a_config_is_named_after_its_study(path: Path) -> None:
-    experiment = load(path)
-    assert experiment.name == path.parent.name and plan(experiment)
-    assert (path.parent / "about.yaml").exists()
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in (ROOT / "studies").glob("*/about.yaml")), ids=lambda path: path.name
+)
+def test_configs_are_named_after_their_study(folder: Path) -> None:
+    paths = build.Study(folder).configs()
+    assert paths[0].name == "config.yaml"
+    for path, name in zip(paths, [folder.name, *(f"{folder.name}-{path.stem}" for path in paths[1:])], strict=True):
+        experiment = load(path)
+        assert experiment.name == name and plan(experiment)
 
 
 def test_the_index_has_every_study() -> None:
