@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repr_ray.method.tracing import Role, Trace, follow
+from repr_ray.method.tracing.follow import follow
+from repr_ray.method.tracing.ownership import Role
+from repr_ray.method.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
