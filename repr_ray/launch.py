@@ -77,7 +77,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         _show_plan(console, shown_trials, where)
         if said := stages.stages_line(experiment, every):
             _say(console, said)
-        _show_cost(console, every, location, [a for a in arguments if a != "--dry-run"])
+        _show_cost(console, stages.most(experiment), location, [a for a in arguments if a != "--dry-run"])
         return 0
     if args.mlflow or args.wandb:
         _check_trackers(args)
@@ -113,7 +113,7 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         with hold(storage.path, experiment, storage):
             if not pending:
                 _say(console, f"all {len(trials)} trials are done already, results in {where}")
-            command, tried = shlex.join([*_COMMAND, *map(redact, arguments)]), set[str]()
+            command, tried = shlex.join([*_COMMAND, *map(redact, arguments)]), set[tuple[str, int]]()
             while runner and pending:
                 if now := stages.ready(pending, storage.path):
                     waiting = {trial.name for trial in pending} - {trial.name for trial in now}
@@ -123,13 +123,14 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
                     _run(console, known, now, digests, storage, runner, command)
                 else:
                     _fail_without_teacher(pending, storage)
-                tried |= {trial.name for trial in now or pending}
+                tried |= {(trial.name, trial.last_epoch) for trial in now or pending}
                 trials = stages.called_for(experiment, storage.path)
                 folders = [TrialFolder(storage.path, trial) for trial in trials]
-                ended = {folder.trial.name for folder in folders if stages.ended(folder)}
-                pending = [trial for trial in trials if trial.name not in tried | ended]
+                open_ = [folder.trial for folder in folders if not stages.ended(folder)]
+                pending = [trial for trial in open_ if (trial.name, trial.last_epoch) not in tried]
                 if pending:
                     _say(console, f"{stages.why(experiment, pending)}: {len(pending)} more trials to run")
+            stages.mark_stopped(trials, storage)
             _report(console, storage, args)
             _first_failure(console, folders)
         return 0 if all(map(stages.ended, folders)) else 1
@@ -198,7 +199,7 @@ def _run(
         TrialFolder(storage.path, trial).announce(digests[trial.data])
     storage.push()
     origin = {"command": command, "commit": commit()}
-    with Progress(console, {t.name: t.train.epochs for t in pending}, len(trials) - len(pending)) as progress:
+    with Progress(console, {t.name: t.last_epoch for t in pending}, len(trials) - len(pending)) as progress:
         runner(pending, storage.location, progress.update, origin)
     storage.pull(wanted=light)
 

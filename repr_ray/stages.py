@@ -7,11 +7,14 @@ are read from the results, so that a resumed launch comes to the same ones.
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from repr_ray import looks
+from repr_ray.records import STOPPED_EARLY
+from repr_ray.storage.folder import Folder
 from repr_ray.storage.foreign import Unusable, read_json, read_tail
-from repr_ray.study.config import Experiment
+from repr_ray.study.config import ConfigError, Experiment
 from repr_ray.study.plan import Cell, Trial, cells, distinct, plan
 from repr_ray.study.tuning import Point, Tuning, best
 from repr_ray.training.folder import TrialFolder
@@ -42,18 +45,48 @@ def ready(pending: Sequence[Trial], folder: Path) -> list[Trial]:
 
 
 def ended(folder: TrialFolder) -> bool:
-    """Whether a trial needs no more training: it is done, or it diverged at a point of the search space."""
-    return folder.done or (folder.trial.stage == TUNING and _diverged(folder))
+    """Whether a trial needs no more training: it is done, or a point of the search space that diverged or pauses."""
+    return folder.done or (folder.trial.stage == TUNING and (_diverged(folder) or _pauses(folder)))
 
 
 def why(experiment: Experiment, pending: Sequence[Trial]) -> str:
     """Why more trials are required, in words."""
     if all(trial.teacher for trial in pending):
         return "their teachers have ended"
-    if pending[0].stage == TUNING:
-        return "not tuned yet"
+    if experiment.tuning and pending[0].stage == TUNING:
+        return "not tuned yet" if not experiment.tuning.halve_after else "the better half trains on"
     first = experiment.tuning is not None and any(trial.seed == experiment.every_seed[0] for trial in pending)
     return "settings are chosen" if first else "not decided yet"
+
+
+def most(experiment: Experiment) -> list[Trial]:
+    """As many trials as the experiment can take, for an estimate: what tuning will choose is not known yet."""
+    tuning = experiment.tuning
+    if tuning is None:
+        return plan(experiment)
+    anywhere = tuning.model_copy(update={"searcher": "quasi_random"})  # as many points as optuna will ask for
+    tried = [
+        trial
+        for cell in cells(experiment)
+        for point in anywhere.points(cell.scheme, [])
+        for trial in cell.trials(tuning.seeds, point, TUNING)
+    ]
+    return tried + plan(experiment)
+
+
+def mark_stopped(trials: Sequence[Trial], storage: Folder) -> None:
+    """Write error.json for the trials that pause for good: another point of their scheme trains on."""
+    reach: dict[tuple[str, str], int] = {}
+    tried = [trial for trial in trials if trial.stage == TUNING]
+    for trial in tried:
+        cell = trial.variant, trial.scheme
+        reach[cell] = max(trial.last_epoch, reach.get(cell, 0))
+    for trial in tried:
+        if trial.last_epoch < reach[trial.variant, trial.scheme]:
+            message = f"not in the better half of its scheme's points after epoch {trial.until}"
+            TrialFolder(storage.path, trial, storage).fail(
+                {"status": STOPPED_EARLY, "message": message, "traceback": message}
+            )
 
 
 def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
@@ -67,6 +100,9 @@ def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
         f"tuning: {tuning.budget} points for each of {count} schemes, {len(tuning.seeds)} seeds a point, {most}"
         f" trials at most, chosen by validation accuracy; then {len(trials)} trials at the chosen settings"
     )
+    if tuning.halve_after:
+        epochs = ", ".join(map(str, tuning.halve_after))
+        text += f"; after epochs {epochs} the better half of a scheme's points trains on"
     return f"{text}; {said}" if said else text
 
 
@@ -75,25 +111,80 @@ def _tune(cell: Cell, tuning: Tuning, folder: Path) -> tuple[list[Trial], Point 
     accuracies: list[float | None] = []
     while True:
         points = tuning.points(cell.scheme, accuracies)
-        trials = [cell.trials(tuning.seeds, point, TUNING) for point in points]
+        trials = _halved([cell.trials(tuning.seeds, point, TUNING) for point in points], tuning.halve_after, folder)
         found = [_accuracy([TrialFolder(folder, trial) for trial in of_point]) for of_point in trials]
         if found == accuracies or None in found:
             break
         accuracies = found
     flat = {trial.name: trial for of_point in trials for trial in of_point}  # points may be equal
-    return list(flat.values()), best(points, found) if None not in found else None
+    ended = None not in found and any(trial.until is None for trial in flat.values())
+    return list(flat.values()), best(points, found) if ended else None
 
 
-def _accuracy(folders: Sequence[TrialFolder]) -> float | None:
-    """Mean validation accuracy in the last epoch, 0 for a trial that diverged; None while one has not ended."""
-    if not all(map(ended, folders)):
-        return None
-    return sum(_last_validation(folder) if folder.done else 0.0 for folder in folders) / len(folders)
+def _halved(points: list[list[Trial]], epochs: Sequence[int], folder: Path) -> list[list[Trial]]:
+    """The trials of each point; those of the worse half pause for good, and all where they have to be compared next.
+
+    Raises ConfigError where the points are not in the same phase of a cycle, with all filters.
+    """
+    points, alive = list(points), list(range(len(points)))
+    for epoch in epochs:
+        _assert_comparable([trial for of_point in points for trial in of_point], epoch)
+    for epoch in epochs:
+        known = {place: _accuracy([TrialFolder(folder, t) for t in points[place]], epoch) for place in alive}
+        decided = None not in known.values()
+        better = sorted(alive, key=lambda place: -(known[place] or 0))[: -(-len(alive) // 2)] if decided else []
+        for place in set(alive) - set(better):
+            points[place] = [replace(trial, until=epoch) for trial in points[place]]
+        if not decided:
+            break
+        alive = sorted(better)
+    return points
 
 
-def _last_validation(folder: TrialFolder) -> float:
-    last = read_tail(folder.path / "epochs.jsonl", 1 << 20).splitlines()[-1]
-    return float(json.loads(last)["val_accuracy"])
+def _assert_comparable(trials: Sequence[Trial], epoch: int) -> None:
+    places = {trial.settings.place(epoch - 1, trial.train.epochs) for trial in trials}
+    scheme = trials[0].scheme
+    if len(places) > 1:
+        raise ConfigError(
+            f"tuning.halve_after: {epoch}: the points of {scheme} are in different phases of a cycle then; do not"
+            " tune when the scheme acts, or leave halve_after out"
+        )
+    if next(iter(places))[0] != "full":
+        raise ConfigError(
+            f"tuning.halve_after: {epoch}: filters or weights of {scheme} are dropped then; choose an epoch in which"
+            " the whole network trains, best the last one before a drop"
+        )
+
+
+def _accuracy(folders: Sequence[TrialFolder], epoch: int | None = None) -> float | None:
+    """Mean validation accuracy after an epoch (from 1), or in the last; None while a trial is not that far.
+
+    It is 0 for a trial that diverged before, or that stopped early.
+    """
+    found = [_accuracy_of(folder, epoch) for folder in folders]
+    return None if None in found else sum(filter(None, found)) / len(found)
+
+
+def _accuracy_of(folder: TrialFolder, epoch: int | None) -> float | None:
+    if epoch is None and not folder.done:
+        return 0.0 if ended(folder) else None
+    known = _validation(folder)
+    if epoch is None:
+        return known[-1]
+    return known[epoch - 1] if len(known) >= epoch else 0.0 if _diverged(folder) else None
+
+
+def _validation(folder: TrialFolder) -> list[float]:
+    """Validation accuracy after each epoch."""
+    with contextlib.suppress(FileNotFoundError):
+        return [
+            json.loads(row)["val_accuracy"] for row in read_tail(folder.path / "epochs.jsonl", 1 << 30).splitlines()
+        ]
+    return []
+
+
+def _pauses(folder: TrialFolder) -> bool:
+    return folder.trial.until is not None and len(_validation(folder)) >= folder.trial.until
 
 
 def _diverged(folder: TrialFolder) -> bool:

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import TINY, results_of, write_config
+from support import TINY, results_of, rows, write_config
 
 from repr_ray import launch, stages
+from repr_ray.results import store, tuned
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError
-from repr_ray.study.plan import cells
+from repr_ray.study.plan import cells, plan
 from repr_ray.study.reading import load, validate
 from repr_ray.study.tuning import Range, Tuning, best
 from repr_ray.training.folder import TrialFolder
+from repr_ray.training.setup import set_up
 
 RATE = "train.optimizer.learning_rate"
 TUNING: dict[str, Any] = {
@@ -25,6 +28,8 @@ TUNING: dict[str, Any] = {
     "seeds": [77],
 }
 SHORT = TINY["train"] | {"epochs": 5}
+HALVED: dict[str, Any] = {"budget": 4, "halve_after": [3]}
+LONG = SHORT | {"epochs": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +100,10 @@ def test_the_best_point_is_the_first_of_the_best() -> None:
         ({"seeds": [0]}, "0 is a seed of the comparison too"),
         ({"budget": 1}, "tuning.budget=1"),
         ({"serch": 1}, "tuning.serch: unknown field"),
+        ({"halve_after": [4, 2]}, "epochs that increase"),
+        ({"halve_after": [8]}, "an epoch before the last, train.epochs=8"),
+        ({"halve_after": [2], "searcher": "optuna"}, "full-length trials; set searcher"),
+        ({"halve_after": [2], "space": {"train.epochs": {"choice": [8, 9]}}}, "differ in train.epochs"),
     ],
 )
 def test_bad_tuning_is_one_line(change: dict[str, Any], said: str) -> None:
@@ -103,6 +112,43 @@ def test_bad_tuning_is_one_line(change: dict[str, Any], said: str) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"set data\.validation_images"):
         validate(TINY | {"tuning": TUNING, "data": {"name": "digits"}}, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "own", "said"),
+    [
+        (3, {}, "filters or weights of repr are dropped then"),
+        (4, {}, "filters or weights of repr are dropped then"),
+        (5, {"s1": {"choice": [2, 3]}}, "the points of repr are in different phases of a cycle"),
+        (6, {"cycles": {"choice": [1, 2]}, "s1": {"choice": [1, 1]}, "s2": {"choice": [2, 2]}}, "different phases"),
+    ],
+)
+def test_points_are_compared_in_the_same_phase_of_a_cycle_or_the_launch_is_refused(
+    tmp_path: Path, epoch: int, own: dict[str, Any], said: str
+) -> None:
+    """S1 and S2 are 2 epochs long, so that filters are dropped in epochs 3 and 4."""
+    tuning = TUNING | HALVED | {"halve_after": [epoch], "schemes": {"repr": own}}
+    with pytest.raises(ConfigError, match=f"tuning.halve_after: {epoch}: .*{said}"):
+        stages.called_for(validate(TINY | {"tuning": tuning, "train": LONG}, "tiny"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["repr", "dsd", "soft_filter_pruning", "shrink_perturb", "rifle", "standard"])
+def test_the_place_in_a_cycle_is_that_of_the_running_scheme(kind: str) -> None:
+    """Against the phase and cycle that the scheme itself reports for every epoch."""
+    epochs = 12
+    short = {"s1": 3, "s2": 2} if kind == "repr" else {}
+    raw = TINY | {"train": SHORT | {"epochs": epochs}, "schemes": {kind: {"kind": kind, **short}}}
+    [trial] = plan(validate(raw, "tiny"))
+    scheme = set_up(trial, torch.device("cpu")).scheme
+    before: tuple[str, int] | None = None
+    passed = 0
+    for epoch in range(epochs):
+        scheme.start_epoch(epoch)
+        here = scheme.phase, scheme.cycle if kind != "repr" else 0
+        passed = passed + 1 if here == before else 0
+        before = here
+        assert trial.settings.place(epoch, epochs) == (scheme.phase, passed)
+        scheme.end_epoch()
 
 
 def test_schemes_are_tuned_and_then_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +189,63 @@ def test_a_point_that_diverges_counts_as_worst(tmp_path: Path) -> None:
     experiment = validate(TINY | {"tuning": tuning, "train": SHORT}, "tiny")
     compared = [t for t in stages.called_for(experiment, tmp_path / "r" / "tiny") if not t.stage]
     assert {t.train.optimizer.learning_rate for t in compared} == {0.05}
+
+
+def test_the_worse_half_of_the_points_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every scheme stops the two points that are worse after epoch 3; the others go on to the bits of a whole run."""
+    tuning = TUNING | HALVED | {"schemes": {}}
+    schemes = {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 3, "s2": 2}}
+    config = write_config(tmp_path, tuning=tuning, train=LONG, schemes=schemes)
+    assert launched(config) == 0
+    results, out = tmp_path / "r" / "tiny", " ".join(capsys.readouterr().out.split())
+    assert "8 of 8 trials to run" in out and "the better half trains on: 4 more trials to run" in out
+    trials = stages.called_for(load(config), results)
+    (tmp_path / "whole").mkdir()
+    whole = write_config(tmp_path / "whole", tuning=tuning | {"halve_after": []}, train=LONG, schemes=schemes)
+    assert launched(whole) == 0
+    for scheme in schemes:
+        tried = [t for t in trials if t.stage == "tuning" and t.scheme == scheme]
+        paths = {t.name: TrialFolder(results, t) for t in tried}
+        after = {name: stages._validation(folder)[2] for name, folder in paths.items()}
+        stopped = {t.name for t in tried if t.until == 3}
+        assert len(stopped) == 2 and {name for name, folder in paths.items() if folder.done} == after.keys() - stopped
+        assert max(after[name] for name in stopped) <= min(after[name] for name in after.keys() - stopped)
+        for name, folder in paths.items():
+            assert folder.failed == (name in stopped)
+            there = rows(tmp_path / "whole" / "r" / "tiny", name, "epochs")
+            assert rows(results, name, "epochs") == there[: 3 if name in stopped else 8]
+        best_of = max((t for t in tried if t.until is None), key=lambda t: stages._validation(paths[t.name])[-1])
+        assert {t.tuned for t in trials if not t.stage and t.scheme == scheme} == {best_of.tuned}
+    found = tuned.tried(store.gather([results], tmp_path))
+    sheet = tuned.tuned_sheet(found)
+    assert [row[-1].text for row in sheet.rows] == ["2", "2"] and "Stopped" in " ".join(sheet.footnotes)
+    assert tuned.accuracies(found) == {} and store.failures(results) == []
+    assert launched(config) == 0
+    assert "trials are done already" in capsys.readouterr().out
+
+
+@given(
+    after=st.lists(st.none() | st.integers(0, 3), min_size=4, max_size=4),
+    later=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+)
+def test_halves_are_decided_by_results_alone(
+    tmp_path_factory: pytest.TempPathFactory, after: list[int | None], later: list[int]
+) -> None:
+    """Points that have not come to the epoch leave it undecided; the first of equals trains on."""
+    experiment = validate(TINY | {"tuning": TUNING | HALVED | {"schemes": {}}, "train": LONG}, "tiny")
+    experiment = experiment.model_copy(update={"schemes": {"standard": experiment.schemes["standard"]}})
+    folder = tmp_path_factory.mktemp("r")
+    for trial, early, late in zip(stages.called_for(experiment, folder), after, later, strict=True):
+        path = TrialFolder(folder, trial).path
+        path.mkdir(parents=True)
+        known = [0, 0] if early is None else [0, 0, early, 0, 0, 0, 0, late]
+        (path / "epochs.jsonl").write_text("".join(json.dumps({"val_accuracy": value}) + "\n" for value in known))
+    until = [trial.until for trial in stages.called_for(experiment, folder)]
+    if None in after:
+        assert until == [3] * 4
+    else:
+        order = sorted(range(4), key=lambda place: (-(after[place] or 0), place))
+        assert until == [None if place in order[:2] else 3 for place in range(4)]
 
 
 def test_both_runners_and_a_dry_run_know_the_same_trials(

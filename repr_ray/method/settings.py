@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from repr_ray.components import ByKind, ByName, Component, Settings
 from repr_ray.method.loss_settings import Loss
-from repr_ray.method.schedule import Schedule
+from repr_ray.method.schedule import Phase, Schedule
 
 WEIGHT_SCORES = ("orthogonality", "magnitude_l1", "magnitude_l2", "random")
 DATA_SCORES = ("activation", "apoz", "gradient", "taylor", "hessian", "oracle")
@@ -211,6 +211,13 @@ class SchemeSettings(Component):
             made.carry(self.loss)
         return made
 
+    def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+        """The phase of an epoch (from 0) in a training of `epochs`, and the epochs of that phase before it.
+
+        Tuning compares settings of one scheme early only where they agree in both.
+        """
+        return "full", epoch
+
     @property
     def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:
         """The split whose images the scheme ranks filters with, and how many; None when it needs no images."""
@@ -281,6 +288,13 @@ class RePrSettings(SchemeSettings):
                 f"ranking: {self.ranking.score} is measured on held-out images, there are none; set"
                 " data.validation_images"
             )
+
+    def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+        """The place in S1 or S2."""
+        schedule = Schedule.fit(epochs, self.s1, self.s2, self.cycles, self.last_cycle)
+        phase = schedule.phase(epoch)
+        before = (e for e in range(epoch, 0, -1) if schedule.phase(e - 1) != phase)
+        return phase, epoch - next(before, 0)
 
     @property
     def ranking_images(self) -> tuple[Literal["train", "validation"], int | None] | None:

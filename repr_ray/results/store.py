@@ -36,6 +36,7 @@ import repr_ray
 from repr_ray.method.events import LayerEvent
 from repr_ray.records import (
     RESULT,
+    STOPPED_EARLY,
     Averaged,
     Epoch,
     FilterRow,
@@ -146,7 +147,7 @@ def failures(folder: Path) -> list[Failure]:
     found = []
     for path in _trial_folders(folder, []):
         error = _or_nothing(read_json, path / "error.json", [])
-        if not error or _result(path, []):
+        if not error or _status(error) == STOPPED_EARLY or _result(path, []):
             continue
         message = str(error.get("message") or "").strip() or "no message was stored"
         epoch = error.get("epoch")

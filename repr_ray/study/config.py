@@ -219,5 +219,11 @@ class Experiment(Settings):
         for field in tuning.space:
             if field.partition(".")[0] not in ("data", "model", "train"):
                 raise ValueError(f"tuning.space: {field}: fields of data, model and train; others in tuning.schemes")
+        for epoch in tuning.halve_after:
+            if epoch >= self.train.epochs or epoch % self.train.evaluate_every:
+                raise ValueError(
+                    f"tuning.halve_after: {epoch}: an epoch before the last, train.epochs={self.train.epochs}, after"
+                    f" which the network is evaluated, train.evaluate_every={self.train.evaluate_every}"
+                )
         if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.grid]:
             raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")

@@ -25,7 +25,8 @@ class Trial:
 
     `scheme` carries the values of grid fields that belong to that scheme, `variant` those of all others. `stage` is
     `tuning` for a trial that tries a point of the search space; `tuned` has the values of that point, or of the one
-    that was chosen. `teacher` is the trial whose network this one learns from; it is trained before.
+    that was chosen. `teacher` is the trial whose network this one learns from; it is trained before. A trial with
+    `until` pauses after that many epochs.
     """
 
     experiment: str
@@ -40,6 +41,12 @@ class Trial:
     stage: str = ""
     tuned: tuple[tuple[str, Any], ...] = ()
     teacher: "Trial | None" = None
+    until: int | None = None
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch, counted from 1, after which it ends or pauses."""
+        return self.until or self.train.epochs
 
     @property
     def fingerprint(self) -> str:

@@ -64,9 +64,8 @@ class Range(Settings):
 class Tuning(Settings):
     """Settings that are chosen for every scheme by validation accuracy, before the comparison.
 
-    Every scheme is tried at `budget` points, each with all `seeds`, in full-length trials. None is stopped early:
-    before the end, points can be compared fairly only in the same phase of a cycle and of the rate's schedule, and
-    tuning varies both; RePr loses accuracy at each drop on purpose, and wins it back by the end.
+    Every scheme is tried at `budget` points, each with all `seeds`, in full-length trials; with `halve_after` only
+    the better points reach the full length.
     """
 
     space: dict[str, Range] = Field(
@@ -84,6 +83,24 @@ class Tuning(Settings):
         description="a scrambled Sobol sequence, or Optuna's sampler, whose points depend on earlier ones",
     )
     together: Count = Field(default=4, description="points that optuna is asked for before it learns their accuracy")
+    halve_after: tuple[Count, ...] = Field(
+        default=(),
+        description=(
+            "epochs after which only the better half of a scheme's points trains on, by validation accuracy; there "
+            "the points must be in the same phase of a cycle, with all filters, because RePr loses accuracy at each "
+            "drop on purpose. Not with optuna, which learns from full-length trials. None by default"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _halves(self) -> "Tuning":
+        if self.halve_after and self.searcher == "optuna":
+            raise ValueError("halve_after: optuna learns from full-length trials; set searcher: quasi_random")
+        if list(self.halve_after) != sorted(set(self.halve_after)):
+            raise ValueError("halve_after: epochs that increase, such as [20, 50]")
+        if self.halve_after and (varied := [f for f in self.space if f.startswith(_TIMING)]):
+            raise ValueError(f"halve_after: points that differ in {varied[0]} cannot be compared before the end")
+        return self
 
     def of(self, scheme: str) -> dict[str, Range]:
         """The search space of a scheme by dotted field."""
@@ -132,6 +149,9 @@ class Tuning(Settings):
             for number, accuracy in zip(batch, known, strict=True):
                 search.on_trial_complete(str(number), {"accuracy": accuracy})
         return points
+
+
+_TIMING = ("train.epochs", "train.schedule", "train.evaluate_every")
 
 
 def best(points: Sequence[Point], accuracies: Sequence[float | None]) -> Point:

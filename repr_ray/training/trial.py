@@ -113,7 +113,7 @@ class _Run:
 
     def train(self, stop: Stop) -> None:
         """Train the epochs that are left."""
-        for epoch in range(len(self.epochs), self.trial.train.epochs):
+        for epoch in range(len(self.epochs), self.trial.last_epoch):
             self.events = []
             progress = _RankingNotes(self._note) if self.lead else None
             try:
@@ -132,10 +132,14 @@ class _Run:
                 self._end_epoch(epoch, row)
 
     def finish(self, origin: dict[str, Any]) -> None:
-        """Check the trained network, and write the result."""
+        """Check the trained network, and write the result, unless the trial only pauses."""
         distributed.assert_same_model(self.setup.model, "at the end")
         assert_finite(self.setup.model)
         if not self.lead:
+            return
+        if self.trial.last_epoch < self.trial.train.epochs:
+            self._note(f"pauses after epoch {self.trial.last_epoch}, where tuning compares")
+            self.tell(Done(self.trial.name))
             return
         accuracies = [row["train_accuracy"] for row in self.epochs]
         collapsed = collapsed_epoch(accuracies, self.setup.chance, len(self.setup.train))
@@ -219,7 +223,7 @@ class _Run:
                 self.tell(Note(begin + short[kind], name))
 
     def _end_epoch(self, epoch: int, row: EpochLine) -> None:
-        last = epoch + 1 == self.trial.train.epochs
+        last = epoch + 1 == self.trial.last_epoch
         self.board.add(row, self.events)
         if (accuracy := _best_so_far(self.epochs)) is not None:
             weights = {key: value.clone() for key, value in self.setup.model.state_dict().items()}
@@ -229,7 +233,7 @@ class _Run:
                 self._write()
                 self.folder.push()
         if last or perf_counter() - self.told >= TELL_EVERY:
-            self.tell(EpochEnded(self.trial.name, self.trial.train.epochs, without_layers(row)))
+            self.tell(EpochEnded(self.trial.name, self.trial.last_epoch, without_layers(row)))
             self.told = perf_counter()
 
     def _save_and_stop(self, epoch: int, part: PartialEpoch | None) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from repr_ray.components import Count, Fraction
+from repr_ray.method.schedule import Phase
 from repr_ray.method.settings import SchemeSettings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -55,6 +56,12 @@ class DSDSettings(SchemeSettings):
         super().check(epochs, held_out, compact)
         self.phases(epochs)
 
+    def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+        """The place in the dense, the sparse or the second dense phase."""
+        sparse, dense = self.phases(epochs)
+        first = max(start for start in (0, sparse, dense) if start <= epoch)
+        return "sub" if first == sparse else "full", epoch - first
+
 
 class SoftFilterPruningSettings(SchemeSettings):
     """Soft filter pruning, arXiv 1808.06866, algorithm 1.
@@ -70,6 +77,10 @@ class SoftFilterPruningSettings(SchemeSettings):
     kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
     prune_ratio: Share = Field(default=0.3, description="share of each layer's filters that becomes zero")
     every: Count = Field(default=1, description="epochs between two times")
+
+    def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+        """The place since filters last became zero."""
+        return "full", epoch % self.every
 
 
 class RenewalSettings(SchemeSettings):
@@ -98,6 +109,10 @@ class RenewalSettings(SchemeSettings):
         """There is a second generation."""
         super().check(epochs, held_out, compact)
         self.interval(epochs)
+
+    def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
+        """The place in a generation."""
+        return "full", epoch % self.interval(epochs)
 
 
 class ShrinkPerturbSettings(RenewalSettings):
