@@ -102,7 +102,7 @@ def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
     )
     if tuning.halve_after:
         epochs = ", ".join(map(str, tuning.halve_after))
-        text += f"; after epochs {epochs} the better half of a scheme's points trains on"
+        text += f"; after epoch {epochs} the better half of a scheme's points trains on"
     return f"{text}; {said}" if said else text
 
 

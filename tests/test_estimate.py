@@ -102,6 +102,18 @@ def test_time_is_told_from_finished_trials_or_how_to_measure_it(
     assert cost in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_tuning_counts_and_its_speed_is_measured_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning = {"schemes": {"repr": {"prune_ratio": {"uniform": [0.1, 0.5]}}}, "budget": 3, "halve_after": [2]}
+    config = write_config(tmp_path, seeds=[0, 1], tuning=tuning)
+    assert main(["--config", str(config), "--results", str(tmp_path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "for 8 trials" in out  # one of standard, which has nothing to tune, and three of RePr; two seeds of both
+    measure = shlex.split(out.partition("run one epoch to measure it: ")[2])
+    assert main([*measure[3:], "--dry-run"]) == 0
+
+
 def test_a_gpu_is_not_estimated_from_a_cpu(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "other", tiny()[0])
     folder.announce()
