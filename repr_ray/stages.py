@@ -5,6 +5,7 @@ are read from the results, so that a resumed launch comes to the same ones.
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -116,7 +117,10 @@ def _tune(cell: Cell, tuning: Tuning, folder: Path) -> tuple[list[Trial], Point 
         if found == accuracies or None in found:
             break
         accuracies = found
-    flat = {trial.name: trial for of_point in trials for trial in of_point}  # points may be equal
+    flat: dict[str, Trial] = {}
+    for trial in itertools.chain(*trials):
+        if trial.last_epoch >= flat.setdefault(trial.name, trial).last_epoch:  # points may be equal
+            flat[trial.name] = trial
     ended = None not in found and any(trial.until is None for trial in flat.values())
     return list(flat.values()), best(points, found) if ended else None
 
@@ -129,7 +133,7 @@ def _halved(points: list[list[Trial]], epochs: Sequence[int], folder: Path) -> l
     points, alive = list(points), list(range(len(points)))
     for epoch in epochs:
         _assert_comparable([trial for of_point in points for trial in of_point], epoch)
-    for epoch in epochs:
+    for epoch in epochs if len(points) > 1 else ():
         known = {place: _accuracy([TrialFolder(folder, t) for t in points[place]], epoch) for place in alive}
         decided = None not in known.values()
         better = sorted(alive, key=lambda place: -(known[place] or 0))[: -(-len(alive) // 2)] if decided else []

@@ -248,6 +248,20 @@ def test_halves_are_decided_by_results_alone(
         assert until == [None if place in order[:2] else 3 for place in range(4)]
 
 
+def test_equal_points_stop_only_together(tmp_path: Path) -> None:
+    """Two values for four points: whichever is better trains on, and is chosen; one point alone has no half."""
+    own = {"repr": {"prune_ratio": {"choice": [0.2, 0.4]}}}
+    tuning = TUNING | HALVED | {"space": {}, "schemes": own}
+    schemes = {"standard": {"kind": "standard"}, "repr": {"kind": "repr", "s1": 3, "s2": 2}}
+    config = write_config(tmp_path, tuning=tuning, train=LONG, schemes=schemes)
+    assert launched(config) == 0
+    trials = stages.called_for(load(config), tmp_path / "r" / "tiny")
+    assert {t.until for t in trials if t.scheme == "standard"} == {None}
+    assert any(not t.stage for t in trials) and all(
+        stages.ended(TrialFolder(tmp_path / "r" / "tiny", t)) for t in trials
+    )
+
+
 def test_both_runners_and_a_dry_run_know_the_same_trials(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
