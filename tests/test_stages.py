@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import TINY, results_of, rows, write_config
 
@@ -224,6 +224,7 @@ def test_the_worse_half_of_the_points_stops(tmp_path: Path, capsys: pytest.Captu
     assert "trials are done already" in capsys.readouterr().out
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     after=st.lists(st.none() | st.integers(0, 3), min_size=4, max_size=4),
     later=st.lists(st.integers(0, 3), min_size=4, max_size=4),
