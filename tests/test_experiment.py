@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, TINY, results_of, tiny, write_config
 
+from repr_ray.data import decoded
 from repr_ray.experiment import hold, read
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError
@@ -92,6 +93,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_write(tmp_path: Path, small_disk: 
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     """The same through a limit on file size, which needs no rights."""
     arguments = command("--config", write_config(tmp_path), "--results", tmp_path)
+    decoded.load(tiny()[0].data)  # larger than the limit
     full = subprocess.run(
         arguments,
         cwd=ROOT,

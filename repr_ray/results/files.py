@@ -1,10 +1,10 @@
 """Writing result files atomically, and never over a foreign file."""
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from repr_ray.storage import atomic
 from repr_ray.storage.foreign import obstacle
 
 MARK = "repr_ray"  # in every file of this package, near its start or its end
@@ -23,7 +23,7 @@ def is_ours(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+    """`atomic.replacing` for files of this package, in a folder that is made if needed.
 
     Raises FileExistsError if `path` is a link, or a file without our mark.
     """
@@ -34,12 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.parent.is_file():
         raise FileExistsError(f"{path.parent} is a file: {path.name} is not written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with atomic.replacing(path) as temporary:
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

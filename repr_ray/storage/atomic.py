@@ -4,6 +4,8 @@ import errno
 import os
 import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -19,15 +21,23 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step: a reader sees either the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    A reader sees either the old file or the new one.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:  # no partial files stay on a full disk
+    finally:  # no partial files stay on a full disk
         partial.unlink(missing_ok=True)
-        raise
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -1,0 +1,76 @@
+"""A table of cells to be shown, whatever the format, and how its numbers are written."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from repr_ray.results.compare import BLOCK, points
+
+Row = dict[str, Any]
+
+NONE = "\N{EN DASH}"
+
+
+class Cell(NamedTuple):
+    """A text and its sort key."""
+
+    text: str
+    value: float | str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sheet. In a narrow terminal the largest `spare` go to a second table first, 0 never."""
+
+    name: str
+    spare: int = 0
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to be shown; a new `heading` of a row starts a new block."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+    headings: list[str]
+    footnotes: list[str] = field(default_factory=list)
+
+
+def blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
+    """The headings, each with its rows."""
+    blocks: dict[str, list[list[Cell]]] = {}
+    for heading, row in zip(sheet.headings, sheet.rows, strict=True):
+        blocks.setdefault(heading, []).append(row)
+    return list(blocks.items())
+
+
+def heading(row: Row) -> str:
+    """The data set, model and variant of a row."""
+    return " · ".join(row[key] for key in BLOCK if row[key])
+
+
+def percent(mean: float, sd: float) -> str:
+    """`72.1 ± 0.4`, both from fractions."""
+    if pd.isna(mean):
+        return NONE
+    return points(mean) + (f" ± {points(sd)}" if not pd.isna(sd) else "")
+
+
+def bounded(mean: float, low: float, high: float, signed: bool = True) -> str:
+    """`+1.2 [+0.4, +2.0]` in points, from fractions."""
+    if pd.isna(mean):
+        return NONE
+    said = points(mean, signed)
+    return said if pd.isna(low) else f"{said} [{points(low, signed)}, {points(high, signed)}]"
+
+
+def rounded_time(seconds: float) -> str:
+    """Seconds, minutes or hours, three digits at most."""
+    if pd.isna(seconds):
+        return NONE
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
