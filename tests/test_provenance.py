@@ -1,5 +1,6 @@
 """The commit stored with a result is that of this package's own checkout, or none."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def test_the_commit_of_a_checkout_and_whether_it_was_changed(checkout: Path) -> 
     assert provenance.commit(checkout / "package") == head
     (checkout / "package" / "__init__.py").write_text("x = 1")
     assert provenance.commit(checkout / "package") == f"{head}-dirty"
+
+
+def test_the_checkout_is_only_read(checkout: Path) -> None:
+    os.utime(checkout / "package" / "__init__.py", (0, 0))  # as git would note in its index
+    before = (checkout / ".git" / "index").stat()
+    assert provenance.commit(checkout / "package")
+    after = (checkout / ".git" / "index").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_a_package_installed_inside_a_repository_has_none(checkout: Path) -> None:

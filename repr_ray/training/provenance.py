@@ -24,7 +24,9 @@ def commit(package: Path = Path(repr_ray.__file__).parent) -> str | None:
         if Path(_git(package, "rev-parse", "--show-toplevel")).resolve() != package.parent.resolve():
             return None
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
-        return _git(package, "describe", "--always", "--dirty", "--abbrev=12")
+        # Not describe --dirty: it writes the index, and a trial killed then would leave the checkout locked.
+        dirty = _git(package, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+        return _git(package, "describe", "--always", "--abbrev=12") + ("-dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
