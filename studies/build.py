@@ -23,6 +23,11 @@ from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+IN_README = "where_filters_are_dropped"
+"""The study whose table is on the README's first screen, between two comments."""
+BEGIN, END = "<!-- the table of a study, by studies.build -->", "<!-- end of the table -->"
+COLUMNS_IN_README = ("Scheme", "n", "Test, %", "Difference [95%]", "p", "Holm p")
 TABLES = ("trials", "epochs", "cycles")
 PICTURES = ("differences", "curves", "filters")
 
@@ -109,6 +114,22 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme(text: str) -> str:
+    """The README with the table of its study, once that is stored."""
+    [study] = [study for study in studies() if study.folder.name == IN_README] or [None]
+    if study is None:
+        return text
+    with study.compared() as (gathered, comparison):
+        sheet = tables.comparison_sheet(comparison)
+        places = [[column.name for column in sheet.columns].index(name) for name in COLUMNS_IN_README]
+        columns, *rows = ([row[place] for place in places] for row in (sheet.columns, *sheet.rows))
+        table = tables.markdown_sheet(tables.Sheet(columns, rows, [""] * len(rows)))
+        marked = "" if "*" not in table else " \\* n is too small to reach 0.05."
+        before, _, rest = text.partition(BEGIN)
+        after = rest.partition(END)[2]
+        return f"{before}{BEGIN}\n{table}\n{_provenance(gathered.trials)}{marked}\n{END}{after}"
+
+
 def _where_dropped(gathered: store.Tables) -> list[str]:
     """Filters dropped from each layer, per scheme, as a Markdown table; empty where none were."""
     events = gathered.read("cycles", ["cycle", "event", "layer", "filter", "dropped"], gathered.trials["trial"])
@@ -164,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for study in studies():
         (study.folder / "README.md").write_text(study.page())
     (HERE / "README.md").write_text(index())
+    README.write_text(readme(README.read_text()))
     return 0
 
 

@@ -40,6 +40,11 @@ def test_the_index_has_every_study() -> None:
     assert (ROOT / "studies" / "README.md").read_text() == build.index()
 
 
+def test_the_readme_has_the_table_of_its_study() -> None:
+    text = build.README.read_text()
+    assert build.readme(text) == text
+
+
 def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From results to a page, and the same page again from what was stored."""
     local.run(tiny(seeds=[0, 1]), tmp_path / "results", lambda message: None, {"commit": "abc"})
@@ -47,6 +52,9 @@ def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     folder.mkdir()
     (folder / "about.yaml").write_text("title: Tiny\nquestion: Does it help?\nlimits: [All of it.]\n")
     monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(build, "README", tmp_path / "front.md")
+    monkeypatch.setattr(build, "IN_README", "tiny")
+    build.README.write_text(f"Before.\n{build.BEGIN}\nold\n{build.END}\nAfter.\n")
     assert build.main(["tiny", str(tmp_path / "results")]) == 0
     page = (folder / "README.md").read_text()
     assert len(results_of(tmp_path / "results")) == 4
@@ -54,3 +62,6 @@ def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.Monk
         assert part in page, part
     assert build.Study(folder).page() == page
     assert "Cannot tell yet" in build.index()
+    text = build.README.read_text()
+    assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
+    assert "| repr | 2 |" in text and "commit abc" in text
