@@ -35,7 +35,9 @@ def test_killed_and_resumed(cluster: LocalCluster, tmp_path: Path) -> None:
     leash = Leash(tmp_path)
     leash.allow(12)
     config = write_config(tmp_path, **BORN_AGAIN | {"train": BORN_AGAIN["train"] | {"schedule": leash.schedule()}})
-    teacher, student = plan(load(config))
+    [student] = [trial for trial in plan(load(config)) if trial.teacher]
+    teacher = student.teacher
+    assert teacher is not None
     results, arguments = tmp_path / "tiny", ("--config", config, "--results", tmp_path)
     launch = cluster.launch(*arguments)
     _await(lambda: teacher.name in results_of(results))
