@@ -37,6 +37,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {}
+    """The first defaults, as JSON values, of fields whose default has changed since.
+
+    For a field that was added, that is the value which does what was done without it. Settings that are the default
+    of a field of others are not asked: the field needs an entry of its own.
+    """
+
+    def differing(self, **dump: Any) -> dict[str, Any]:
+        """Plain values of the fields that are not at their first defaults; `dump` as in pydantic's `model_dump`."""
+        result = self.model_dump(mode="json", exclude_defaults=True, **dump)
+        for name, inner in self:
+            if name in result and isinstance(inner, Settings):
+                result[name] = inner.differing()
+        every = self.model_dump(mode="json", include=set(self.earlier_defaults))
+        for name, first in self.earlier_defaults.items():
+            if every[name] == first:
+                result.pop(name, None)
+            else:
+                result[name] = every[name]
+        return result
+
     def __hash__(self) -> int:
         """Mappings among the fields are hashed by what they hold."""
         return hash((type(self), self.model_dump_json()))

@@ -26,6 +26,25 @@ def test_the_fingerprint_is_stable_across_versions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheme", "fingerprint"),
+    [
+        ({"kind": "dsd", "exclude": []}, "93a46839"),
+        ({"kind": "dsd"}, "50b80bee"),
+        ({"kind": "later_layer_forgetting", "every": 1, "batch_norm": "reset"}, "69e0c49c"),
+        ({"kind": "later_layer_forgetting", "every": 1}, "711e68ce"),
+        (
+            {"kind": "standard", "loss": {"kind": "srip", "decay": [[20, 1e-3], [50, 1e-4], [70, 1e-6], [120, 0.0]]}},
+            "64c3e7e1",
+        ),
+        ({"kind": "standard", "loss": {"kind": "srip"}}, "9dd0d5c9"),
+    ],
+)
+def test_a_default_that_changed_does_not_take_over_old_results(scheme: dict[str, Any], fingerprint: str) -> None:
+    """Stated, the value that was the default has the fingerprint that it had when it was left out."""
+    assert only(schemes={"repr": scheme}).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"data": {"source": "digits", "partial": True}},

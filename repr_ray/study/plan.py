@@ -52,13 +52,12 @@ class Trial:
     def fingerprint(self) -> str:
         """Eight hex digits of everything that changes the result; paths and hardware are not in it.
 
-        Fields at their defaults are left out: a setting added to a later version, which by default changes
-        nothing, does not invalidate existing results.
+        Fields at their first defaults are left out: a setting added to a later version, which by default changes
+        nothing, does not invalidate existing results, and a default that changes does not take over old ones.
         """
         blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
         result: dict[str, Any] = {
-            name: block.model_dump(mode="json", exclude_defaults=True, exclude={"source", "partial"})
-            for name, block in blocks.items()
+            name: block.differing(exclude={"source", "partial"}) for name, block in blocks.items()
         }
         kinds = [self.model.kind, self.train.optimizer.kind, self.train.schedule.kind, self.settings.kind]
         if self.teacher:

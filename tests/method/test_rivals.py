@@ -78,10 +78,15 @@ def assert_equal(model: nn.Module, own: dict[str, Array]) -> None:
         np.testing.assert_allclose(value, own[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def test_dsd() -> None:
-    """Algorithm 1: the smallest 40% of each layer masked in epochs 1 and 2, then from zero at a tenth of the rate."""
-    layers = ("0.weight", "2.weight", "6.weight")
-    for epoch, number, _, _, own in walk("DSD", 4, sparsity=0.4, sparse_at=1, dense_at=3):
+@pytest.mark.parametrize("exclude", [None, ["6"]])
+def test_dsd(exclude: list[str] | None) -> None:
+    """Algorithm 1: the smallest 40% of each layer masked in epochs 1 and 2, then from zero at a tenth of the rate.
+
+    Section 4: the first convolution is not masked.
+    """
+    layers = ("2.weight", "6.weight") if exclude is None else ("0.weight", "2.weight")
+    settings = {} if exclude is None else {"exclude": exclude}
+    for epoch, number, _, _, own in walk("DSD", 4, sparsity=0.4, sparse_at=1, dense_at=3, **settings):
         if (epoch, number) == (1, 0):
             for name in layers:
                 value = np.abs(own[name])
@@ -199,6 +204,37 @@ def test_redo() -> None:
         return h / h.mean() <= 0.7 if step % 3 == 0 else np.zeros(6, bool)
 
     assert follow("ReDo", 4, replace, threshold=0.7, every=3) >= 4
+
+
+def test_layers_that_share_a_tensor_are_masked_once_or_not_at_all() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].weight, model[3].weight = model[0].weight, model[2].weight
+    scheme = repr_ray.DSD(model, torch.optim.SGD(model.parameters(), 0.1), epochs=3)
+    assert list(scheme.weights) == ["2"]
+    for exclude, message in ((["22"], "exclude: the network has no layer 22"), (["0", "2"], "leaves no layer")):
+        with pytest.raises(ValueError, match=message):
+            repr_ray.DSD(model, torch.optim.SGD(model.parameters(), 0.1), epochs=3, exclude=exclude)
+
+
+@pytest.mark.parametrize("batch_norm", ["keep", "reset"])
+def test_batch_norms_of_later_layers_are_kept_or_start_again(batch_norm: str) -> None:
+    """`stack` has batch norms 1 and 7; the second half of its layers starts anew."""
+    model = stack()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.startswith(("1.", "7.")):
+                tensor.fill_(7)
+    scheme = repr_ray.LaterLayerForgetting(
+        model, torch.optim.SGD(model.parameters(), 0.1), epochs=4, every=1, batch_norm=batch_norm
+    )
+    before = copies(model)
+    scheme.start_epoch(0)
+    events = scheme.start_epoch(1)
+    renewed = [event.layer for event in events]
+    assert renewed and all((copies(model)[f"{name}.weight"] != before[f"{name}.weight"]).all() for name in renewed)
+    assert (model[1].running_mean == 7).all() and (model[1].weight == 7).all()
+    for tensor, value in ((model[7].weight, 1), (model[7].bias, 0), (model[7].running_mean, 0)):
+        assert (tensor == (7 if batch_norm == "keep" else value)).all()
 
 
 def test_units_of_batch_norms_and_adam_start_again() -> None:

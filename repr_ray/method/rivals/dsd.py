@@ -1,5 +1,6 @@
 """Dense-sparse-dense training."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,11 +41,7 @@ class DSD(Scheme):
     ) -> None:
         super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
         self.sparse_at, self.dense_at = self.settings.phases(epochs)
-        named = {name: m.weight for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-        self.weights: dict[str, Tensor] = {}
-        for name, weight in named.items():
-            if not any(weight is other for other in self.weights.values()):
-                self.weights[name] = weight
+        self.weights = self._masked()
         self.masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in self.weights.items()}
 
     @property
@@ -84,6 +81,27 @@ class DSD(Scheme):
         super().load_state_dict(state)
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
+
+    def _masked(self) -> dict[str, Tensor]:
+        """The weights that are masked, by layer, each once. Raises ValueError for a layer that there is not."""
+        layers = {name: m for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        first = next((name for name, module in layers.items() if isinstance(module, nn.Conv2d)), "")
+        excluded = {first if name == "first" else name for name in self.settings.exclude} - {""}
+        if unknown := sorted(excluded - set(layers)):
+            near = difflib.get_close_matches(unknown[0], layers, n=1)
+            raise ValueError(
+                f"exclude: the network has no layer {unknown[0]}; "
+                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)} (and `first`)")
+            )
+        weights: dict[str, Tensor] = {}
+        known = {id(layers[name].weight) for name in excluded}  # layers may share one tensor
+        for name, module in layers.items():
+            if id(module.weight) not in known:
+                known.add(id(module.weight))
+                weights[name] = module.weight
+        if not weights:
+            raise ValueError("exclude: leaves no layer to mask")
+        return weights
 
     def _mask(self) -> list[LayerEvent]:
         before = {name: overlap(weight) for name, weight in self.weights.items()}

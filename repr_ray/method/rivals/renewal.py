@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from repr_ray import distributed
@@ -145,7 +146,11 @@ class LaterLayerForgetting(Renewal):
                 f"from_layer={first}: the network has no such layer; "
                 + (f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)}")
             )
-        return _tensors(self.model, names[places[0] :])
+        later = _tensors(self.model, names[places[0] :])
+        if self.settings.batch_norm == "reset":
+            return later
+        norms = [f"{name}." for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)]
+        return {name: tensor for name, tensor in later.items() if not name.startswith(tuple(norms))}
 
 
 class Rifle(Renewal):

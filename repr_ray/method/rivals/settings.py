@@ -1,6 +1,7 @@
 """What can be set about the rivals of RePr. No torch here, so that a config is checked before torch is imported."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,12 +16,15 @@ class DSDSettings(SchemeSettings):
     """Dense-sparse-dense training, arXiv 1607.04381: one pass, by default a third of the training each.
 
     Before epoch `sparse_at` the `sparsity` share of the smallest weights of each convolution and linear layer is
-    set to zero and held there; from epoch `dense_at` all train again, at `final_rate` times the learning rate. The
-    paper trains each phase until it converges and prunes 25% to 50%, 30% in most of its tables. The share is that of
-    each layer alone, as in MXNet's implementation.
+    set to zero and held there; from epoch `dense_at` all train again, at `final_rate` times the learning rate.
+    Defaults are the paper's: the same share of every layer, a tenth of the rate (section 2), not the first
+    convolution (section 4), 30% (tables 2 to 4; section 2 recommends 25% to 50%). It trains each phase until it
+    converges, ResNets for 90, 45 and 45 epochs; in its tables the sparse phase has a lower rate than the first too,
+    which is a schedule of the rate.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.dsd:DSD"
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {"exclude": []}
 
     kind: Literal["dsd"] = "dsd"
     sparsity: Share = Field(default=0.3, description="share of each layer's weights that is held at zero")
@@ -38,6 +42,10 @@ class DSDSettings(SchemeSettings):
     final_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.1,
         description="what the learning rate is multiplied by from then on",
+    )
+
+    exclude: tuple[str, ...] = Field(
+        default=("first",), description="layers that are never masked, by name; `first` is the first convolution"
     )
 
     def phases(self, epochs: int) -> tuple[int, int]:
@@ -137,13 +145,17 @@ class ShrinkPerturbSettings(RenewalSettings):
 
 
 class LaterLayerForgettingSettings(RenewalSettings):
-    """Later-layer forgetting, arXiv 2202.00155, section 4: layers are re-initialised from `from_layer` on.
+    """Later-layer forgetting, arXiv 2202.00155, section 3.2: layers are re-initialised from `from_layer` on.
 
     The layer goes by its name, or by that of the block it begins; by default the second half of the layers, in the
-    order in which the network has them, starts again (the paper's layer 10 of ResNet-18), in ten generations.
+    order in which the network has them, starts again: table 1 has layer 10 or 14 of ResNet-18, where its third and
+    its fourth block begin, and 3, 8 or 10 generations after the first; here ten in all. As in the authors' code
+    (hlml/fortuitous_forgetting) batch norms keep what they have. Different from it: generations divide one training,
+    theirs have 200 epochs and a schedule of the rate each, and a new optimizer for all layers.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {"batch_norm": "reset"}
 
     kind: Literal["later_layer_forgetting"] = "later_layer_forgetting"
     from_layer: str | None = Field(
@@ -151,6 +163,9 @@ class LaterLayerForgettingSettings(RenewalSettings):
         description=(
             "the first layer that starts anew, by its name or that of its block; the second half when not given"
         ),
+    )
+    batch_norm: Literal["keep", "reset"] = Field(
+        default="keep", description="the batch norms among these layers, with their running statistics"
     )
 
 
