@@ -47,16 +47,18 @@ class Settings(BaseModel):
     def differing(self, **dump: Any) -> dict[str, Any]:
         """Plain values of the fields that are not at their first defaults; `dump` as in pydantic's `model_dump`."""
         result = self.model_dump(mode="json", exclude_defaults=True, **dump)
-        for name, inner in self:
-            if name in result and isinstance(inner, Settings):
-                result[name] = inner.differing()
-        every = self.model_dump(mode="json", include=set(self.earlier_defaults))
-        for name, first in self.earlier_defaults.items():
-            if every[name] == first:
-                result.pop(name, None)
-            else:
-                result[name] = every[name]
+        self._compare_with_earlier(result)
         return result
+
+    def _compare_with_earlier(self, result: dict[str, Any]) -> None:
+        for name, plain in result.items():
+            if isinstance(inner := getattr(self, name, None), Settings):
+                inner._compare_with_earlier(plain)
+        if self.earlier_defaults:
+            every = self.model_dump(mode="json", include=set(self.earlier_defaults))
+            result.update(every)
+            for name in [name for name, first in self.earlier_defaults.items() if every[name] == first]:
+                del result[name]
 
     def __hash__(self) -> int:
         """Mappings among the fields are hashed by what they hold."""
