@@ -75,8 +75,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]
     return [*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]
 
 
-def write(name: str, title: str, lines: Sequence[str], device: torch.device, threads: int) -> None:
-    """Print Markdown below its title and the machine, and write it to results/NAME-DEVICE.md."""
+def write(name: str, title: str, lines: Sequence[str], device: torch.device, threads: int, show: bool = True) -> None:
+    """Write Markdown below its title and the machine to results/NAME-DEVICE.md, and print it if `show`."""
     machine = hardware(device)
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "ray", "numpy"))
     machine_line = (
@@ -84,6 +84,7 @@ def write(name: str, title: str, lines: Sequence[str], device: torch.device, thr
         f" {versions}. Load average at the end {os.getloadavg()[0]:.1f}."
     )
     text = "\n".join([f"# {title}", "", machine_line, "", *lines]) + "\n"
-    Console(width=200).print(text, highlight=False, markup=False)
+    if show:
+        Console(width=200).print(text, highlight=False, markup=False)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}-{device.type}.md").write_text(text)
