@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from repr_ray.runners import ray_private
+from repr_ray.data.stream import StreamStopped
+from repr_ray.runners import ray_private, ray_ranks
 
 
 def test_no_cluster_is_joined_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +71,6 @@ def test_the_errors_of_ranks() -> None:
     assert ray_private.errors_of_ranks(own) is None
     assert ray_private.errors_of_ranks(ended(r0=own)) == [own]
     assert ray_private.errors_of_ranks(ended(r0=own, r1=lost)) == []
+    gone = RuntimeError("Connection closed by peer")
+    assert ray_ranks._own_error(ended(r0=gone, r1=own)) is own
+    assert ray_ranks._own_error(ended(r0=gone, r1=StreamStopped("a process has died"))) is None  # started again

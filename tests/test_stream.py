@@ -29,10 +29,10 @@ from repr_ray.data.decoded import Decoded, load
 from repr_ray.data.encoded import Encoded, pack
 from repr_ray.data.images import Shape
 from repr_ray.data.source import ArrayRows, silent
-from repr_ray.data.stream import StreamError, cropped
+from repr_ray.data.stream import StreamError, StreamStopped, cropped
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data, RandomResizedCrop
-from repr_ray.training.messages import Preempted
+from repr_ray.training.messages import RETRIES, Preempted
 from repr_ray.training.trial import run_trial
 
 CPU = torch.device("cpu")
@@ -330,36 +330,55 @@ def test_an_image_that_changes_under_a_trial_is_named(source: Path, loaders: int
 
 
 def test_a_trial_whose_loader_was_killed_resumes_to_the_same_bits(source: Path, tmp_path: Path) -> None:
-    """In the middle of its second epoch, and once more where it was asked to stop."""
+    """By itself in the middle of its second epoch, and by a new launch where it was asked to stop."""
     block = data_of(source, **CROPS).model_dump(mode="json")
     train = {"epochs": 4, "batch_size": 8, "precision": "fp32"}
     [trial] = tiny(data=block, train=train, schemes={"repr": {"kind": "repr", "s1": 1, "s2": 1}})[:1]
     run_trial(trial, tmp_path / "undisturbed", CPU, lambda message: None, {})
 
-    def after(steps: int, do: Any) -> Any:
-        calls = iter(range(1000))
-        return lambda: next(calls) == steps and do()
+    calls = iter(range(1000))
 
-    def kill() -> bool:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid or 0, signal.SIGKILL)
-            child.join()
-        return False
+    def stop() -> bool:
+        call = next(calls)
+        if call == 7:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+                child.join()
+        return call == 16
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "AT_ONCE", 2)
         patch.setattr(stream, "AHEAD", 1)
         patch.setattr(stream, "LOOK_EVERY", 0.2)
-        with pytest.raises(StreamError):
-            run_trial(trial, tmp_path / "killed", CPU, lambda message: None, {}, stop=after(7, kill))
-    [error] = (tmp_path / "killed").glob("trials/*/error.json")
-    assert "a process that decodes images has died" in error.read_text()
-    with pytest.raises(Preempted, match="stopped at epoch 3, step 3"):
-        run_trial(trial, tmp_path / "killed", CPU, lambda message: None, {}, stop=after(7, lambda: True))
+        with pytest.raises(Preempted, match="stopped at epoch 3, step "):
+            run_trial(trial, tmp_path / "killed", CPU, lambda message: None, {}, stop)
+    assert not list((tmp_path / "killed").glob("trials/*/error.json"))
+    [log] = (tmp_path / "killed").glob("trials/*/log.txt")
+    died, resumed = (log.read_text().index(text) for text in ("images has died", "resumes at epoch 2"))
+    assert died < resumed
     run_trial(trial, tmp_path / "killed", CPU, lambda message: None, {})
     ours, theirs = (results_of(tmp_path / name)[trial.name]["checksum"] for name in ("killed", "undisturbed"))
     assert ours == theirs
     assert rows(tmp_path / "killed", trial.name, "epochs") == rows(tmp_path / "undisturbed", trial.name, "epochs")
+
+
+@pytest.mark.parametrize("error, starts", [(StreamStopped("gone"), 1 + RETRIES), (StreamError("bad image"), 1)])
+def test_a_trial_whose_images_never_come_is_given_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, starts: int
+) -> None:
+    """An image that cannot be decoded will not be decoded the next time."""
+    [trial] = tiny(data=data_of(source).model_dump(mode="json"))[:1]
+
+    def fail(store: object, wanted: object) -> Iterator[torch.Tensor]:
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(stream.Streamed, "batches", fail)
+    with pytest.raises(type(error)):
+        run_trial(trial, tmp_path, CPU, lambda message: None, {})
+    [folder] = (tmp_path / "trials").iterdir()
+    assert str(error) in (folder / "error.json").read_text()
+    assert (folder / "log.txt").read_text().count("starts") == starts
 
 
 # What a trial holds of an index as large as ImageNet's, in MB: pages of its own and of its loaders, the map's apart.

@@ -34,7 +34,11 @@ PATIENCE, LOOK_EVERY = 300, 5
 
 
 class StreamError(RuntimeError):
-    """Images have stopped coming: a process that decodes them has died, hangs, or meets one it cannot decode."""
+    """An image cannot be decoded."""
+
+
+class StreamStopped(StreamError):
+    """Images have stopped coming: a process that decodes them has died or hangs. A new start may help."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,9 @@ class Streamed:
                     part = next(images)
                 except RuntimeError as error:
                     if "timed out" not in str(error):
-                        raise StreamError(f"a process that decodes images has died: {error}") from None
+                        raise StreamStopped(f"a process that decodes images has died: {error}") from None
                     if monotonic() - asked > PATIENCE:
-                        raise StreamError(f"no image has come for {PATIENCE} s: is the storage there?") from None
+                        raise StreamStopped(f"no image has come for {PATIENCE} s: is the storage there?") from None
                 else:
                     break
             if isinstance(part, str):

@@ -118,7 +118,7 @@ def map_filters(model: nn.Module, example: Any = None) -> FilterMap:
     left_out = {name: trace.left_out[name] for name in convs if name in trace.left_out}
     left_out |= {name: "it is never called" for name in convs if name not in left_out and name not in trace.layers}
     norms = {name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    with torch.device("cpu"):  # where labels are, whatever the caller makes all else on
+    with torch._C.DisableTorchFunction():  # a default device costs time in each call on labels
         parts = _parts(trace)
     layers = (
         ConvLayer(

@@ -121,10 +121,12 @@ def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
 
 
 def _own_error(error: Exception) -> Exception | None:
-    """The exception that a rank raised; None if its process, its node or a connection was lost."""
+    """The exception that a rank raised; None if its process, its node, a connection or its loader was lost."""
     from repr_ray import distributed
+    from repr_ray.data.stream import StreamStopped
 
     failures = errors_of_ranks(error)
     if failures is None:
         return error
-    return next((failure for failure in failures if not distributed.lost_connection(failure)), None)
+    faults = [f for f in failures if isinstance(f, StreamStopped) or distributed.lost_connection(f)]
+    return next((failure for failure in failures if failure not in faults), None)

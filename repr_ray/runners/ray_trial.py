@@ -13,13 +13,10 @@ from repr_ray.storage.folder import Folder, StorageError, opened, redact
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
-from repr_ray.training.messages import Preempted
+from repr_ray.training.messages import RETRIES, Preempted
 
 PROBE = ".probe"
 """A file beside the results, for a node to check that it sees what the launcher writes."""
-
-RETRIES = 2
-"""Restarts of a trial whose process died again before its next checkpoint."""
 
 
 @dataclass(frozen=True)

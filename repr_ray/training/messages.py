@@ -47,6 +47,9 @@ class Stopped:
     place: str
 
 
+RETRIES = 2
+"""New starts of a trial from one checkpoint after which it is given up."""
+
 Message = Note | EpochEnded | Done | Failed | Stopped
 
 Tell = Callable[[Message], Any]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.components import in_one_line
+from repr_ray.data.stream import StreamStopped
 from repr_ray.method.events import LayerEvent, describe, terms, warnings
 from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
@@ -22,7 +23,7 @@ from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import Diverged, PartialEpoch, Stop, assert_finite, never, run_epoch
-from repr_ray.training.messages import Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
+from repr_ray.training.messages import RETRIES, Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
 from repr_ray.training.restore import restore
 from repr_ray.training.setup import set_up, teach
 from repr_ray.training.tensorboard import Board
@@ -48,18 +49,17 @@ def run_trial(
     """Train a trial to its end, resuming from its newest checkpoint; every rank calls it.
 
     `results` is a folder, or the URI of one on object storage, where the trial is stored with every checkpoint.
-    `origin` (command, commit, GPUs of a worker) is written to result.json. Raises Preempted when `stop()` is true on
-    any rank, after the current step and a checkpoint, and when another process has started the trial since. Other
-    exceptions are raised after error.json is written.
+    `origin` (command, commit, GPUs of a worker) is written to result.json. A trial of one rank whose images stop
+    coming goes on from its newest checkpoint. Raises Preempted when `stop()` is true on any rank, after the current
+    step and a checkpoint, and when another process has started the trial since. Other exceptions are raised after
+    error.json is written.
     """
     folder = None
     with contextlib.ExitStack() as stack:
         try:
             storage = stack.enter_context(opened(results))
             folder = TrialFolder(storage.path, trial, storage)
-            run = _Run(trial, folder, device, tell)
-            run.train(stop)
-            run.finish(origin)
+            _train(trial, folder, device, tell, stop).finish(origin)
         except Preempted:
             raise
         except Exception as error:
@@ -68,6 +68,24 @@ def run_trial(
                     folder.fail(failure(error))
             tell(Failed(trial.name, failure(error)["message"]))
             raise
+
+
+def _train(trial: Trial, folder: TrialFolder, device: torch.device, tell: Tell, stop: Stop) -> "_Run":
+    """Train a trial to its last epoch, from one checkpoint at most `RETRIES` times again."""
+    before: tuple[int, int] | None = None
+    starts = 0
+    while True:
+        run = _Run(trial, folder, device, tell)
+        starts, before = starts + 1 if run.began == before else 1, run.began
+        try:
+            run.train(stop)
+        except StreamStopped as error:
+            if distributed.world_size() > 1 or starts > RETRIES:  # the other ranks wait for this one: all start anew
+                raise
+            run.abandon(f"{error}; goes on from the newest checkpoint")
+        else:
+            return run
+        del run  # its memory, before the next one takes its own
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -103,6 +121,7 @@ class _Run:
             self.epochs, self.cycles, self.part = state["epochs"], state["cycles"], state.get("part")
             self.started, seconds = datetime.fromisoformat(state["started"]), state["seconds"]
         self.clock = perf_counter() - seconds
+        self.began = len(self.epochs), self.part["steps"] if self.part else 0
         if self.lead:
             folder.announce(self.setup.data_digest)
             self._note(f"resumes at {_place(len(self.epochs), self.part)}" if state else "starts")
@@ -130,6 +149,11 @@ class _Run:
             self.epochs.append(row)
             if self.lead:
                 self._end_epoch(epoch, row)
+
+    def abandon(self, why: str) -> None:
+        """Leave the trial to a new start from its newest checkpoint."""
+        self._note(why)
+        self.board.close()
 
     def finish(self, origin: dict[str, Any]) -> None:
         """Check the trained network, and write the result, unless the trial only pauses."""

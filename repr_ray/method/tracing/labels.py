@@ -35,7 +35,13 @@ def by_row(rows: Tensor) -> tuple[Tensor, list[float]]:
 def present(labels: Tensor) -> list[float]:
     """The labels of filters, negative ones included, that occur."""
     labels = labels[labels.abs() >= FIRST] if labels.numel() else labels
-    return labels.unique().tolist() if labels.numel() else []
+    if not labels.numel():
+        return []
+    whole = labels.long()  # labels are dense: no need to sort
+    lowest = whole.min()
+    seen = torch.zeros(int(whole.max() - lowest) + 1, dtype=torch.bool)
+    seen[whole - lowest] = True
+    return (seen.nonzero().flatten() + lowest).to(labels.dtype).tolist()
 
 
 def has_filter(labels: Tensor) -> Tensor:
@@ -48,9 +54,14 @@ def scalar(label: float, like: Tensor) -> Tensor:
     return torch.full([1] * like.dim(), label)
 
 
+def unexpanded(t: Tensor) -> Tensor:
+    """The part of a tensor that is in memory; it broadcasts to the tensor."""
+    return t[tuple(slice(1 if stride == 0 else None) for stride in t.stride())]
+
+
 def laid_out_like(labels: Tensor, like: Tensor) -> Tensor:
     """The labels with the strides of `like`, so that both have the same views; what is expanded stays so."""
-    sizes = [1 if stride == 0 else size for size, stride in zip(like.shape, like.stride(), strict=True)]
+    sizes = unexpanded(like).shape
     labels = labels.expand(like.shape)
     own = labels[tuple(slice(size) for size in sizes)]
     if not torch.equal(own.expand(like.shape), labels):

@@ -54,6 +54,8 @@ class Ownership:
         self._products: dict[tuple[int, int], float] = {}
         self._register(model)
         self._count = len(self._sets)
+        self._layer_names = list(self._first)
+        self._firsts = torch.tensor(list(self._first.values()))
 
     def _register(self, model: nn.Module) -> None:
         """Give every filter that may be dropped a label: at first only its kernel row and its bias have it."""
@@ -166,8 +168,15 @@ class Ownership:
         """Keep the layers of these filters at full width in a smaller copy."""
         self.joined.update(self._layers(labels))
 
-    def _layers(self, labels: Iterable[float]) -> dict[str, None]:
-        return dict.fromkeys(layer for label in labels for layer, _ in self.filters(abs(label)))
+    def _layers(self, labels: Iterable[float]) -> set[str]:
+        numbers = (torch.tensor(list(labels)).abs() - FIRST).long()
+        singles = numbers < self._count
+        found = {self._layer_names[i] for i in self._layer_numbers(numbers[singles]).unique().tolist()}
+        return found | {layer for number in numbers[~singles].tolist() for layer, _ in self._sets[number]}
+
+    def _layer_numbers(self, filters: Tensor) -> Tensor:
+        """The place of each filter's layer among those registered; filters are counted over all of them."""
+        return torch.bucketize(filters, self._firsts, right=True) - 1
 
     def filters(self, label: float) -> tuple[tuple[str, int], ...]:
         """Each (layer, filter) that a label stands for."""
@@ -194,10 +203,8 @@ class Ownership:
         numbers, places = torch.cat(found, 1)
         order = (numbers * len(claim.labels) + places).argsort()
         numbers, places = numbers[order], places[order]
-        firsts = torch.tensor(list(self._first.values()), device=numbers.device)
-        which = torch.bucketize(numbers, firsts, right=True) - 1
-        owners, counts = which.unique_consecutive(return_counts=True)
-        layers, sizes = list(self._first), counts.tolist()
+        owners, counts = self._layer_numbers(numbers).unique_consecutive(return_counts=True)
+        layers, sizes = self._layer_names, counts.tolist()
         return {
             layers[i]: (tuple((own - self._first[layers[i]]).tolist()), tuple(at.tolist()))
             for i, own, at in zip(owners.tolist(), numbers.split(sizes), places.split(sizes), strict=True)

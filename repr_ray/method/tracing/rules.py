@@ -24,7 +24,7 @@ CONSTANTS = names(
 _BY_CHANNEL = ("max_pool", "avg_pool", "adaptive_", "_adaptive_", "upsample_", "_upsample_", "fractional_max_pool")
 _SUMS = names("mean sum")
 _EXTREMES = names("amax amin max min var std var_mean std_mean linalg_vector_norm")
-_BATCH_NORMS = names(
+BATCH_NORMS = names(
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"
     " miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
 )
@@ -47,7 +47,7 @@ def labels_of(trace: Trace, func: Any, name: str, given: dict[str, Any], outputs
         return [convolution(trace, given, out)]
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         return [matrix_product(trace, name, given)]
-    if name in _BATCH_NORMS:
+    if name in BATCH_NORMS:
         return [norm(trace, given, 1, "batch"), *rest]
     if name == "native_layer_norm" and len(given["normalized_shape"]) == 1:
         return [norm(trace, given, out.dim() - 1, "layer"), *rest]

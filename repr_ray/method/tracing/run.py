@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from repr_ray.method.tracing.labels import FIRST, MIXED, CannotTrace, present, scalar
 from repr_ray.method.tracing.moves import MOVES, moved
 from repr_ray.method.tracing.ownership import not_silent
-from repr_ray.method.tracing.rules import CONSTANTS, labels_of
+from repr_ray.method.tracing.rules import BATCH_NORMS, CONSTANTS, labels_of
 from repr_ray.method.tracing.trace import Source, Trace
 
 
@@ -59,7 +59,7 @@ class Interpreter(TorchDispatchMode):
 
     def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
         self.trace.stack.pop()
-        with _disable_current_modes():
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
             self._note_axis(module, output)
 
     def _note_axis(self, module: nn.Module, output: object) -> None:
@@ -77,6 +77,10 @@ class Interpreter(TorchDispatchMode):
                     self.trace.leave_out(present(claim.labels), f"{claim.tensor} is added to it within {name}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():  # a default device costs time in each call on labels
+            return self._dispatch(func, args, kwargs)
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         base = func._schema.name.split("::")[1]
@@ -95,7 +99,7 @@ class Interpreter(TorchDispatchMode):
         for t in tensors if self._follows else ():
             if (layer := self.trace.outputs.get(self._twin(t))) is not None and base not in ("detach", "alias"):
                 self.trace.readers[layer].add((base, self.trace.modules.get(self.trace.stack[-1], "")))
-        out = func(*args, **kwargs)
+        out = _without_data(func, base, args, kwargs)
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         if self._follows:
             self._follow(func, base, given, real, out)
@@ -136,6 +140,14 @@ class Interpreter(TorchDispatchMode):
             else:
                 self.trace.label_of[one] = labels
         self.trace.release_unclaimed()
+
+
+def _without_data(func: Any, base: str, args: Any, kwargs: Any) -> Any:
+    """The result of an operation on tensors without data; of a batch norm, slow to decompose, by its shape alone."""
+    if base in BATCH_NORMS and len(func._schema.returns) > 1:
+        statistics = [torch.empty(0, device="meta") for _ in func._schema.returns[1:]]
+        return torch.empty_like(args[0]), *statistics
+    return func(*args, **kwargs)
 
 
 def _uncompiled() -> AbstractContextManager[object]:

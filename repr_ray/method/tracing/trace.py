@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from repr_ray.method.tracing.labels import CONSTANT, MIXED, by_row, laid_out_like, present, scalar
+from repr_ray.method.tracing.labels import CONSTANT, MIXED, by_row, laid_out_like, present, scalar, unexpanded
 from repr_ray.method.tracing.ownership import Ownership, not_silent
 
 
@@ -50,7 +50,7 @@ class Trace(Ownership):
             return self.label_of[t]
         source = self.sources.get(t)
         if source is not None and source.name in self.parameter_labels:
-            return self.parameter_labels[source.name][source.rows.long()]
+            return self.parameter_labels[source.name][unexpanded(source.rows).long()]
         return scalar(CONSTANT, t)
 
     def writable_labels(self, t: Tensor) -> Tensor:
