@@ -15,8 +15,11 @@ from statistics import median
 import yaml
 
 from repr_ray.components import digests
+from repr_ray.data.cache import cache_folder
+from repr_ray.data.describe import copy_bytes
 from repr_ray.data.shape import shape_of
 from repr_ray.models.settings import ConvNet, ModelSettings
+from repr_ray.storage.folder import redact
 from repr_ray.storage.foreign import read_json
 from repr_ray.study.data import Data
 from repr_ray.study.plan import Trial
@@ -123,6 +126,21 @@ def disk_line(pending: Sequence[Trial], results: Path | str) -> tuple[str, bool]
     if needed <= free:
         return said, True
     return f"WARNING: {said}: make room, or name another folder with --results", False
+
+
+def data_lines(pending: Iterable[Trial]) -> dict[str, bool]:
+    """The disk space that copies of the trials' images need on each machine, as lines, and whether it is free."""
+    lines = {}
+    for data in {trial.data: None for trial in pending}:
+        needed, cache = copy_bytes(data), cache_folder()
+        if needed is None and data.store == "stream":
+            said = f"as much as {redact(data.source)} takes for the images of {data.name}"
+            lines[f"disk: {said} (on every node)"] = True
+        elif needed:
+            free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+            said = f"about {amount(needed)} for the images of {data.name}, {amount(free)} free at {cache}"
+            lines[f"disk: {said} (on every node)"] = needed <= free
+    return lines
 
 
 def time_lines(pending: Iterable[Trial], results: Path, arguments: Sequence[str]) -> list[str]:

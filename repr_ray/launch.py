@@ -286,6 +286,8 @@ def _show_cost(console: "Console", trials: list[Trial], results: Path | str, arg
 
     here = results if isinstance(results, Path) else None
     pending = [trial for trial in trials if not (here and TrialFolder(here, trial).done)]
+    for line, enough in estimate.data_lines(pending).items():
+        _say(console, line if enough else f"WARNING: {line}", style="" if enough else "yellow")
     if not all(shape_is_known(trial.data) for trial in pending):
         _say(console, "disk and time: known once a launch has decoded the images")
         return

@@ -26,10 +26,12 @@ from repr_ray.data import decoded, stream
 from repr_ray.data.augment import Crops, Cut
 from repr_ray.data.batches import Batch, Batches
 from repr_ray.data.decoded import Decoded, load
+from repr_ray.data.describe import copy_bytes
 from repr_ray.data.encoded import Encoded, pack
 from repr_ray.data.images import Shape
 from repr_ray.data.source import ArrayRows, silent
 from repr_ray.data.stream import StreamError, StreamStopped, cropped
+from repr_ray.estimate import amount, data_lines
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data, RandomResizedCrop
 from repr_ray.training.messages import RETRIES, Preempted
@@ -274,6 +276,23 @@ def test_a_disk_that_is_too_small_for_decoded_images_is_said(source: Path, monke
         ConfigError, match=r"data\.store=memory_map: decoded images take .* GB, .* data\.store=stream"
     ):
         load(data_of(source, store="memory_map", size=25))
+
+
+@pytest.mark.parametrize(
+    "shaping", [{"store": "stream"}, {"store": "memory_map"}, {"store": "auto", "evaluation_resize": 28}]
+)
+def test_a_copy_takes_the_space_that_a_dry_run_says(
+    source: Path, shaping: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPR_RAY_CACHE", str(tmp_path / "cache"))
+    [trial] = tiny(data=data_of(source, **shaping).model_dump(mode="json"))[:1]
+    [(line, enough)] = data_lines([trial]).items()
+    assert enough and line.startswith(f"disk: about {amount(said := copy_bytes(trial.data) or 0)} for the images of ")
+    load(trial.data)
+    held = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.npy"))
+    assert 0.8 < said / held < 1.2
+    assert copy_bytes(trial.data) == 0 and not data_lines([trial])
+    assert copy_bytes(Data.model_validate({"name": "cifar10", "store": "memory_map"})) == 60_000 * 32 * 32 * 3
 
 
 @pytest.mark.parametrize("damage", ["content", "offsets"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -299,13 +300,9 @@ def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[st
         looks, chosen, skipped = _look(chosen, data, progress)
         channels = channels or max(one.channels for one in looks)
         size = size or _one_size(looks, data)
-    stored = data.resize or size
-    evaluated = data.evaluation_resize or stored
-    shapes = {split: Shape(channels, evaluated, size) for split in ("validation", "test", "held_out")}
-    shapes["train"] = Shape(channels, stored, stored)
+    shapes = _shapes(data, channels, size)
     held_out = shapes["train"] != shapes["test"]
-    needed = sum(counts[split] * shapes[split].bytes for split in chosen)
-    needed += held_out * counts["train"] * shapes["held_out"].bytes
+    needed = bytes_of(data, counts, channels, size)
     encoded = data.store == "stream" or (data.store == "auto" and needed > LARGEST)
     if encoded:
         notes.append(f"images are decoded as they are needed: decoded at once they would take {needed / 1e9:,.1f} GB")
@@ -346,6 +343,21 @@ def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[st
         "notes": notes,
         "files": {name: [list(array.shape), array.dtype.str] for name, array in arrays.items()},
     } | ({"encoded": {split: asdict(shape) for split, shape in shapes.items()}} if encoded else {})
+
+
+def _shapes(data: Data, channels: int, size: int) -> dict[str, Shape]:
+    """What each split is decoded to; `held_out` are training images that are validated on."""
+    stored = data.resize or size
+    evaluated = data.evaluation_resize or stored
+    shapes = {split: Shape(channels, evaluated, size) for split in ("validation", "test", "held_out")}
+    return shapes | {"train": Shape(channels, stored, stored)}
+
+
+def bytes_of(data: Data, counts: Mapping[str, int], channels: int, size: int) -> int:
+    """Bytes of a decoded copy of so many images of each split, of so many channels and pixels a side."""
+    shapes = _shapes(data, channels, size)
+    held_out = counts["train"] * shapes["held_out"].bytes if shapes["train"] != shapes["test"] else 0
+    return held_out + sum(count * shapes[split].bytes for split, count in counts.items())
 
 
 def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Look], dict[str, Rows], list[str]]:

@@ -4,9 +4,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from repr_ray.data.decoded import known_facts
+from repr_ray.data.decoded import LARGEST as MOST_DECODED
+from repr_ray.data.decoded import bytes_of, known_facts
 from repr_ray.data.images import look
-from repr_ray.data.source import Rows
+from repr_ray.data.source import Rows, Source
 from repr_ray.data.sources import kind_of, source_of
 from repr_ray.data.split import check_classes, check_labels, choose
 from repr_ray.storage.folder import redact
@@ -14,6 +15,9 @@ from repr_ray.study.data import Data
 
 LARGEST = 2_000_000_000
 """Bytes of a source that a dry run reads."""
+
+COLOUR = 3
+"""Channels of images that nobody has looked at yet."""
 
 
 def describe(data: Data) -> str:
@@ -29,9 +33,8 @@ def describe(data: Data) -> str:
     if kind in _NOT_LOOKED_AT:
         return _later(data, _NOT_LOOKED_AT[kind])
     source, _ = source_of(data)
-    if (size := sum(entry[1] for entry in source.stamps)) > LARGEST:
-        packed = ", and as much again in the cache" if data.store == "stream" else ""
-        return _later(data, f"{size / 1e9:,.0f} GB{packed}")
+    if (size := _bytes(source)) > LARGEST:
+        return _later(data, f"{size / 1e9:,.0f} GB")
     with tempfile.TemporaryDirectory() as scratch:
         found = source.read(Path(scratch))
         chosen, notes = choose(found, data)
@@ -41,6 +44,30 @@ def describe(data: Data) -> str:
         first = "; ".join(f"{split} begins with {_first(rows)}" for split, rows in chosen.items())
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
     return _line(data, counts, classes, found.names, "; ".join([first, *notes]))
+
+
+def copy_bytes(data: Data) -> int | None:
+    """Bytes that the copy of a data set takes on each machine, 0 where it is there already, None if not known yet."""
+    kind = kind_of(data)
+    if kind != "hf" and known_facts(data):
+        return 0
+    known, source = data.facts, source_of(data)[0] if kind == "folder" else None
+    size, channels = data.size or (known and known.size), data.channels or (known.channels if known else COLOUR)
+    counts = {"train": known.train, "test": known.test} if known else {}
+    if data.store != "stream":
+        if not counts and source and size and _bytes(source) <= LARGEST:
+            with tempfile.TemporaryDirectory() as scratch:
+                chosen, _ = choose(source.read(Path(scratch)), data)
+                counts = {split: len(rows.labels) for split, rows in chosen.items()}
+        if not (counts and size):
+            return None
+        if (decoded := bytes_of(data, counts, channels, size)) <= MOST_DECODED or data.store == "memory_map":
+            return decoded
+    return _bytes(source) if source else None
+
+
+def _bytes(source: Source) -> int:
+    return sum(entry[1] for entry in source.stamps)
 
 
 _NOT_LOOKED_AT = {
