@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from repr_ray.storage.text import line
+from repr_ray.storage.text import line, lines
 from repr_ray.training.messages import Done, EpochEnded, Failed, Message, Note, Stopped
 
 LOG_EVERY = 15.0
@@ -123,6 +123,11 @@ class Progress:
         return text
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print text without its control characters."""
+    console.print(lines(text), style=style, soft_wrap=True)
+
+
 def _left(at: EpochEnded) -> str:
     return duration((at.epochs - at.row["epoch"] - 1) * at.row["seconds"])
 
@@ -148,6 +153,6 @@ def duration(seconds: float) -> str:
 
 def plan_table(rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> str:
     """Rows as aligned columns; a table of rich takes seconds for 10,000 rows."""
-    lines = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    every = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in every)
