@@ -1,4 +1,4 @@
-"""A faster S2: the network without its dropped filters, as a smaller network with its own optimizer."""
+"""A faster S2: a copy of the network without its dropped filters, with an optimizer of its own."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -130,7 +130,7 @@ class SubNetwork:
         return places
 
     def _select(self, name: str, value: Any, like: Tensor) -> Any:
-        """The entries of a tensor in the shape of `like` that are in the copy; anything else as it is."""
+        """The entries that the copy has of a tensor in the shape of `like`; any other value unchanged."""
         if not isinstance(value, Tensor):
             return value
         if name not in self._keep or value.shape != like.shape:
@@ -147,7 +147,7 @@ class SubNetwork:
             target.copy_(source)
 
     def _still_masked(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parameters of the copy with the mask of what is zero in them."""
+        """Parameters of the copy, with the masks of their zeros."""
         own = dict(self.model.named_parameters())
         for layer in self._masks.layers:
             dropped = self._masks.dropped[layer.name]

@@ -1,11 +1,10 @@
 """Scores of filters measured on images, one function each. The larger a score, the sooner the filter is dropped.
 
 A feature map z is the output of a convolution and the batch norm that follows it, a = ReLU(z) its activation. Every
-rank sees its own images; sums go over all ranks. Networks are in evaluation mode and float32 throughout, and are
-left unchanged.
+rank has its own images; sums are over all ranks. Networks are in evaluation mode and float32, and are not changed.
 
-To add a score: write a function here, and name it in `SCORE` in settings.py. A plug-in, `score: my_module:mine`, is
-measured on images if its argument is called `measurement`.
+To add a score, write a function here and add its name to `SCORE` in settings.py. A plug-in, `score: my_module:mine`,
+is measured on images if its argument is called `measurement`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,8 +94,8 @@ def hessian(measurement: Measurement) -> dict[str, Tensor]:
 def oracle(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the accuracy lost when that one filter is silenced (arXiv 1811.07275, section 3), one at a time.
 
-    Several filters are evaluated in one pass: each gets its own copy of the images. Silencing happens where a drop
-    takes effect, in the batch norms of the filter, or in the convolution's output where it has none.
+    Several filters are evaluated in one pass: each gets its own copy of the images. A filter is
+    silenced where a drop takes effect: in its batch norms, or in the convolution's output if it has none.
     """
     variants = [(layer, f) for layer in measurement.layers for f in range(layer.filters)]
     correct = torch.zeros(len(variants) + 1, dtype=torch.float64, device=measurement.kernels()[0].device)

@@ -1,10 +1,10 @@
-"""Where new filters point, one function a direction.
+"""Directions of new filters, one function per direction.
 
-Each takes the layer's `kernel` (J x d, float64: old values of the dropped, present ones of the others), `dropped`
-(bool, J) and a generator. Null-space directions clip inside the null space when `clip` is true.
+Each takes the layer's `kernel` (J x d, float64: old values of the dropped filters, current values of the others),
+`dropped` (bool, J) and a generator. Null-space directions clip inside the null space if `clip` is true.
 
-To add a direction: write a function here, and name it in `DIRECTION` in settings.py. One of your own, `direction:
-my_module:mine`, may return a tensor (k x d) alone.
+To add a direction, write a function here and add its name to `DIRECTION` in settings.py. A plug-in, `direction:
+my_module:mine`, may return just a tensor (k x d).
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,25 @@ from torch import Tensor
 from repr_ray.method.scores import cosines, unit_rows
 
 CHUNK = 200_000
-"""Elements of a chunk of bases: what stays in a core's cache while vectors are clipped against it."""
+"""Elements of a chunk of bases, so that it stays in a core's cache while vectors are clipped."""
 
 ROUNDING = 1e-9
-"""Excess over a bound, relative to it, that no float32 weight shows: the next projection changes nothing."""
+"""Relative excess over a bound that is below the resolution of float32 weights: projecting again changes nothing."""
 
 SMALL = 1e-2
-"""Excess over a bound, relative to it, that float32 projects with an error of 1e-9 of the bound."""
+"""Relative excess over a bound that can be projected in float32 with an error of 1e-9 of the bound."""
 
 INDEPENDENT = 0.1
-"""Least distance of a unit row to the span of those before it where Cholesky factors lose two digits at most."""
+"""Distance of a unit row to the span of those before it from which Cholesky factors lose two digits at most."""
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Vectors for the first of the k dropped filters (all of them, or as many as there was room for).
+    """Vectors for the k dropped filters, or for the first of them if the space has too few dimensions.
 
-    `largest_cos` is what is left of them inside what they avoid, relative to their length; None where nothing is
-    promised. `fixed` vectors are not scaled.
+    `largest_cos` is the largest |cos| between a vector and the span that it should be orthogonal to, None for
+    directions that are not orthogonal to anything. `relaxed` counts vectors that are orthogonal to part of the layer
+    only. `fixed` vectors are not scaled.
     """
 
     vectors: Tensor
@@ -45,9 +46,9 @@ class Directions:
 
 
 def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """Random unit vectors of the null space of [old values; survivors]; `relaxed` where it has not room for all.
+    """Random unit vectors of the null space of [old values; survivors]; `relaxed` if it has too few dimensions.
 
-    The author's advice in the siahuat0727 write-up: random vectors, not basis vectors.
+    Source: the author's advice in the siahuat0727 write-up, random vectors instead of basis vectors.
     """
     old, survivors = kernel[dropped], kernel[~dropped]
     rows, room = torch.cat([old, survivors]), kernel.shape[1] - len(old)
@@ -61,26 +62,26 @@ def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip
 
 
 def null_space_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """One basis vector each of the null space of [old values; survivors], as the siahuat0727 code has it.
+    """A basis vector for each filter, of the null space of [old values; survivors], as in the siahuat0727 code.
 
-    The basis may run out: filters without a vector are left to the last resort.
+    There may be fewer basis vectors than filters; the others get the last resort.
     """
     return _basis(torch.cat([kernel[dropped], kernel[~dropped]]), int(dropped.sum()), clip)
 
 
 def survivors_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """One basis vector each of the null space of the survivors alone, as that code had it first.
+    """A basis vector for each filter, of the null space of the survivors alone, as in earlier code of siahuat0727.
 
-    Old values are not avoided, so that the basis lasts longer. It may still run out.
+    That null space is larger, but may still have fewer dimensions than there are filters.
     """
     return _basis(kernel[~dropped], int(dropped.sum()), clip)
 
 
 def qr_column(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """Column f of Q of the layer's matrix, its sign that of R's diagonal, as in the author's repr-ortho.
+    """Column f of Q of the layer's matrix, with the sign of R's diagonal, as in the author's code, repr-ortho.
 
-    A Gram-Schmidt column is orthogonal to the filters before f alone, and close to filter f's old value. With more
-    filters than dimensions the author factors the values reshaped, not transposed, to J x d; so do we.
+    Such a column is orthogonal only to the filters before f, and close to filter f's old value. If there are more
+    filters than dimensions, the author's code reshapes the values to J x d instead of transposing them; so does this.
     """
     filters, d = kernel.shape
     columns = kernel.T.contiguous()  # TensorFlow's layout: a filter is a column
@@ -90,17 +91,17 @@ def qr_column(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip:
 
 
 def relaxed(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """Random unit vectors orthogonal to the old value and the filters it overlapped most with, d/2 of them in all.
+    """Random unit vectors, each orthogonal to d/2 filters: its old value and those that overlapped most with it.
 
-    Half of the d dimensions stay free: were all but one taken, the new filters of a layer would coincide. In one
-    dimension there is no room for anybody.
+    Half of the d dimensions stay free; with one free dimension all new filters of a layer would coincide. If d is 1,
+    no vector is returned.
     """
     old, d = kernel[dropped], kernel.shape[1]
     if d == 1:
         return Directions(old[:0], 0.0)
     everyone = torch.cat([old, kernel[~dropped]])
     k, near = len(old), min(d // 2, len(everyone))
-    if near == len(everyone):  # all avoid the same
+    if near == len(everyone):  # the same span for all
         noise = torch.randn(k, d, generator=generator, dtype=torch.float64)
         return Directions(*_outside(noise, torch.linalg.qr(everyone.T).Q, clip), relaxed=k)
     gram = cosines(everyone)
@@ -117,18 +118,18 @@ def relaxed(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: b
 
 
 def default(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """PyTorch's default initialisation of a convolution: the control without orthogonality."""
+    """PyTorch's default initialisation of a convolution: a control without orthogonality."""
     d = kernel.shape[1]
     return Directions(default_init((int(dropped.sum()), d), d, generator))
 
 
 def old(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """The value from before the drop: the control that only pauses filters."""
+    """The value before the drop: a control that only pauses filters."""
     return Directions(kernel[dropped], fixed=True)
 
 
 def zero(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """Zero: the filter starts again from nothing."""
+    """Zero."""
     return Directions(torch.zeros_like(kernel[dropped]), fixed=True)
 
 
@@ -141,17 +142,18 @@ def default_init(shape: Sequence[int], fan_in: int, generator: torch.Generator) 
 def clip_within(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
     """The weights of `vectors` (k x d) clipped to +-bound without leaving the complement of `avoid`.
 
-    Clipping alone would turn a vector back towards what it avoids. The box and the complement are both convex, so
-    alternating projections approach a point in both; a last scaling takes off what is left above the bound.
+    Clipping alone would add a component in the span of `avoid`. The box and the complement are both convex, so that
+    alternating projections approach a point in both; a final scaling removes the rest above the bound.
     """
     vectors = _clipped(vectors, avoid, bound)
     return vectors * (bound / vectors.abs().amax(dim=1, keepdim=True)).clamp(max=1.0)
 
 
 def _clipped(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
-    """The alternating projections of `clip_within`, of what exceeds the bound alone: the rest is there already.
+    """The alternating projections of `clip_within`. Only the excess over the bound is projected.
 
-    An excess below `SMALL` of the bound is projected in float32, whose rounding is then that of float64 on a vector.
+    An excess below `SMALL` of the bound is projected in float32: the rounding error is as small as that of float64
+    on the whole vector.
     """
     single = None
     for step in range(50):
@@ -170,8 +172,8 @@ def _clipped(vectors: Tensor, avoid: Tensor, bound: float) -> Tensor:
 
 
 def _bases(units: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
-    """Orthonormal bases (n x d x m) of the spans of m of J unit rows each, by number (n x m); `gram` is J x J."""
-    chosen = chosen.sort(dim=1).values  # for the cache
+    """Orthonormal bases (n x d x m), each of the span of m unit rows (`chosen`, n x m); `gram` is J x J."""
+    chosen = chosen.sort(dim=1).values  # for cache hits
     basis = _of_independent(units[chosen], gram[chosen[:, :, None], chosen[:, None, :]])
     return torch.linalg.qr(units[chosen].mT).Q if basis is None else basis
 
@@ -179,7 +181,7 @@ def _bases(units: Tensor, gram: Tensor, chosen: Tensor) -> Tensor:
 def _of_independent(units: Tensor, gram: Tensor) -> Tensor | None:
     """Orthonormal basis (... x d x m) of the span of unit rows (... x m x d), from Cholesky factors of their cosines.
 
-    Less than half the work of a QR. None where rows are nearly dependent, and rounding would show.
+    Less than half the work of a QR decomposition. None if rows are nearly dependent: rounding errors would grow.
     """
     factors, failed = torch.linalg.cholesky_ex(gram)
     if failed.any() or factors.diagonal(dim1=-2, dim2=-1).amin() < INDEPENDENT:
@@ -198,7 +200,7 @@ def _basis(avoid: Tensor, count: int, clip: bool) -> Directions:
 
 
 def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]:
-    """Unit vectors (or clipped ones) outside the span of `avoid`, and how far inside they still reach (|cos|)."""
+    """Unit vectors (or clipped ones) orthogonal to the span of `avoid`, and their largest |cos| with it."""
     if not len(vectors):
         return vectors, 0.0
     vectors = _project_out(_project_out(vectors, avoid), avoid)
@@ -210,7 +212,7 @@ def _outside(vectors: Tensor, avoid: Tensor, clip: bool) -> tuple[Tensor, float]
 
 
 def _are_independent(rows: Tensor) -> bool:
-    """Whether `rows` (m x d) are far from dependent; far less work than their rank."""
+    """Whether `rows` (m x d) are clearly independent; much cheaper than their rank."""
     units = unit_rows(rows)
     return _of_independent(units, units @ units.T) is not None
 
@@ -228,7 +230,7 @@ def _row_space(rows: Tensor) -> Tensor:
 
 
 def _inside(vectors: Tensor, avoid: Tensor) -> Tensor:
-    """Coordinates (k x r) of k x d vectors in an orthonormal basis they share (d x r) or have each (k x d x r)."""
+    """Coordinates (k x r) of k x d vectors in a shared orthonormal basis (d x r), or in one for each (k x d x r)."""
     return vectors @ avoid if avoid.dim() == 2 else torch.bmm(vectors[:, None], avoid)[:, 0]
 
 

@@ -1,16 +1,16 @@
-"""What a scheme did to the layers of a network, as records and as lines of a log."""
+"""Changes that a scheme makes to the layers of a network, as records and as lines of a log."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LayerEvent:
-    """What one drop or re-initialisation did to one layer of J filters.
+    """One drop or re-initialisation in one layer of J filters.
 
     `dropped` marks the filters that the event is about (dropped, brought back, ...), `overlap_*` is the layer's mean
     |cos| between filters and `zero` the number of its filters whose kernel is all zeros, after the event.
-    `largest_cos`, `relaxed` and `last_resort` are those of `Redrawn`: what `next_layer` does to a new filter comes
-    after it was drawn. Where single weights are masked, `scores` are their shares of each filter's weights.
+    `largest_cos`, `relaxed` and `last_resort` are those of `Redrawn`, before `next_layer` is applied. If single
+    weights are masked, `scores` are their shares of each filter's weights.
     """
 
     cycle: int
@@ -42,7 +42,7 @@ _VERBS = {
 
 
 def describe(events: list[LayerEvent], width: int | None = None) -> str:
-    """What was done to how many filters, or weights, of each layer, in one line.
+    """An event in one line: what was done to how many filters, or weights, of each layer.
 
     A line longer than `width` names only the layers with the largest share.
     """
@@ -67,7 +67,7 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
 
 
 def terms(events: list[LayerEvent]) -> dict[str, str]:
-    """What the words of `describe` and `warnings` mean, or what to do about them, by word."""
+    """The meaning of terms in the lines of `describe` and `warnings`, or the remedy, by term."""
     meanings = {
         "relaxed rule": "the null space is used up; orthogonal to the most overlapping filters alone",
         "last resort": "no direction was left; see reinit.last_resort",

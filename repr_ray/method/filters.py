@@ -16,9 +16,9 @@ from repr_ray.method.tracing.trace import Trace
 class Part:
     """The entries of filters in one tensor: filter `filters[i]` owns entry `places[i]` along `dim`.
 
-    An `input` is a channel of the kernel or matrix that consumes the filter's output; in a grouped convolution,
-    whose kernel repeats dimension 1 for each of its `groups`, channels are counted through. `axis` is that of the
-    owning module's output along which channels lie.
+    An `input` is a channel of the kernel or matrix that reads the filter's output; in a grouped convolution, whose
+    kernel has the channels of one of its `groups` in dimension 1, channels are counted over all groups. `axis` is the
+    axis of channels in the output of the owning module.
     """
 
     tensor: str
@@ -52,9 +52,10 @@ class Part:
 class ConvLayer:
     """A convolution of J filters that can be dropped, with all their parameters.
 
-    `output` is the module that gives its feature maps before the nonlinearity: the convolution, or the batch norm
-    that follows it. Channels that were summed with another path (residual connections) have no consumer of their
-    own. `joined` layers, whose maps meet another path's or parameters channel by channel, cannot be made narrower.
+    `output` is the module whose output is the feature maps before the nonlinearity: the convolution, or the batch
+    norm that follows it. Channels that are summed with another path (residual connections) have no inputs of their
+    own. `joined` layers, whose maps are combined channel by channel with another path or parameters, cannot be made
+    narrower.
     """
 
     name: str

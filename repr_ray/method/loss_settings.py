@@ -1,7 +1,7 @@
 """Settings of losses, without torch, so that a config is checked before torch is imported.
 
-A scheme carries one: `schemes.NAME.loss: {kind: ...}`. To add one: a settings class here that names what it builds, a
-subclass of `LossTerm`; `loss: {kind: my_module:Mine}` takes a plug-in.
+A scheme has one: `schemes.NAME.loss: {kind: ...}`. To add one, write a settings class here that names what it builds,
+a subclass of `LossTerm`. A plug-in is `loss: {kind: my_module:Mine}`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class LossSettings(Component):
     """Whether it is a penalty on weights."""
 
     needs_teacher: ClassVar[bool] = False
-    """Whether it needs a teacher, a network that is trained before."""
+    """Whether it needs a teacher, a network that is trained first."""
 
     @classmethod
     def accept(cls, target: Any) -> None:
@@ -44,7 +44,7 @@ class LabelSmoothing(LossSettings):
     kind: Literal["label_smoothing"]
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1,
-        description="share of a label that goes to all classes evenly",
+        description="share of a label that is spread evenly over all classes",
     )
 
 
@@ -62,11 +62,11 @@ class Distillation(LossSettings):
     kind: Literal["distillation"]
     alpha: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5,
-        description="weight of the teacher's part; the labels have the rest",
+        description="weight of the teacher's part of the loss; the labels' part has the rest",
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
         default=1.0,
-        description="what logits of both networks are divided by",
+        description="divisor of the logits of both networks",
     )
 
 
@@ -88,7 +88,7 @@ class Srip(LossSettings):
 
     The columns of W are the filters of a convolution, or the outputs of a linear layer; sigma is the spectral norm,
     by two steps of the power iteration from a random vector. From each epoch of `decay` on, the weight is multiplied
-    by the number beside it. By default the weight is as in the paper's section 4, for a training of 200 epochs: 0.1,
+    by its factor. By default the weight is as in the paper's section 4, for a training of 200 epochs: 0.1,
     from epoch 20 on 1e-3, then 1e-4, 1e-6 and 0. The authors' code (VITA-Group/Orthogonality-in-CNNs) begins with
     0.01 and multiplies by 1e-3, 1e-4, 1e-6 and 0 at the same epochs.
     """
@@ -102,8 +102,8 @@ class Srip(LossSettings):
     decay: tuple[tuple[Count, Weight], ...] = Field(
         default=((20, 1e-2), (50, 1e-3), (70, 1e-5), (120, 0.0)),
         description=(
-            "pairs of an epoch and what the weight is multiplied by from then on; by default as in the paper, "
-            "which trains 200 epochs"
+            "pairs of an epoch and the factor of the weight from then on; by default as in the paper, which trains "
+            "200 epochs"
         ),
     )
 

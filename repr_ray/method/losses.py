@@ -1,6 +1,6 @@
-"""Losses that any scheme can carry. Weights that change in training are tensors on the device, changed in place.
+"""Losses for any scheme. Weights of a penalty that change in training are tensors on the device, changed in place.
 
-Penalties are over convolutions that are not grouped: every filter of those sees the same inputs.
+Penalties apply to convolutions that are not grouped: all their filters have the same inputs.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class LossTerm:
 
     @property
     def changes(self) -> frozenset[str]:
-        """Which of `loss` and `penalty` differ from cross entropy and nothing."""
+        """Which of `loss` and `penalty` a subclass overrides."""
         return frozenset(n for n in ("loss", "penalty") if getattr(type(self), n) is not getattr(LossTerm, n))
 
     def start_epoch(self, epoch: int) -> None:
@@ -90,7 +90,7 @@ class Penalty(LossTerm):
 
 
 class Orthogonality(Penalty):
-    """See `loss_settings.Orthogonality`. A filter of zeros overlaps with none, and counts as 1."""
+    """See `loss_settings.Orthogonality`. A filter of zeros has no overlap, and counts as 1."""
 
     def __init__(self, model: nn.Module, weight: float = 0.01) -> None:
         super().__init__(model, weight)
@@ -115,7 +115,7 @@ class Srip(Penalty):
         return [*super().layers_of(model), *linear]
 
     def start_epoch(self, epoch: int) -> None:
-        """Lower the weight when it is time."""
+        """Set the weight of this epoch."""
         factors = [1.0, *(factor for start, factor in self.decay if epoch >= start)]
         self.weight.fill_(self.first * factors[-1])
 
@@ -137,7 +137,7 @@ class Ocnn(Penalty):
         self.squared = squared
 
     def layers_of(self, model: nn.Module) -> list[Any]:
-        """Raises ValueError where there is none."""
+        """All convolutions but the first. Raises ValueError if there is none."""
         layers = [m for m in super().layers_of(model)[1:] if set(m.dilation) == {1}]
         if not layers:
             raise ValueError("loss: ocnn: the network has no convolution but the first")

@@ -26,7 +26,7 @@ class Masks:
             layer.name: torch.zeros(layer.filters, dtype=torch.bool, device=tensors[layer.kernel].device)
             for layer in self.layers
         }
-        # A batch norm after a concatenation is shared by several layers, an entry after a product by two filters.
+        # Several layers share a batch norm after a concatenation, two filters an entry after a product.
         names = dict.fromkeys(part.tensor for layer in self.layers for part in self.silenced[layer.name])
         self._masked = {
             name: (

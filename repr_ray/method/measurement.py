@@ -12,7 +12,7 @@ from repr_ray import distributed
 from repr_ray.method.filters import ConvLayer
 
 RankingBatches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Gives a fresh pass over this rank's (images, labels), on the model's device."""
+"""Returns an iterator over this rank's (images, labels), on the model's device, from the first one."""
 
 FiltersDone = Callable[[int, int], None]
 """Called with the number of filters that are done, and the number of all."""
@@ -60,7 +60,7 @@ class Measurement:
     def mean_over_images(self, sums: Iterable[Tensor], images: int) -> dict[str, Tensor]:
         """Sums over this rank's images -> means over those of all ranks, by layer.
 
-        Raises ValueError when there was no image at all.
+        Raises ValueError if there was no image.
         """
         sums = list(sums)
         count = torch.tensor(float(images), dtype=torch.float64, device=sums[0].device)

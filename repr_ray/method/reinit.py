@@ -1,4 +1,4 @@
-"""Bringing dropped filters back: new kernels in float64 on the CPU, from a seeded generator."""
+"""Re-initialisation of dropped filters: new kernels in float64 on the CPU, from a seeded generator."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,17 @@ from repr_ray.method.scores import unit_rows
 from repr_ray.method.settings import DIRECTION, Reinit
 
 TOLERANCE = 1e-5
-"""Largest |cos| allowed between a new filter and a direction it was asked to be orthogonal to."""
+"""Largest |cos| allowed between a new filter and a direction that it must be orthogonal to."""
 
 
 @dataclass(frozen=True)
 class Redrawn:
-    """New kernels (k x d, float64), and how well the request could be met.
+    """New kernels (k x d, float64), and how orthogonal they are.
 
-    `largest_cos` is the largest |cos| between a new filter and what it had to avoid: any vector in the span of old
-    values and survivors (of survivors alone, or of the most overlapping ones, where the direction avoids only these),
-    or for directions that promise nothing any old value or survivor. It is None where there is nothing to compare.
-    `relaxed` filters avoid only their old value and what it overlapped most with; for `last_resort` ones there was no
-    room at all.
+    `largest_cos` is the largest |cos| between a new filter and the span that its direction is orthogonal to: that of
+    old values and survivors, of the survivors alone, or of the most overlapping filters. For directions that are not
+    orthogonal to anything it is the largest |cos| with an old value or survivor, and None if there is none. `relaxed`
+    counts the filters that are orthogonal only to the most overlapping ones, `last_resort` those without a direction.
     """
 
     kernels: Tensor
@@ -31,17 +30,18 @@ class Redrawn:
 
     @classmethod
     def nothing(cls) -> "Redrawn":
-        """For a layer that lost no filter."""
+        """The result for a layer without dropped filters."""
         return cls(torch.empty(0))
 
 
 def redraw(kernel: Tensor, dropped: Tensor, settings: Reinit, generator: torch.Generator) -> Redrawn:
     """New kernels for the k dropped filters of one layer.
 
-    `kernel` (J x d, d = c*k*k) holds the values dropped filters had before the drop and the present ones of the
-    survivors, `dropped` is bool (J). Source: arXiv 1811.07275, section 4, and the author's advice for layers whose
+    `kernel` (J x d, d = c*k*k) has the values of dropped filters before the drop and the current values of the
+    survivors; `dropped` is bool (J). Source: arXiv 1811.07275, section 4, and the author's advice for layers whose
     null space is too small (quoted in the siahuat0727 write-up): avoid only the most overlapping filters. Raises
-    RuntimeError when a direction that promises orthogonality to 1e-5 does not keep it.
+    RuntimeError if an orthogonal direction is not orthogonal to 1e-5, ValueError for a wrong shape or values that are
+    not finite.
     """
     kernel, dropped = kernel.detach().flatten(1).double().cpu(), dropped.cpu()
     k, d = int(dropped.sum()), kernel.shape[1]

@@ -1,4 +1,4 @@
-"""RePr: filters that overlap most are dropped, the rest is trained, and they come back orthogonal."""
+"""RePr: drop the filters that overlap most, train the rest, and re-initialise the dropped ones orthogonal to it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -86,7 +86,7 @@ class RePr(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """Drop filters or bring them back, if `epoch` (from 0) is due for it; see `Scheme.start_epoch`.
+        """Drop or re-initialise filters if the schedule says so for `epoch` (from 0); see `Scheme.start_epoch`.
 
         Raises ValueError if an epoch is skipped, or if the ranking needs data and there are no `batches`;
         RuntimeError if dropped filters have changed because `after_step` was not called. If `batches` raises, nothing
@@ -110,7 +110,7 @@ class RePr(Scheme):
         return []
 
     def after_step(self) -> None:
-        """Set dropped filters to exactly zero again, after momentum, weight decay or Adam changed them."""
+        """Set dropped filters to exactly zero again, which momentum, weight decay or Adam may have changed."""
         self._returned = {}
         if self.masks.any:
             self.masks.apply()
@@ -119,8 +119,8 @@ class RePr(Scheme):
     def carry_over(self, average: nn.Module) -> None:
         """Apply the drops to an average of the weights (EMA, SWA).
 
-        Call it after `start_epoch` and after every update of the average. Dropped filters are zero in it as in
-        the model, and re-initialised ones start from their new values, not mixed with old ones.
+        Call it after `start_epoch` and after every update of the average. In the average, dropped filters become
+        zero, and re-initialised filters get their new values without a share of the old ones.
         """
         twin = unwrap(average)
         others, tensors = dict(twin.named_parameters()) | dict(twin.named_buffers()), self._tensors()
@@ -134,11 +134,11 @@ class RePr(Scheme):
                     other.copy_(torch.where(mask, own.to(other), other))
 
     def sub_network(self) -> SubNetwork | None:
-        """See `Scheme.sub_network`. Raises ValueError with `bias: unmasked`, where dropped filters are not silent."""
+        """See `Scheme.sub_network`. Raises ValueError with `bias: unmasked`, where dropped filters are not zero."""
         if not self.masks.any:
             return None
         if self.settings.bias == "unmasked":
-            raise ValueError("bias=unmasked: dropped filters emit a constant, the network cannot do without them")
+            raise ValueError("bias=unmasked: dropped filters emit a constant, so that they cannot be removed")
         return SubNetwork(self.model, self.optimizer, self.masks)
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class RePr(Scheme):
         )
         fits = fits and set(state["before"]) == needed
         if not fits:
-            raise ValueError("state: it belongs to another network: its layers or their filters are not this one's")
+            raise ValueError("state: it belongs to another network, with other layers or filters")
         super().load_state_dict(state)
         self.masks.set(state["dropped"])
         self._returned = {}
@@ -182,7 +182,7 @@ class RePr(Scheme):
         return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
 
     def _generator(self) -> torch.Generator:
-        """A generator with the same draws for the same seed and epoch, resumed or not."""
+        """A generator that depends on seed and epoch alone, so that a resumed training has the same draws."""
         return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
 
     def _score(self, batches: RankingBatches | None, progress: FiltersDone | None) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ class RePr(Scheme):
     def _redraw(
         self, tensors: Mapping[str, Tensor], generator: torch.Generator, progress: FiltersDone | None
     ) -> list[LayerEvent]:
-        """Bring back the filters of every layer, then the channels that read them."""
+        """Re-initialise the filters of every layer, then the weights that read them."""
         layers = self.masks.layers
         overlaps = {layer.name: overlap(tensors[layer.kernel]) for layer in layers}
         drawn, done, total = {}, 0, sum(int(mask.sum()) for mask in self.masks.dropped.values())
@@ -288,7 +288,7 @@ class RePr(Scheme):
     def _renew(
         self, layer: ConvLayer, parts: Iterable[Part], tensors: Mapping[str, Tensor], generator: torch.Generator
     ) -> None:
-        """Start `parts` of a layer's dropped filters again."""
+        """Re-initialise `parts` of a layer's dropped filters."""
         dropped = self.masks.dropped[layer.name]
         if not dropped.any():
             return

@@ -10,10 +10,9 @@ Phase = Literal["full", "sub"]
 class Schedule:
     """RePr's cycles over a fixed number of epochs (paper, section 4 and figure 1).
 
-    A cycle is `s1` epochs of the full network, then `s2` epochs of the sub-network. The epochs after the
-    last cycle train the full network to the end, so that filters brought back always get trained, unless the last
-    cycle is cut.
-    Epochs count from 0: with s1=20, s2=10 and 100 epochs the sub-network trains in 20-29, 50-59 and 80-89.
+    A cycle is `s1` epochs of the full network, then `s2` epochs of the sub-network. The epochs after the last cycle
+    train the full network, so that re-initialised filters are always trained, unless the last cycle is cut. Epochs
+    count from 0: with s1=20, s2=10 and 100 epochs the sub-network trains in 20-29, 50-59 and 80-89.
     """
 
     epochs: int
@@ -25,9 +24,9 @@ class Schedule:
     def fit(
         cls, epochs: int, s1: int, s2: int, cycles: int | None = None, last_cycle: Literal["whole", "cut"] = "whole"
     ) -> "Schedule":
-        """Fit as many cycles as leave an epoch after the last one, or the given number.
+        """The given number of cycles, or as many as fit with an epoch after the last one.
 
-        If the last cycle may be `cut`, an epoch of its S2 is enough; the training then ends with filters dropped.
+        If the last cycle may be `cut`, one epoch of its S2 is enough; the training then ends with filters dropped.
         Raises ValueError when `cycles` (or a single one) does not fit.
         """
         cut = last_cycle == "cut"
@@ -43,7 +42,7 @@ class Schedule:
         return cls(epochs, s1, s2, wanted)
 
     def cycle(self, epoch: int) -> int:
-        """The cycle an epoch lies in; `cycles` itself for the epochs after the last one."""
+        """The cycle of an epoch; `cycles` for the epochs after the last cycle."""
         return min(epoch // (self.s1 + self.s2), self.cycles)
 
     def phase(self, epoch: int) -> Phase:

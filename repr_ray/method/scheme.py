@@ -30,7 +30,7 @@ class Scheme:
     Settings: ClassVar[type[SchemeSettings]] = StandardSettings
 
     recorded: ClassVar[bool] = True
-    """Whether `after_step` does the same in every step, so that it may be recorded in a CUDA graph with the step."""
+    """Whether `after_step` does the same in every step, so that a CUDA graph may record it with the step."""
 
     term: LossTerm = LossTerm()
     """The loss; set by `settings.loss`."""
@@ -50,8 +50,9 @@ class Scheme:
         seed: int = 0,
         **fields: Any,
     ) -> None:
-        """Attach to a model and its optimizer; `epochs` is the length of the whole training, in any `fields` differ
-        from those of `settings`.
+        """Attach to a model and its optimizer; `epochs` is the length of the whole training.
+
+        `fields` replace those of `settings`. Raises ValueError for fields that do not fit.
         """
         kind = type(settings) if isinstance(settings, self.Settings) else self.Settings
         given = (settings.model_dump() if settings else {}) | fields
@@ -131,7 +132,9 @@ class Scheme:
         self.term = loss.build(self.model)
         for part in ("loss", "penalty"):
             if part in self.term.changes and getattr(type(self), part) is not getattr(Scheme, part):
-                raise ValueError(f"loss: {loss.kind}: {type(self).__name__} has a {part} of its own; leave one away")
+                raise ValueError(
+                    f"loss: {loss.kind}: {type(self).__name__} has a {part} of its own; remove one of them"
+                )
 
     def before_step(self) -> None:
         """Change gradients before the optimizer sees them."""

@@ -1,6 +1,7 @@
 """Scores of filters from their weights, one function each. The larger a score, the sooner the filter is dropped.
 
-To add a score: write a function here, and name it in `SCORE` in settings.py. A plug-in: `score: my_module:peak`.
+To add a score, write a function here and add its name to `SCORE` in settings.py; `score: my_module:peak` is a
+plug-in.
 """
 
 import math
@@ -88,7 +89,7 @@ def magnitude_l2(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1): the control with a random ranking."""
+    """Uniform in [0, 1): a control with a random ranking."""
     return torch.rand(len(weight), generator=generator, dtype=torch.float64)
 
 

@@ -15,8 +15,8 @@ def excluded_layers(
 ) -> frozenset[str]:
     """The layers that `selection` excludes, among those whose filters can be dropped.
 
-    `left_out` are the convolutions that cannot be dropped from, with the reason. Raises ValueError when a layer is
-    named that the network does not have or that cannot be dropped from, or when no layer would be left.
+    `left_out` are the convolutions that cannot be dropped from, with the reason. Raises ValueError for a layer
+    that the network does not have or that cannot be dropped from, and if no layer would be left.
     """
     left_out = left_out or {}
 
@@ -39,7 +39,7 @@ def excluded_layers(
 
 
 def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selection) -> None:
-    """Raise ValueError when more filters would be dropped than `selection` allows in a network of these layers."""
+    """Raise ValueError if more filters would be dropped than `selection` allows in a network of these layers."""
     room = _room(sizes, selection)
     for scope in _scopes(sizes, selection):
         wanted, allowed = _floor(prune_ratio * sum(sizes[n] for n in scope)), sum(room[n] for n in scope)

@@ -16,7 +16,7 @@ SCORE = ByName(
     {name: f"repr_ray.method.scores:{name}" for name in WEIGHT_SCORES}
     | {name: f"repr_ray.method.data_scores:{name}" for name in DATA_SCORES},
 )
-"""Scores by name. A function of `weight` and `generator`, or of a `measurement` on images; both modules say more."""
+"""Scores by name. A function of `weight` and `generator`, or of a `measurement` on images; see these modules."""
 
 DIRECTION = ByName(
     "direction",
@@ -28,7 +28,7 @@ DIRECTION = ByName(
         )
     },
 )
-"""Directions by name: functions of `kernel`, `dropped`, `generator` and `clip`; the module says more."""
+"""Directions by name: functions of `kernel`, `dropped`, `generator` and `clip`; see that module."""
 
 
 class Ranking(Settings):
@@ -37,7 +37,7 @@ class Ranking(Settings):
     score: Annotated[str, SCORE] = Field(
         default="orthogonality",
         description=(
-            "the score of a filter, from its weights or measured on images; the larger, the sooner it is dropped"
+            "score of a filter, from its weights or measured on images; the largest scores are dropped first"
         ),
     )
     order: Literal["worst", "inverse"] = Field(
@@ -46,30 +46,33 @@ class Ranking(Settings):
     )
     normalise: Literal["row", "frobenius"] = Field(
         default="row",
-        description="of orthogonality: scale each filter to length one, or the whole layer, as in the author's code",
+        description=(
+            "for orthogonality: scale each filter (`row`) or the layer (`frobenius`, the author's code) to norm 1"
+        ),
     )
     aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = Field(
         default="mean_abs",
-        description="of orthogonality: mean of |cos|, |mean of cos| as in the author's code, or mean of cos",
+        description="for orthogonality: mean of |cos|, |mean of cos| (the author's code), or mean of cos",
     )
     chance_normalised: bool = Field(
         default=False,
         description=(
-            "of orthogonality: divide by what random filters of the layer's shape score, so that layers of "
+            "for orthogonality: divide by the score of random filters of the layer's shape, so that layers of "
             "different fan-in can be ranked together"
         ),
     )
     split: Literal["train", "validation"] | None = Field(
         default=None,
         description=(
-            "images that a score is measured on; by default held-out ones for `oracle`, training images for "
-            "others, never test images"
+            "images on which the score is measured; by default validation images for `oracle`, training images for "
+            "others; never test images"
         ),
     )
     images: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description=(
-            "how many images a score is measured on; by default a quarter of the training images, 10,000 at most"
+            "number of images on which the score is measured; by default a quarter of the training images, 10,000 at "
+            "most"
         ),
     )
 
@@ -82,7 +85,7 @@ class Ranking(Settings):
 
     @property
     def data_split(self) -> Literal["train", "validation"]:
-        """The split a score that needs data is measured on."""
+        """The split on which a score that needs data is measured."""
         return self.split or ("validation" if self.score == "oracle" else "train")
 
     @model_validator(mode="after")
@@ -106,80 +109,85 @@ class Selection(Settings):
         default="global",
         description="rank all filters together, or those of each layer",
     )
-    layers: tuple[str, ...] = Field(default=(), description="the only layers dropped from, by name; empty for all")
+    layers: tuple[str, ...] = Field(
+        default=(), description="names of the layers from which filters are dropped; empty for all"
+    )
     exclude: tuple[str, ...] = Field(
-        default=(), description="layers never dropped from, by name; `first` is the first convolution"
+        default=(),
+        description="names of layers whose filters are never dropped; `first` is the first convolution",
     )
     max_per_layer: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.9, description="the largest share dropped from one layer; its last filter always stays"
+        default=0.9, description="largest share of a layer that is dropped; one filter always stays"
     )
     count: Literal["floor", "percentile"] = Field(
         default="floor",
         description=(
-            "how many are dropped: the floor of prune_ratio x filters, or those whose score lies strictly above "
+            "number of dropped filters: prune_ratio x filters rounded down, or all with a score strictly above "
             "the matching percentile, as in the siahuat0727 code"
         ),
     )
     prune_ratio_of: Literal["all", "droppable"] = Field(
         default="all",
         description=(
-            "what the ratio is of: `all` filters in convolutions that can lose any, or the `droppable` ones that "
-            "`layers` and `exclude` leave"
+            "the filters that the ratio refers to: `all` filters of convolutions that can lose any, or only the "
+            "`droppable` ones, those of the layers that `layers` and `exclude` allow"
         ),
     )
 
 
 class Reinit(Settings):
-    """How dropped filters come back."""
+    """How dropped filters are re-initialised."""
 
     direction: Annotated[str, DIRECTION] = Field(
         default="null_space",
         description=(
-            "where new filters point: random or basis vectors of the null space of [old values; survivors], basis "
-            "vectors of that of the survivors alone, the author's column of Q, orthogonal to the most overlapping "
-            "filters alone, PyTorch's default, the old value, zero"
+            "direction of new filters: random or basis vectors of the null space of [old values; survivors], basis "
+            "vectors of the null space of the survivors, the author's column of Q, random vectors orthogonal to the "
+            "most overlapping filters only, PyTorch's default, the old value, zero"
         ),
     )
     last_resort: Literal["default", "zero"] = Field(
         default="default",
-        description="for filters that the direction has no room for",
+        description="initialisation of filters for which the null space has no dimension left",
     )
     scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = Field(
         default="clip",
         description=(
-            "the size of new filters, unless they are old or zero: `drawn` leaves unit vectors (and the default's "
-            "own size), `clip` bounds weights by 1/sqrt(fan_in) without leaving the null space, `clip_entrywise` "
-            "bounds them one by one, `survivors` gives the median norm of the survivors"
+            "size of new filters, except for directions `old` and `zero`: `drawn` keeps unit vectors (and the size "
+            "of `default`), `clip` bounds weights by 1/sqrt(fan_in) within the null space, `clip_entrywise` bounds "
+            "each weight alone, `unit` scales to norm 1, `survivors` to the median norm of the survivors"
         ),
     )
     gain: Annotated[float, Field(gt=0)] = Field(
         default=1.0,
-        description="what new filters are multiplied by, unless they are old or zero",
+        description="factor of new filters, except for directions `old` and `zero`",
     )
     next_layer: Literal["keep", "zero", "default"] = Field(
         default="keep",
-        description="the channels that new filters feed, in all filters of the layer that reads them, new ones too",
+        description=(
+            "weights of the next layer that read new filters: keep them, set them to zero, or draw them by default"
+        ),
     )
     bias: Literal["zero", "default", "keep"] = Field(default="zero", description="the bias of a new filter")
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="momentum and Adam's averages of new filters",
+        description="optimizer state (momentum, Adam's averages) of new filters",
     )
     norm_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="gamma, beta and running statistics of new filters",
+        description="batch norm's gamma, beta and running statistics of new filters",
     )
 
 
 class SchemeSettings(Component):
-    """A training scheme. It trains with cross entropy, or with the `loss` that it is given."""
+    """A training scheme. It trains with cross entropy, or with its `loss`."""
 
     family: ClassVar[str] = "scheme"
     given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
 
     loss: Loss | None = Field(
         default=None,
-        description="the loss that the scheme trains with; cross entropy when not given",
+        description="loss of the scheme; by default cross entropy",
     )
 
     @classmethod
@@ -201,7 +209,7 @@ class SchemeSettings(Component):
         if compact and self.loss and self.loss.penalises:
             raise ValueError(
                 f"loss: {self.loss.kind} is a penalty on all weights, and train.compact_sub_network trains a network"
-                " that lacks some; turn that off"
+                " without some of them; set it to false"
             )
 
     def scheme(self, model: Any, optimizer: Any, epochs: int, seed: int = 0, example: Any = None) -> Any:
@@ -214,7 +222,7 @@ class SchemeSettings(Component):
     def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """The phase of an epoch (from 0) in a training of `epochs`, and the epochs of that phase before it.
 
-        Tuning compares settings of one scheme early only where they agree in both.
+        Tuning compares settings of a scheme before the last epoch only if they agree in both.
         """
         return "full", epoch
 
@@ -243,36 +251,36 @@ class RePrSettings(SchemeSettings):
     kind: Literal["repr"] = "repr"
     s1: Annotated[int, Field(ge=1)] = Field(
         default=20,
-        description="epochs that the whole network trains for before filters are dropped",
+        description="epochs of training the whole network before filters are dropped",
     )
     s2: Annotated[int, Field(ge=1)] = Field(
         default=10,
-        description="epochs that the rest trains for before they come back",
+        description="epochs of training the sub-network before the dropped filters come back",
     )
     cycles: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="how often to drop and bring back; as often as fits when not given"
+        default=None, description="number of cycles of S1 and S2; by default as many as fit"
     )
     last_cycle: Literal["whole", "cut"] = Field(
         default="whole",
         description=(
-            "`cut` begins a last cycle even where the training ends with filters dropped, as in the siahuat0727 "
-            "code; with `whole` the full network trains after the last cycle"
+            "`whole`: the whole network trains after the last cycle; `cut`: the training may end in a last cycle, "
+            "with filters dropped, as in the siahuat0727 code"
         ),
     )
     prune_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.3,
-        description="share of the filters that is dropped",
+        description="share of the filters that are dropped",
     )
     bias: Literal["masked", "unmasked"] = Field(
         default="masked",
         description=(
-            "`unmasked` holds only the kernel of a dropped filter at zero: bias, gamma and beta go on training, "
-            "and it emits a constant, as in the siahuat0727 code"
+            "`unmasked` sets only the kernel of a dropped filter to zero: its bias, gamma and beta are trained, "
+            "and its output is a constant, as in the siahuat0727 code"
         ),
     )
     ranking: Ranking = Field(default=Ranking(), description="how filters are scored")
     selection: Selection = Field(default=Selection(), description="which of the ranked filters are dropped")
-    reinit: Reinit = Field(default=Reinit(), description="how they come back")
+    reinit: Reinit = Field(default=Reinit(), description="how dropped filters are re-initialised")
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Check that cycles fit into the training, and that there are images for a ranking that needs them."""
@@ -281,11 +289,11 @@ class RePrSettings(SchemeSettings):
         if self.bias == "unmasked" and compact:
             raise ValueError(
                 "bias: unmasked: dropped filters emit a constant, and train.compact_sub_network trains without them;"
-                " set bias: masked, or turn that off"
+                " set bias: masked, or train.compact_sub_network: false"
             )
         if self.ranking.needs_data and self.ranking.data_split == "validation" and not held_out:
             raise ValueError(
-                f"ranking: {self.ranking.score} is measured on held-out images, there are none; set"
+                f"ranking: {self.ranking.score} is measured on validation images, and there are none; set"
                 " data.validation_images"
             )
 

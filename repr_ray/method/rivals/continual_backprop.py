@@ -14,8 +14,8 @@ from repr_ray.method.rivals.units import UnitScheme
 class ContinualBackprop(UnitScheme):
     """Continual backprop, Dohare et al., arXiv 2306.13812, algorithm 1: see `ContinualBackpropSettings`.
 
-    How many units are due depends on the number of steps alone, so that no step waits for the device; which ones,
-    the utilities on it say.
+    The number of replaced units depends only on the number of steps, so that no step waits for the device, on which
+    the utilities are.
     """
 
     Settings = ContinualBackpropSettings
@@ -40,7 +40,7 @@ class ContinualBackprop(UnitScheme):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Update the utilities, and replace what is due."""
+        """Update the utilities, and replace the units that are due."""
         self.steps += 1
         decay = self.settings.decay
         self.utility.lerp_(self._contributions(), 1 - decay)
@@ -74,7 +74,7 @@ class ContinualBackprop(UnitScheme):
     def _is_due(self, place: int) -> bool:
         """Whether a layer replaces a unit in this step: c <- c + rate x mature units; one when c > 1.
 
-        All units are mature but those replaced in the last `maturity` steps.
+        All units are mature except those replaced in the last `maturity` steps.
         """
         recent = self.replacements[place]
         recent[:] = [step for step in recent if self.steps - step <= self.settings.maturity]

@@ -21,9 +21,9 @@ from repr_ray.method.scores import overlap, zero_filters
 class DSD(Scheme):
     """DSD, Han et al., arXiv 1607.04381, algorithm 1: see `DSDSettings`.
 
-    Like RePr in a loop; the loop multiplies its learning rate by `rate_factor`. Weights that were masked start again
-    from zero, without momentum. The events `mask` and `unmask` have a layer's masked share of each filter's weights
-    as scores, and mark the filters of which nothing is left.
+    Use it in a loop like RePr; the loop multiplies its learning rate by `rate_factor`. Masked weights start again
+    from zero, without momentum. The scores of the events `mask` and `unmask` are the masked shares of each filter's
+    weights; `dropped` marks the filters of which all weights are masked.
     """
 
     Settings = DSDSettings
@@ -56,9 +56,9 @@ class DSD(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """Mask the smallest weights, or let them train again; see `Scheme.start_epoch`.
+        """Mask the smallest weights, or unmask them; see `Scheme.start_epoch`.
 
-        Raises RuntimeError when masked weights have moved because `after_step` was not called.
+        Raises RuntimeError if masked weights have moved because `after_step` was not called.
         """
         self._enter(epoch)
         if epoch == self.sparse_at:
@@ -69,7 +69,7 @@ class DSD(Scheme):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keep masked weights at exactly zero, whatever momentum or weight decay did to them."""
+        """Set masked weights to exactly zero again, which momentum or weight decay may have changed."""
         if self.phase == "sub":
             for name, weight in self.weights.items():
                 weight.masked_fill_(self.masks[name], 0.0)

@@ -10,7 +10,7 @@ from repr_ray.method.rivals.units import UnitScheme
 class ReDo(UnitScheme):
     """ReDo, Sokar et al., arXiv 2302.12902, algorithm 1: see `ReDoSettings`.
 
-    As in the authors' code, the moments of incoming and outgoing weights are forgotten, Adam's count of steps is not.
+    As in the authors' code, the moments of incoming and outgoing weights are reset, Adam's count of steps is not.
     """
 
     Settings = ReDoSettings
@@ -18,7 +18,7 @@ class ReDo(UnitScheme):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Every so many steps, replace the units that were dormant in the last batch."""
+        """Every `every` steps, replace the units that were dormant in the last batch."""
         self.steps += 1
         if self.steps % self.settings.every == 0:
             self._replace(torch.cat([self._dormant(own) for own in self._activations()]))

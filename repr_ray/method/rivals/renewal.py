@@ -1,4 +1,4 @@
-"""Schemes that give a network, or its later part, a new beginning every few epochs."""
+"""Schemes that re-initialise a network, or its later part, every few epochs."""
 
 import copy
 import difflib
@@ -25,10 +25,10 @@ from repr_ray.method.scores import overlap, zero_filters
 
 
 class Renewal(Scheme):
-    """Every few epochs some tensors of the network are made anew, from a network as it is at the beginning.
+    """Every few epochs some tensors of the network are re-initialised, from a newly initialised network.
 
-    Such a network comes from `fresh`, a function without arguments; by default it is a copy of the model in which
-    every module's `reset_parameters` was called. Rank 0 draws, everyone receives.
+    That network is what `fresh`, a function without arguments, returns; by default it is a copy of the model after a
+    call of every module's `reset_parameters`. Rank 0 draws and broadcasts.
     """
 
     Settings = RenewalSettings
@@ -57,7 +57,7 @@ class Renewal(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """Renew what the scheme renews, when `epoch` (from 0) asks for it; see `Scheme.start_epoch`.
+        """Re-initialise if the scheme is due in `epoch` (from 0); see `Scheme.start_epoch`.
 
         Raises ValueError for a module that cannot be initialised because it has no `reset_parameters`.
         """
@@ -95,14 +95,14 @@ class Renewal(Scheme):
         ]
 
     def _renewed(self) -> dict[str, Tensor]:
-        """Parameters and buffers that are made anew, by name."""
+        """Parameters and buffers that are re-initialised, by name."""
         raise NotImplementedError
 
     def _renew(self, tensor: Tensor, fresh: Tensor) -> None:
         tensor.copy_(fresh)
 
     def _fresh(self) -> dict[str, Tensor]:
-        """Parameters and buffers of a network at its beginning; the training's random numbers go on as they were."""
+        """Parameters and buffers of a newly initialised network; torch's global generator is left unchanged."""
         state = torch.get_rng_state()
         torch.default_generator.manual_seed((self.seed << 20) + self.epoch)
         try:
@@ -115,7 +115,7 @@ class Renewal(Scheme):
 class ShrinkPerturb(Renewal):
     """Shrink and perturb, Ash and Adams, arXiv 1910.08475: see `ShrinkPerturbSettings`.
 
-    Batch norms' running statistics stay; the optimizer starts again, as in the authors' code.
+    Batch norms' running statistics are kept; the optimizer state is reset, as in the authors' code.
     """
 
     Settings = ShrinkPerturbSettings
@@ -165,7 +165,7 @@ class Rifle(Renewal):
 
 
 def _layers(model: nn.Module) -> list[str]:
-    """Convolutions and linear layers, in the order in which the network has them."""
+    """Convolutions and linear layers, in the order of the network's modules."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 

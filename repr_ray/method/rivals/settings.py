@@ -1,4 +1,4 @@
-"""What can be set about the rivals of RePr. No torch here, so that a config is checked before torch is imported."""
+"""Settings of the rivals of RePr, without torch, so that a config is checked before torch is imported."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,43 +13,43 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DSDSettings(SchemeSettings):
-    """Dense-sparse-dense training, arXiv 1607.04381: one pass, by default a third of the training each.
+    """Dense-sparse-dense training, arXiv 1607.04381: one pass, by default a third of the training for each phase.
 
     Before epoch `sparse_at` the `sparsity` share of the smallest weights of each convolution and linear layer is
-    set to zero and held there; from epoch `dense_at` all train again, at `final_rate` times the learning rate.
+    set to zero and kept there; from epoch `dense_at` all weights train again, at `final_rate` times the rate.
     Defaults are the paper's: the same share of every layer, a tenth of the rate (section 2), not the first
     convolution (section 4), 30% (tables 2 to 4; section 2 recommends 25% to 50%). It trains each phase until it
-    converges, ResNets for 90, 45 and 45 epochs; in its tables the sparse phase has a lower rate than the first too,
-    which is a schedule of the rate.
+    converges, ResNets for 90, 45 and 45 epochs. In its tables the sparse phase also has a lower rate than the first
+    phase; set this by a schedule of the rate.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.dsd:DSD"
     earlier_defaults: ClassVar[Mapping[str, Any]] = {"exclude": []}
 
     kind: Literal["dsd"] = "dsd"
-    sparsity: Share = Field(default=0.3, description="share of each layer's weights that is held at zero")
+    sparsity: Share = Field(default=0.3, description="share of each layer's weights that are kept at zero")
     sparse_at: Count | None = Field(
         default=None,
         description=(
-            "the epoch, counted from 0, before which the smallest weights become zero; a third of the training "
-            "when not given"
+            "epoch, counted from 0, before which the smallest weights become zero; by default after a third of the "
+            "training"
         ),
     )
     dense_at: Count | None = Field(
         default=None,
-        description="the epoch from which all weights train again; two thirds of the training when not given",
+        description="epoch from which all weights train again; by default after two thirds of the training",
     )
     final_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.1,
-        description="what the learning rate is multiplied by from then on",
+        description="factor of the learning rate from then on",
     )
 
     exclude: tuple[str, ...] = Field(
-        default=("first",), description="layers that are never masked, by name; `first` is the first convolution"
+        default=("first",), description="names of layers that are never masked; `first` is the first convolution"
     )
 
     def phases(self, epochs: int) -> tuple[int, int]:
-        """The first sparse epoch and the first dense one after it. Raises ValueError when they do not fit."""
+        """The first sparse epoch and the first dense one after it. Raises ValueError if they do not fit."""
         sparse = self.sparse_at or max(1, epochs // 3)
         dense = self.dense_at or max(sparse + 1, 2 * epochs // 3)
         if not sparse < dense < epochs:
@@ -60,7 +60,7 @@ class DSDSettings(SchemeSettings):
         return sparse, dense
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
-        """Three phases fit into the training."""
+        """Check that three phases fit into the training."""
         super().check(epochs, held_out, compact)
         self.phases(epochs)
 
@@ -75,16 +75,16 @@ class SoftFilterPruningSettings(SchemeSettings):
     """Soft filter pruning, arXiv 1808.06866, algorithm 1.
 
     After every `every` epochs, before the network is evaluated, the `prune_ratio` share of each layer's filters with
-    the smallest L2 norm is set to zero; they go on training. As in the authors' code (he-y/soft-filter-pruning):
-    after every epoch, in every layer, the share rounded down; its runs on ImageNet zero 30%. Different from it: it
-    prunes once more before the training, and by default not the 1x1 convolutions of shortcuts.
+    the smallest L2 norm is set to zero; they continue to train. As in the authors' code (he-y/soft-filter-pruning):
+    after every epoch, in every layer, the share rounded down; its runs on ImageNet zero 30%. Unlike this, that code
+    also prunes once before the training, and by default skips the 1x1 convolutions of shortcuts.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.soft_filter_pruning:SoftFilterPruning"
 
     kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
-    prune_ratio: Share = Field(default=0.3, description="share of each layer's filters that becomes zero")
-    every: Count = Field(default=1, description="epochs between two times")
+    prune_ratio: Share = Field(default=0.3, description="share of each layer's filters that are set to zero")
+    every: Count = Field(default=1, description="epochs between two prunings")
 
     def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """The place since filters last became zero."""
@@ -92,29 +92,29 @@ class SoftFilterPruningSettings(SchemeSettings):
 
 
 class RenewalSettings(SchemeSettings):
-    """Something starts anew before every `every` epochs, where as many are left; what, its subclasses say."""
+    """A part of the network is re-initialised after every `every` epochs, unless fewer than that are left."""
 
     generations: ClassVar[int] = 10
-    """Parts the training falls into where `every` is not given."""
+    """Parts of the training if `every` is not given."""
 
     every: Count | None = Field(
         default=None,
-        description="epochs between two times; a fixed part of the training when not given",
+        description="epochs between two re-initialisations; by default a fixed share of the training",
     )
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="the optimizer's averages of what starts anew",
+        description="optimizer state (momentum, Adam's averages) of what is re-initialised",
     )
 
     def interval(self, epochs: int) -> int:
-        """Epochs between two beginnings. Raises ValueError where there would be none."""
+        """Epochs between two re-initialisations. Raises ValueError if there would be none."""
         every = self.every or max(1, epochs // self.generations)
         if 2 * every > epochs:
             raise ValueError(f"every={every}: nothing is done in {epochs} epochs; train longer, or lower every")
         return every
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
-        """There is a second generation."""
+        """Check that there is a re-initialisation."""
         super().check(epochs, held_out, compact)
         self.interval(epochs)
 
@@ -126,9 +126,9 @@ class RenewalSettings(SchemeSettings):
 class ShrinkPerturbSettings(RenewalSettings):
     """Shrink and perturb, arXiv 1910.08475, section 4.
 
-    Every parameter becomes `shrink` times itself plus `perturb` times that of a network at its beginning. The
-    strengths are those that arXiv 2206.10011 uses on a fixed data set; the source shrinks whenever data is added.
-    Avalanche's implementation has the same two by default.
+    Every parameter becomes `shrink` times itself plus `perturb` times that of a newly initialised network. The
+    strengths are those that arXiv 2206.10011 uses on a fixed data set; the source does this whenever data is added.
+    Avalanche's implementation has the same defaults.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:ShrinkPerturb"
@@ -136,22 +136,22 @@ class ShrinkPerturbSettings(RenewalSettings):
     kind: Literal["shrink_perturb"] = "shrink_perturb"
     shrink: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.4,
-        description="what every parameter is multiplied by",
+        description="factor of every parameter",
     )
     perturb: Annotated[float, Field(ge=0)] = Field(
         default=0.1,
-        description="share of a fresh network's parameters that is added",
+        description="factor of the parameters of a newly initialised network, which are added",
     )
 
 
 class LaterLayerForgettingSettings(RenewalSettings):
     """Later-layer forgetting, arXiv 2202.00155, section 3.2: layers are re-initialised from `from_layer` on.
 
-    The layer goes by its name, or by that of the block it begins; by default the second half of the layers, in the
-    order in which the network has them, starts again: table 1 has layer 10 or 14 of ResNet-18, where its third and
-    its fourth block begin, and 3, 8 or 10 generations after the first; here ten in all. As in the authors' code
-    (hlml/fortuitous_forgetting) batch norms keep what they have. Different from it: generations divide one training,
-    theirs have 200 epochs and a schedule of the rate each, and a new optimizer for all layers.
+    The layer is given by its name, or by that of the block that it begins; by default the second half of the layers,
+    in the order of the network's modules, is re-initialised: table 1 has layer 10 or 14 of ResNet-18, where its third
+    and its fourth block begin, and 3, 8 or 10 generations after the first; here ten in all. As in the authors' code
+    (hlml/fortuitous_forgetting) batch norms are not re-initialised. Here generations are parts of one training; there
+    each has 200 epochs, a schedule of the rate, and a new optimizer for all layers.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"
@@ -161,19 +161,19 @@ class LaterLayerForgettingSettings(RenewalSettings):
     from_layer: str | None = Field(
         default=None,
         description=(
-            "the first layer that starts anew, by its name or that of its block; the second half when not given"
+            "first layer that is re-initialised, by its name or that of its block; by default the second half of them"
         ),
     )
     batch_norm: Literal["keep", "reset"] = Field(
-        default="keep", description="the batch norms among these layers, with their running statistics"
+        default="keep", description="batch norms among these layers, with their running statistics"
     )
 
 
 class RifleSettings(RenewalSettings):
     """RIFLE, arXiv 2007.03349: the last layer, the classifier, is re-initialised, by default three times.
 
-    The authors' script (lixingjian/RIFLE) does it once in 40 epochs of fine-tuning, their second implementation tries
-    once to three times. In both the layer keeps its momentum, `optimizer_state: keep`; the script's option of a
+    The authors' script (lixingjian/RIFLE) does this once in 40 epochs of fine-tuning, their second implementation
+    one to three times. In both the layer keeps its momentum, `optimizer_state: keep`; the script's option of a
     cyclic rate for this layer alone is not offered.
     """
 
@@ -189,7 +189,7 @@ class ContinualBackpropSettings(SchemeSettings):
 
     A filter's utility is u <- `decay` u + (1 - `decay`) mean|h| sum|w_out|. In every step the share
     `replacement_rate` of a layer's filters that are older than `maturity` steps is due to be replaced, one at a
-    time, by fresh ones whose outgoing weights are zero: those of least utility. Rate and decay are the defaults of
+    time, by new ones with outgoing weights of zero: those of least utility. Rate and decay are the defaults of
     the authors' code (GnT), the maturity is that of its incremental CIFAR-100, where the rate is 1e-5.
     """
 
@@ -198,13 +198,13 @@ class ContinualBackpropSettings(SchemeSettings):
     kind: Literal["continual_backprop"] = "continual_backprop"
     replacement_rate: Share = Field(
         default=1e-4,
-        description="share of a layer's mature filters that is due to be replaced in each step",
+        description="share of a layer's mature filters that is replaced per step",
     )
-    decay: Fraction = Field(default=0.99, description="of the average of a filter's utility, per step")
+    decay: Fraction = Field(default=0.99, description="decay per step of the average of a filter's utility")
     maturity: Count = Field(default=1_000, description="steps before a new filter may be replaced")
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="the optimizer's averages of new filters",
+        description="optimizer state (momentum, Adam's averages) of new filters",
     )
 
 
@@ -221,10 +221,10 @@ class ReDoSettings(SchemeSettings):
     kind: Literal["redo"] = "redo"
     threshold: Annotated[float, Field(ge=0)] = Field(
         default=0.025,
-        description="a filter is dormant when its mean |activation| is at most this times the layer's mean",
+        description="a filter is dormant if its mean |activation| is at most this times the layer's mean",
     )
-    every: Count = Field(default=1_000, description="steps between two times")
+    every: Count = Field(default=1_000, description="steps between two checks")
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset",
-        description="the optimizer's averages of new filters",
+        description="optimizer state (momentum, Adam's averages) of new filters",
     )

@@ -25,8 +25,8 @@ class SoftFilterPruning(Scheme):
             sfp.end_epoch()
             ...  # evaluate the pruned network
 
-    As in the authors' code, batch norms and the optimizer's state are left alone. The bias of a convolution, which
-    their networks do not have, goes with its kernel.
+    As in the authors' code, batch norms and the optimizer's state are not changed. The bias of a convolution, which
+    their networks do not have, becomes zero with its kernel.
     """
 
     Settings = SoftFilterPruningSettings
@@ -58,7 +58,7 @@ class SoftFilterPruning(Scheme):
 
     @property
     def dropped(self) -> Mapping[str, Tensor]:
-        """The filters that were set to zero after the last epoch that did."""
+        """The filters that were last set to zero."""
         return self._dropped
 
     @property
@@ -68,7 +68,7 @@ class SoftFilterPruning(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """See `Scheme.start_epoch`. Raises ValueError when `end_epoch` was not called after the last one."""
+        """See `Scheme.start_epoch`. Raises ValueError if `end_epoch` was not called after the last epoch."""
         if not self.ended:
             raise ValueError(f"start_epoch({epoch}): call end_epoch() after every epoch, before the evaluation")
         self._enter(epoch)

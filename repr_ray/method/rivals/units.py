@@ -1,4 +1,4 @@
-"""What schemes need that watch single filters while the network trains, and replace some of them."""
+"""The base of schemes that measure single filters (units) during training and replace some of them."""
 
 import math
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from repr_ray.method.settings import SchemeSettings
 
 @dataclass
 class Reader:
-    """Sums mean|h| over images of what a layer reads, for each unit of the layers before it.
+    """Sums mean|h| over images of the input of a layer, for each unit of the layers before it.
 
-    `places` (units x entries each) are a unit's entries in the input, over which its mean is taken as over pixels;
-    `sums` is where it goes; `images` counts.
+    `places` (units x entries) are a unit's entries in the input, over which the mean is taken, as over pixels; `sums`
+    gets the result; `images` counts.
     """
 
     places: list[Tensor]
@@ -59,13 +59,13 @@ class Outgoing(NamedTuple):
 
 
 class UnitScheme(Scheme):
-    """Watches mean|h| of every filter whose output the network reads through weights of its own.
+    """Measures mean|h| of every filter that has outgoing weights of its own.
 
-    h is what those weights multiply: after batch norm, nonlinearity and pooling. Filters whose maps are summed with
-    another path have no outgoing weights of their own and are left alone, as are those nothing can be told of.
+    h is the input of those weights: after batch norm, nonlinearity and pooling. Filters whose maps are summed with
+    another path have no outgoing weights of their own and are never replaced; nor are those that cannot be followed.
 
-    Forward hooks sum on the device, over the ranks' images together. Attach it before the first forward pass of a
-    network that is compiled: torch.compile does not look whether hooks were added since.
+    Forward hooks sum on the device, over the images of all ranks. Attach the scheme before the first forward pass of
+    a compiled network: torch.compile does not notice hooks that are added later.
     """
 
     recorded = False
@@ -115,13 +115,13 @@ class UnitScheme(Scheme):
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
     ) -> list[LayerEvent]:
-        """See `Scheme.start_epoch`. Raises RuntimeError when a step passed without a forward pass being seen."""
+        """See `Scheme.start_epoch`. Raises RuntimeError if a step had no forward pass in training mode."""
         self._assert_seen()
         self._enter(epoch)
         return []
 
     def end_epoch(self) -> list[LayerEvent]:
-        """What was replaced in this epoch, where anything was."""
+        """The events of this epoch, if filters were replaced."""
         self._assert_seen()
         replaced = self._replaced.tolist()
         self._replaced.zero_()
@@ -145,7 +145,7 @@ class UnitScheme(Scheme):
         ]
 
     def detach(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -162,7 +162,7 @@ class UnitScheme(Scheme):
         return None
 
     def _unlike(self, layer: ConvLayer, inputs: list[Part]) -> str | None:
-        """Why filters of a layer are no units, or None."""
+        """Why filters of a layer cannot be units, or None."""
         if layer.joined or not inputs:
             return "its maps are joined with another path, no weights read them alone"
         modules = dict(self.model.named_modules())
@@ -176,7 +176,7 @@ class UnitScheme(Scheme):
         return None
 
     def _owner(self, layer: ConvLayer, part: Part) -> Tensor:
-        """Which filter owns the entries of a part, laid out as its tensor; the number of filters where none does."""
+        """The filter that owns each entry of a part's tensor; the number of filters for entries without an owner."""
         shape = self._tensors[part.tensor].shape
         owners = torch.full((shape[part.dim] * part.groups,), layer.filters, device="cpu")
         owners[list(part.places)] = torch.tensor(part.filters, device="cpu")
@@ -213,9 +213,9 @@ class UnitScheme(Scheme):
             )
 
     def _replace(self, units: Tensor) -> None:
-        """Give units (bool, over all layers) fresh incoming weights as PyTorch draws them, and none outgoing.
+        """Re-initialise units (bool, over all layers): incoming weights by PyTorch's default, outgoing weights zero.
 
-        Bias and batch norm start again too, as in the code of continual backprop for residual networks.
+        Bias and batch norm are reset too, as in the code of continual backprop for residual networks.
         """
         distributed.broadcast([units])
         self._replaced |= units
@@ -233,7 +233,7 @@ class UnitScheme(Scheme):
                     optimizer_state.reset(self.optimizer, tensor, own)
 
     def _redraw(self, layer: ConvLayer, kernel: Tensor, own: Tensor, generator: torch.Generator) -> None:
-        """Uniform in +-1/sqrt(fan in), what PyTorch's default of a convolution comes to."""
+        """Uniform in +-1/sqrt(fan in), which is PyTorch's default for a convolution."""
         fresh = torch.rand(kernel.shape, generator=generator, device=kernel.device, dtype=torch.float32)
         bound = kernel[0].numel() ** -0.5
         kernel.copy_(torch.where(own, ((2 * fresh - 1) * bound).to(kernel.dtype), kernel))
