@@ -29,6 +29,16 @@ def test_a_cluster_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ENABLE_RAY_CLUSTER" in inspect.getsource(services)
 
 
+def test_the_callbacks_of_tune_are_not_counted() -> None:
+    from ray.air._internal import usage
+    from ray.tune import tune
+
+    assert "air_usage.tag_callbacks(callbacks)" in inspect.getsource(tune)
+    ray_private.skip_tracker_imports()
+    assert usage.tag_callbacks([]) is False
+    assert "usage" not in usage.tag_callbacks.__module__
+
+
 def test_the_state_lists_draining_nodes() -> None:
     from ray._private.state import GlobalState, state
 

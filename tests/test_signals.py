@@ -1,13 +1,15 @@
 """A launch that is told to end leaves in order, whatever it does: with a message, its status, nothing behind."""
 
 import contextlib
+import getpass
 import os
 import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,28 @@ from repr_ray.runners import local
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 
-# A launch that sends itself a signal when the n-th file of its report takes its place, and one a moment later.
+# A launch that sends itself a signal when the n-th file of its report takes its place, and one a moment later; with 0
+# when it is about to end the processes of its own Ray.
 IN_THE_REPORT = """
-import os, signal, sys, runpy
+import os, signal, sys, time, runpy
 from pathlib import Path
 number, count, *arguments = sys.argv[1:]
 left, replace = [int(count)], Path.replace
 def counted(path, target):
-    if "trials" not in path.parts and not path.name.endswith(".partial"):
+    if os.environ["MARK"] in path.parts and "trials" not in path.parts and not path.name.endswith(".partial"):
         left[0] -= 1
         if left[0] in (0, -1):
             os.kill(os.getpid(), int(number))
     return replace(path, target)
 Path.replace = counted
+if count == "0":
+    from ray._private.node import Node
+    end = Node.kill_all_processes
+    def told(node, **options):
+        time.sleep(0.1)
+        os.kill(os.getpid(), int(number))
+        return end(node, **options)
+    Node.kill_all_processes = told
 sys.argv[1:] = arguments
 runpy.run_module("repr_ray.launch", run_name="__main__")
 """
@@ -51,25 +62,65 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-@pytest.mark.parametrize("count", [1, 6])
-def test_a_signal_while_the_report_is_written(trained: Path, tmp_path: Path, count: int) -> None:
-    work = tmp_path / "work"
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A path short enough for the sockets of Ray."""
+    with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp") as folder:
+        yield Path(folder) / "t"
+
+
+def told_to_end(number: signal.Signals, count: int, results: Path, work: Path, runner: str) -> str:
+    """What a launch prints that gets a signal after its trials; it ends like any other, and nothing stays behind."""
     work.mkdir()
-    arguments = ["--config", str(trained / "tiny.yaml"), "--results", str(trained), "--runner", "local"]
+    arguments = ["--config", str(results / "tiny.yaml"), "--results", str(results), "--runner", runner]
     done = subprocess.run(
-        [sys.executable, "-c", IN_THE_REPORT, str(int(signal.SIGTERM)), str(count), *arguments],
+        [sys.executable, "-c", IN_THE_REPORT, str(int(number)), str(count), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(work), "MPLCONFIGDIR": str(tmp_path)},
-        timeout=120,
+        env=os.environ | {"TMPDIR": str(work), "MPLCONFIGDIR": str(work.parent), "MARK": results.name},
+        timeout=240,
         check=False,
     )
-    assert done.returncode == 143, done.stdout + done.stderr
-    assert done.stderr.strip().splitlines() == ["terminated; the same command resumes from the last checkpoints"]
-    assert "all 2 trials are done already" in done.stdout
-    assert not [path for path in (trained / "tiny").rglob(".*") if path.name != ".lock"]
-    assert not list(work.iterdir())
+    assert done.returncode == 128 + number, done.stdout + done.stderr
+    said = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}[number]
+    assert done.stderr.strip().splitlines() == [f"{said}; the same command resumes from the last checkpoints"]
+    assert not [path for path in (results / "tiny").rglob(".*") if path.name != ".lock"]
+    left = {path.name for path in work.iterdir()}
+    assert left <= {"ray", f"torchinductor_{getpass.getuser()}"}, "these two hold Ray's logs and PyTorch's cache"
+    return done.stdout
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_signal_while_the_report_is_written(trained: Path, tmp_path: Path, count: int) -> None:
+    assert "all 2 trials are done already" in told_to_end(signal.SIGTERM, count, trained, tmp_path / "work", "local")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGHUP, 2)])
+def test_a_signal_after_a_run_on_ray(tmp_path: Path, number: signal.Signals, count: int) -> None:
+    """Ray, when it ends, takes SIGTERM's handler away in C."""
+    write_config(tmp_path)
+    with short_folder() as work:
+        assert "done: epoch 8/8" in told_to_end(number, count, tmp_path, work, "ray")
+    assert not list((tmp_path / "tiny").glob("*.parquet*")) or count == 2
+
+
+def test_a_handler_that_c_code_takes_away() -> None:
+    script = """
+import ctypes, signal, time
+from repr_ray.runners.signals import sigterm_kept
+signal.signal(signal.SIGTERM, lambda number, frame: print("told"))
+libc = ctypes.CDLL(None)
+with sigterm_kept():
+    libc.signal(signal.SIGTERM, None)
+    time.sleep(0.5)
+    signal.raise_signal(signal.SIGTERM)
+    libc.signal(signal.SIGTERM, None)
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\ntold\n"), done.stderr
 
 
 def test_a_closed_terminal(tmp_path: Path) -> None:

@@ -86,9 +86,13 @@ class Connection:
                 ray_private.listen_on_loopback()
                 os.environ.update(_WORKERS)
                 environment = None
-            ray.init(
-                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment
-            )
+            with signals.sigterm_kept():
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=environment,
+                )
             # before the warm-up: it would take one of the warm processes
             self.mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
             if not self.joins:
@@ -116,7 +120,8 @@ class Connection:
         if not self.over.is_set() and not self.up.exception():
             import ray
 
-            ray.shutdown()
+            with signals.sigterm_kept():
+                ray.shutdown()
         self.over.set()
 
 
@@ -146,6 +151,7 @@ def run(
         tell(Note("joining the Ray cluster" if connection.joins else "starting Ray on this machine"))
         from ray import tune  # takes seconds, while Ray starts
 
+        ray_private.skip_tracker_imports()
         connection.up.result()
         handlers = signals.handlers()
         wait_minutes = resources.wait_minutes if connection.joins else 0  # else no nodes are added

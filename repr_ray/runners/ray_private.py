@@ -23,6 +23,17 @@ def listen_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+def skip_tracker_imports() -> None:
+    """Skip Tune's usage tag of callbacks, which imports MLflow and W&B where they are installed.
+
+    That takes seconds, and W&B makes temporary folders.
+    """
+    from ray.air._internal import usage
+
+    untagged: Any = lambda callbacks: False  # noqa: E731 - assigned to Ray's own name
+    usage.tag_callbacks = untagged
+
+
 def draining_nodes() -> Iterable[str]:
     """The ids of the nodes that will be drained."""
     import ray

@@ -1,10 +1,12 @@
 """The signals that end a launch: interrupt, termination, a closed terminal."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,6 +22,31 @@ def install(wanted: Mapping[signal.Signals, Any]) -> None:
     """Install handlers."""
     for number, handler in wanted.items():
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM while Ray starts or ends, in any thread.
+
+    Ray's core replaces the handler in C when it starts and removes it when it ends, which Python does not notice: a
+    signal then kills the process on the spot.
+    """
+    libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(1024)  # a struct sigaction is smaller
+    libc.sigaction(signal.SIGTERM, None, action)
+    ended = threading.Event()
+
+    def restore() -> None:
+        while not ended.wait(0.005):
+            libc.sigaction(signal.SIGTERM, action, None)
+
+    thread = threading.Thread(target=restore, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        libc.sigaction(signal.SIGTERM, action, None)
 
 
 def leave_terminal(number: int) -> None:

@@ -134,6 +134,22 @@ def test_too_large_a_trial_is_given_up_in_the_open(
     assert signal.getsignal(signal.SIGTERM) is handler, "a signal while the report is written would end badly"
 
 
+@pytest.mark.slow
+def test_a_signal_while_a_launch_waits_for_resources(cluster: Callable[..., Any], tmp_path: Path) -> None:
+    """Ray, when it starts, puts a handler of its own in C that kills the process."""
+    cluster(1, num_cpus=1)
+    command = [sys.executable, "-m", "repr_ray.launch", "--config", str(write_config(tmp_path))]
+    command += ["--results", str(tmp_path), "resources.workers=2"]
+    launch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert launch.stdout is not None
+    assert any("waiting for resources" in text for text in launch.stdout)
+    launch.send_signal(signal.SIGTERM)
+    _, errors = launch.communicate(timeout=100)
+    assert launch.returncode == 143, errors
+    assert errors.strip() == "terminated; the same command resumes from the last checkpoints"
+    assert not [path for path in (tmp_path / "tiny").rglob(".*") if path.name != ".lock"]
+
+
 LONG = {"epochs": 300, "batch_size": 64, "optimizer": {"kind": "sgd", "learning_rate": 0.01}}
 
 
