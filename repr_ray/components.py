@@ -61,7 +61,7 @@ class Settings(BaseModel):
                 del result[name]
 
     def __hash__(self) -> int:
-        """Mappings among the fields are hashed by what they hold."""
+        """Mappings among the fields are hashed by their items."""
         return hash((type(self), self.model_dump_json()))
 
 
@@ -94,7 +94,7 @@ class Component(Settings):
         """Raise ValueError for a class or function that cannot be a component of this family."""
 
     def build(self, *arguments: Any, **given: Any) -> Any:
-        """Call what these settings build with `arguments`, its own fields, and those of `given` that it names."""
+        """Call the component with `arguments`, its settings, and those arguments of `given` that it takes."""
         target = imported(self.builds) if isinstance(self.builds, str) else self.builds
         taken = inspect.signature(target).parameters
         return target(*arguments, **{name: given[name] for name in given if name in taken}, **self.own)
@@ -247,7 +247,7 @@ _plug_ins: dict[str, str] = {}
 
 
 def kind_of(family: type[Component], kind: Any) -> type[Component]:
-    """The settings class of a kind. Raises ValueError when there is none."""
+    """The settings class of a kind. Raises ValueError if there is none."""
     if not isinstance(kind, str):
         raise ValueError("a kind is a name")
     if kind not in family.kinds:

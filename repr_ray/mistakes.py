@@ -1,4 +1,4 @@
-"""Errors of settings in words: the field, what is wrong with it, and the field that was meant."""
+"""Errors of settings in words: the field, the problem, and the nearest field."""
 
 import difflib
 import re
@@ -86,7 +86,7 @@ _MESSAGES = {
     "bool_type": "expected true or false",
     "string_type": "expected a text",
 }
-"""What types of pydantic's errors mean in a config."""
+"""Messages for types of pydantic's errors."""
 
 
 _SYNONYMS = {

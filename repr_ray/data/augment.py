@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on their device. Every draw is of a place in the epoch's order, and so of an image.
+"""Augmentation of whole batches on their device. Draws belong to places in the epoch's order, and so to images.
 
-What differs from image to image is a tensor operation where there is one for it; operations of a policy run on all
-images of a batch that drew the same one.
+Parameters that differ from image to image go into one tensor operation where that exists; an operation of a policy
+runs once for all images of a batch that drew it.
 """
 
 import math
@@ -19,7 +19,7 @@ from repr_ray.study.data import Augment, ColorJitter, Data, RandAugment, RandomE
 Places = Tensor | slice
 
 ATTEMPTS = 10
-"""Boxes drawn for a random resized crop; where none fits, the largest one in the middle is taken."""
+"""Boxes drawn for a random resized crop; if none fits, the largest one in the middle is used."""
 
 LEVELS = 31
 """Magnitudes of a policy's operation."""
@@ -29,19 +29,19 @@ GREY = (0.2989, 0.587, 0.114)
 _FIELDS = tuple(Augment.model_fields)
 
 Uniform = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Numbers in [0, 1) of n images: n x ATTEMPTS areas, n x ATTEMPTS ratios, n x 2 corners."""
+"""Uniform numbers in [0, 1) for n images: n x ATTEMPTS areas, n x ATTEMPTS ratios, n x 2 corners."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The random resized crops of an epoch of `n` images. Each place in its order has numbers of its own."""
+    """The random resized crops of an epoch of `n` images. Each place in the order has its own random numbers."""
 
     settings: RandomResizedCrop
     n: int
     seed: tuple[int, ...]
 
     def drawn(self, places: NDArray[np.int64]) -> Uniform:
-        """The numbers of some places; the generator jumps to them."""
+        """The random numbers of some places; the generator skips to them."""
         runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
 
         def uniform(first: int, width: int) -> NDArray[np.float64]:
@@ -71,30 +71,30 @@ class Crops:
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cropped and flipped as they are decoded: the places of an epoch that they have in its order."""
+    """How images are cropped and flipped while they are decoded; `places` are those in the epoch's order."""
 
     crops: Crops
     places: NDArray[np.int64]
     flips: NDArray[np.bool_]
 
     def take(self, which: Places) -> "Cut":
-        """For some of these images."""
+        """The cuts of some of these images."""
         here = which if isinstance(which, slice) else which.numpy()
         return Cut(self.crops, self.places[here], self.flips[here])
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What an epoch needs: tensors with an entry for each place in its order, and the cuts where there are any."""
+    """The draws of an epoch: tensors with an entry for each place in its order, and the cuts if there are any."""
 
     by_name: dict[str, Tensor]
     cut: Cut | None = None
 
 
 class Augmentation:
-    """From uint8 images of `stored` x `stored` pixels to images of the size that is asked for, values 0 to 255.
+    """From uint8 images of `stored` x `stored` pixels to images of size `data.size`, values 0 to 255.
 
-    With `cuts` images come cropped and flipped, by `Draws.cut`, and are not cropped and flipped here.
+    With `cuts`, images are cropped and flipped while they are decoded (`Draws.cut`), and not here.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Augmentation:
         self.cuts = encoded and self.settings.random_resized_crop is not None
 
     def draw(self, n: int, generator: torch.Generator) -> Draws:
-        """What an epoch of n images needs, on the device; the choices of a policy stay on the CPU."""
+        """The draws of an epoch of n images, on the device; the choices of a policy stay on the CPU."""
         data, settings = self.data, self.settings
         draws: dict[str, Tensor] = {}
         cut = None
@@ -137,7 +137,7 @@ class Augmentation:
         return Draws({k: draw if k == "policy" else draw.to(self.device) for k, draw in draws.items()}, cut)
 
     def _more(self, n: int, seed: int) -> dict[str, NDArray[Any]]:
-        """Each from a generator of its own, so that one augmentation does not change the draws of another."""
+        """Draws of each augmentation from its own generator, so that it does not change those of another."""
         settings = self.settings
         of = {name: np.random.default_rng([seed, k]) for k, name in enumerate(_FIELDS)}
         draws: dict[str, NDArray[Any]] = {}
@@ -159,7 +159,7 @@ class Augmentation:
         return draws
 
     def _mixtures(self, n: int, mixup: np.random.Generator, cutmix: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """The share of its own that an image keeps, and the box in which it gives way to the other one."""
+        """The share that an image keeps of itself, and the box that the other image replaces."""
         keep = mixup.beta(self.settings.mixup, self.settings.mixup, n) if self.settings.mixup else np.ones(n)
         box = np.zeros((n, 4), dtype=np.int64)
         if self.settings.cutmix:
@@ -209,7 +209,7 @@ class Augmentation:
         return images[each, rows[:, :, None], columns[:, None, :]]
 
     def middle(self, images: Tensor) -> Tensor:
-        """Images for evaluation: what a network gets of them where they are larger."""
+        """Images for evaluation: the middle of larger images."""
         first = round((images.shape[1] - self.size) / 2)
         return images if first == 0 else images[:, first : first + self.size, first : first + self.size]
 
@@ -232,7 +232,7 @@ class Augmentation:
 
 
 def _rectangles(n: int, side: int, erasing: RandomErasing, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Boxes to erase, empty for images that are left as they are; those too long or wide are cut to the image."""
+    """Boxes to erase, empty for images without one; boxes that are too high or wide are cut to the image."""
     area = side * side * rng.uniform(*erasing.scale, n)
     ratio = np.exp(rng.uniform(math.log(erasing.ratio[0]), math.log(erasing.ratio[1]), n))
     sides = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], -1))).astype(np.int64).clip(1, side)
@@ -245,14 +245,14 @@ def _squares(n: int, side: int, hole: int, rng: np.random.Generator) -> NDArray[
 
 
 def _around(centre: NDArray[np.int64], hole: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    """Squares around centres, as far as they lie in the image."""
+    """Squares around centres, cut to the image."""
     corner = (centre - hole[:, None] // 2).clip(0, side)
     end = (centre - hole[:, None] // 2 + hole[:, None]).clip(0, side)
     return np.concatenate([corner, end - corner], 1)
 
 
 def resized_crops(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) -> Tensor:
-    """A box (top, left, height, width) of each image, scaled to size x size, and flipped where that is asked for.
+    """A box (top, left, height, width) of each image, scaled to size x size, and flipped if drawn so.
 
     Bilinear with antialiasing, as of torch's `interpolate`: two products with matrices of weights for each image.
     """
@@ -266,7 +266,7 @@ def resized_crops(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int)
 
 
 def _weights(first: Tensor, length: Tensor, size: int, side: int) -> Tensor:
-    """b x size x side: how much each pixel of a line adds to each pixel of its scaled part."""
+    """b x size x side: the weight of each pixel of a line in each pixel of its scaled part."""
     scale = (length / size)[:, None, None]
     centre = first[:, None, None] + (torch.arange(size, device=first.device)[:, None] + 0.5) * scale
     place = torch.arange(side, device=first.device)
@@ -298,7 +298,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _turned(images: Tensor, by: Tensor) -> Tensor:
-    """Turn the hue by a share of the circle, keeping saturation and value (Smith, SIGGRAPH 1978)."""
+    """Rotate the hue by a share of the circle, keeping saturation and value (Smith, SIGGRAPH 1978)."""
     red, green, blue = images.unbind(-1)
     value, least = images.amax(-1), images.amin(-1)
     chroma = value - least
@@ -347,7 +347,7 @@ def _by_policy(images: Tensor, drawn: Tensor, narrow: bool) -> Tensor:
 
 
 def magnitude(name: str, level: int, narrow: bool, side: int) -> float:
-    """What a level from 0 to 30 means for an operation: RandAugment's range, or the wide one of TrivialAugment."""
+    """The magnitude of a level from 0 to 30: in RandAugment's range, or in the wide one of TrivialAugment."""
     share = level / (LEVELS - 1)
     if name.startswith("translate"):
         return share * (150 / 331 * side if narrow else 32)

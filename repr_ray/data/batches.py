@@ -1,4 +1,4 @@
-"""Batches as tensor operations on the training device. Only images that stream cost work per image, elsewhere."""
+"""Batches as tensor operations on the training device; only streamed images need work per image."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from repr_ray.study.data import Data
 class Batch:
     """This rank's slice of a global batch: images (b x c x h x w, channels last), labels (b).
 
-    Labels are classes, or where images are mixed the shares of every class (b x classes). `size` is the number of
+    Labels are classes or, for mixed images, the shares of every class (b x classes). `size` is the number of
     images in the global batch, over all ranks.
     """
 
@@ -30,7 +30,7 @@ class Batch:
 
 
 class Resident:
-    """The images of a split, asked for by index: uint8 on the device, or mapped into memory where that is a CPU."""
+    """The images of a split by index: uint8 on the device, or mapped into memory if that is a CPU."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         images: Any = split.images
@@ -38,19 +38,19 @@ class Resident:
         if index is not None and device.type != "cpu":
             images, index = images[index], None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the array is not writable: nothing is written to it
+            warnings.simplefilter("ignore")  # on an array that is not writable: nothing is written to it
             self.images = torch.from_numpy(images).to(device)
         self.index = None if index is None else torch.from_numpy(index)
         self.indexed_on = device
 
     def batches(self, wanted: Iterable[tuple[Tensor | slice, Cut | None]]) -> Iterator[Tensor]:
-        """For each index into the split its images, b x h x w x c, uint8."""
+        """The images at some indices of the split, b x h x w x c, uint8."""
         for index, _ in wanted:
             yield self.images[index if self.index is None else self.index[index]]
 
 
 class Batches:
-    """One split of a data set, handed out as normalised float32 batches of size x size images."""
+    """One split of a data set as normalised float32 batches of size x size images."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class Batches:
     def shuffled(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
         """One epoch of augmented training batches from the `first` one on; the last one may be smaller.
 
-        Order and augmentation are drawn for the whole epoch from `generator` (on the CPU), then sliced: an image
-        gets the same augmentation however many ranks there are, and on whatever device.
+        Order and augmentation are drawn for the whole epoch from `generator` (on the CPU), then sliced: an image gets
+        the same augmentation for any number of ranks and on any device.
         """
         order = torch.randperm(len(self), generator=generator)
         draws = self.augmentation.draw(len(self), generator)
@@ -98,13 +98,13 @@ class Batches:
             yield Batch(self._normalised(augmented), labels, size)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, from their middle, for evaluation."""
+        """All images once, cropped from the middle, for evaluation."""
         parts = list(self._slices(batch_size))
         for (_, own, size), images in zip(parts, self.store.batches((own, None) for _, own, _ in parts), strict=True):
             yield Batch(self._normalised(self.augmentation.middle(images)), self.labels[own], size)
 
     def _places(self, start: int, own: slice, size: int) -> Tensor | slice:
-        """What a batch needs: where images are mixed, each with the one before it in the global batch, one more."""
+        """The places of a batch; with mixing one more, as each image is mixed with the one before it."""
         if not self.augmentation.mixes:
             return own
         places = torch.arange(own.start - 1, own.stop)

@@ -10,7 +10,7 @@ from repr_ray.study.config import ConfigError
 def cache_folder() -> Path:
     """`$REPR_RAY_CACHE`, else `repr_ray` in the user's cache, else a folder of this user in the temporary folder.
 
-    The last is for homes that cannot be written and have no cache yet.
+    The last is used if the home folder cannot be written and has no cache yet.
     """
     if named := os.environ.get("REPR_RAY_CACHE"):
         return Path(named).expanduser()
@@ -20,12 +20,12 @@ def cache_folder() -> Path:
 
 
 def make(folder: Path) -> Path:
-    """Make a folder in the cache. Raises ConfigError if that fails, or if somebody else made the temporary one."""
+    """Make a folder in the cache. Raises ConfigError if that fails, or if another user owns the temporary one."""
     try:
         if folder.is_relative_to(temporary := _temporary()):
             temporary.mkdir(mode=0o700, exist_ok=True)
             if temporary.is_symlink() or temporary.stat().st_uid != os.getuid():
-                raise PermissionError(13, "it belongs to somebody else", str(temporary))
+                raise PermissionError(13, "it belongs to another user", str(temporary))
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "it cannot be written", str(folder))

@@ -1,4 +1,4 @@
-"""One copy of a data set per machine, mapped into memory by every trial: decoded, or encoded where that is large."""
+"""One copy of a data set per machine, mapped into memory by every trial: decoded or, if that is large, encoded."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
 FORMAT = 3
-"""Raised when the layout of the decoded files, or what is in them, changes."""
+"""Increased when the layout or the content of the decoded files changes."""
 
 FACTS = "facts.json"
 AT_ONCE = 10_000
-"""Images of which statistics are taken at a time."""
+"""Images per step of the statistics."""
 
 LARGEST = 100_000_000_000
-"""Bytes of a decoded copy; with `data.store=auto` larger ones are not made, on any machine."""
+"""Bytes of a decoded copy; with `data.store=auto` a larger data set stays encoded, on every machine."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (uint8, n x height x width x channels, or encoded), labels (int64, n), and which of them are meant.
+    """Images (uint8, n x height x width x channels, or encoded), labels (int64, n), and the index of the split.
 
-    `index` gives the places of the split's images, None for all: the images stay where they are mapped.
+    `index` has the places of the split's images, None for all; the images themselves are not copied.
     """
 
     images: NDArray[np.uint8] | Encoded
@@ -59,13 +59,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The splits of one trial as views of memory-mapped files, and what images are normalised by.
+    """The splits of one trial as views of memory-mapped files, and the statistics for normalisation.
 
-    Mean and standard deviation, of pixels in [0, 1] and one a channel, are those of the whole training set, so that
-    they do not change with the split, or what `Data.normalise` says. `size` is the side of the images that a network
-    gets, in pixels; those of `train` may be larger. `digest` is sixteen hex digits of what the splits hold: every
-    image and label of the source, in order, and which of them are in which split, where seeds do not differ in it.
-    `notes` say what was decided about the source, `warning` what is wrong with it.
+    Mean and standard deviation (pixels in [0, 1], one number per channel) are those of `Data.normalise`, or of the
+    whole training set, so that they do not depend on the split. `size` is the side of the images that a network gets,
+    in pixels; those of `train` may be larger. `digest` is sixteen hex digits of all images and labels of the source,
+    in order, and of the splits unless they depend on the seed. `notes` are decisions about the source, `warning` is a
+    problem with it.
     """
 
     train: Split
@@ -82,9 +82,9 @@ class Decoded:
 
 
 def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
-    """Map the data set into memory, decoding it first where this machine has not done so yet.
+    """Map the data set into memory, decoding it first if this machine has not done so yet.
 
-    `seed` draws what the settings want drawn for each seed: held-out images, noise of labels. Raises ConfigError
+    `seed` draws what depends on the seed by the settings: validation images, label noise. Raises ConfigError
     naming the file or field for sources that cannot be read and splits that do not fit.
     """
     folder, facts = _copy(data, progress)
@@ -143,7 +143,7 @@ def _images(folder: Path, facts: dict[str, Any], name: str) -> NDArray[np.uint8]
 
 
 def _part(split: Split, index: NDArray[np.int64]) -> Split:
-    """Some images of a split: a view where they follow one another."""
+    """Some images of a split: a view if they are consecutive."""
     if isinstance(split.images, np.ndarray) and len(index) and index[-1] - index[0] + 1 == len(index):
         places = slice(int(index[0]), int(index[-1]) + 1)
         return Split(split.images[places], split.labels[places])
@@ -174,7 +174,7 @@ def _too_many_damaged(data: Data, damaged: list[str]) -> ConfigError:
 
 
 def _statistics(data: Data, facts: dict[str, Any], channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each channel that images are normalised by."""
+    """Mean and standard deviation of each channel, for normalisation."""
     if data.normalise == "none":
         return np.zeros(channels), np.ones(channels)
     if data.normalise == "channel":
@@ -195,7 +195,7 @@ def _statistics(data: Data, facts: dict[str, Any], channels: int) -> tuple[NDArr
 
 
 def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
-    """The folder of the decoded copy and its facts, made now where it is not there or not whole."""
+    """The folder of the decoded copy and its facts; made now if it is missing or incomplete."""
     source, folder = _place(data)
     if (facts := _whole(folder)) is None:
         make(folder.parent)
@@ -210,7 +210,10 @@ def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
     if facts is None:
         raise ConfigError(f"{folder}: what was decoded into it cannot be read back; name another REPR_RAY_CACHE")
     if data.facts:
-        for split in ("train", "test"):  # another name's copy of fewer images does not get here, a part does
+        for split in (
+            "train",
+            "test",
+        ):  # the name is part of the copy's identity, so that only a partial set gets here
             if facts["counts"][split] < getattr(data.facts, split) and not data.partial:
                 raise ConfigError(
                     f"data.source={data.source}: it has {facts['counts'][split]:,} {split} images, {data.name} has"
@@ -233,12 +236,12 @@ def _place(data: Data) -> tuple[Source, Path]:
 
 
 def known_facts(data: Data) -> dict[str, Any] | None:
-    """What is known of a decoded copy; None where there is none."""
+    """The facts of a decoded copy; None without one."""
     return _whole(_place(data)[1])
 
 
 def _clear(folder: Path) -> None:
-    """Delete a damaged copy, and halves of processes that were killed; nothing that is not ours."""
+    """Delete a damaged copy, and partial copies of killed processes, but no foreign file."""
     for left in folder.parent.glob(f"{folder.name}.*/"):
         shutil.rmtree(left, ignore_errors=True)
     if not folder.exists() and not folder.is_symlink():
@@ -252,7 +255,7 @@ def _clear(folder: Path) -> None:
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:
-    """The facts of a decoded copy whose files are what they say; None where it is missing or damaged."""
+    """The facts of a decoded copy if its files agree with them; None if it is missing or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text())
         values = np.asarray([facts["mean"], facts["std"]], dtype=np.float64)
@@ -275,7 +278,7 @@ def _whole(folder: Path) -> dict[str, Any] | None:
 
 
 def _write(folder: Path, data: Data, source: Source, progress: Track) -> None:
-    """All files or none: written beside the final name and renamed."""
+    """Write all files or none: in a folder beside the final one, which is then renamed."""
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
@@ -289,7 +292,7 @@ def _write(folder: Path, data: Data, source: Source, progress: Track) -> None:
 
 
 def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str, Any]:
-    """Write arrays of every split; what is known of them."""
+    """Write the arrays of every split; returns their facts."""
     chosen, notes = choose(found, data)
     classes = check_labels(chosen, found, data)
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
@@ -361,7 +364,7 @@ def bytes_of(data: Data, counts: Mapping[str, int], channels: int, size: int) ->
 
 
 def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Look], dict[str, Rows], list[str]]:
-    """The headers of all images, the rows without those that have none, and what is wrong with these."""
+    """The headers of all images, the rows with a header, and the problems of the others."""
     looks: list[Look] = []
     good: dict[str, Rows] = {}
     skipped: list[str] = []
@@ -394,7 +397,7 @@ def _all_but(count: int, damaged: list[Damaged]) -> NDArray[np.int64]:
 def _pack(
     folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
-    """A split as it is encoded, without images that cannot be decoded, which come back; `content` as of `Survey`."""
+    """Write a split encoded, without images that cannot be decoded, which are returned; `content` as in `Survey`."""
     fixed = data.size is None
     survey, damaged = pack(folder, split, rows, shape, fixed, content.copy(), progress)
     if 0 < len(damaged) <= data.skip_damaged:
@@ -406,7 +409,7 @@ def _pack(
 def _store(
     folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
-    """The same for a split that is decoded."""
+    """Write a split decoded; see `_pack`."""
     damaged = _write_images(folder, split, rows, shape, data, progress)
     images = _map(folder, f"{split}_images")
     survey = Survey(content.copy(), images.shape)
@@ -416,7 +419,7 @@ def _store(
 
 
 def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, data: Data, progress: Track) -> list[Damaged]:
-    """NAME_images.npy without those that cannot be decoded, which come back."""
+    """Write NAME_images.npy; returns the images that cannot be decoded, which are left out."""
     path = folder / f"{name}_images.npy"
     count = len(rows.labels)
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, shape.crop, shape.crop, shape.channels))
@@ -436,7 +439,7 @@ def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, data: Data,
 
 def _map(folder: Path, name: str) -> NDArray[Any]:
     try:
-        # labels may be written to, in pages of one's own; what may be larger than memory must not be
+        # labels may be written to, in private pages; images may be larger than memory and are read-only
         return np.load(folder / f"{name}.npy", mmap_mode="c" if name.endswith("_labels") else "r")
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{folder}/{name}.npy: damaged decoded data ({error}); delete that folder") from None

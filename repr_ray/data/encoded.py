@@ -1,4 +1,4 @@
-"""Sets that are too large to be decoded once: one file of encoded images a split, mapped into memory."""
+"""Data sets that are too large to be decoded once: a file of encoded images per split, mapped into memory."""
 
 import hashlib
 import io
@@ -15,15 +15,15 @@ from repr_ray.data.images import Damaged, Shape, each, fitting, pixels, plain
 from repr_ray.data.source import Rows, Track, encoded, open_bytes
 
 AT_ONCE = 32
-"""Images that one task packs."""
+"""Images that one task writes."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded images, and the shape that each gets when it is decoded.
+    """Encoded images, and their shape when decoded.
 
-    `file` is a .npy file of bytes, in which image k lies from `offsets[k]` to `offsets[k + 1]`. Processes that have
-    it mapped share the pages; a copy of this object in another process maps it again.
+    `file` is a .npy file of bytes, with image k from `offsets[k]` to `offsets[k + 1]`. Processes that map it share
+    its pages; a pickled copy of this object maps it again.
     """
 
     file: Path
@@ -43,28 +43,28 @@ class Encoded:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the array of all images, if they were decoded."""
+        """The shape of the array of all decoded images."""
         return len(self), self.target.crop, self.target.crop, self.target.channels
 
     def content(self, index: int) -> bytes:
-        """One image as it is encoded."""
+        """The bytes of one encoded image."""
         return self._bytes[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
     def image(self, index: int) -> Image.Image:
-        """One image whose header has been read."""
+        """One image, of which only the header is read yet."""
         return open_bytes(self.content(index))
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """One image in its shape, to the bit what a decoded copy of the set would hold."""
+        """One decoded image, bit for bit as in a decoded copy of the data set."""
         return pixels(self.image(index), self.target)
 
 
 @dataclass
 class Survey:
-    """What is known of images once all of them were seen, in their order.
+    """Statistics of images, added in their order.
 
-    `content` takes the shape and bytes of the images, as of one array; `counts` has the values of each channel,
-    `digests` sixteen bytes of each image.
+    `content` hashes the shape and bytes of the images, as of one array; `counts` has the histogram of each channel,
+    `digests` sixteen bytes for each image.
     """
 
     content: "hashlib._Hash"
@@ -77,7 +77,7 @@ class Survey:
         self.counts = np.zeros((self.shape[-1], 256), dtype=np.int64)
 
     def add(self, images: NDArray[np.uint8], seen: "Seen | None" = None) -> None:
-        """The next images, n x height x width x channels, which may have been looked at in another thread."""
+        """Add the next images, n x height x width x channels, whose sums another thread may have computed."""
         self.content.update(np.ascontiguousarray(images).data)
         counts, digests = seen or see(images)
         self.counts += counts
@@ -95,7 +95,7 @@ class Survey:
         return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
 
     def also_in(self, other: "Survey") -> int:
-        """How many of these images are among others, to the bit."""
+        """The number of these images that occur in another survey, bit for bit."""
         if self.shape[1:] != other.shape[1:]:
             return 0
         known = set(other.digests)
@@ -106,7 +106,7 @@ Seen = tuple[NDArray[np.int64], list[bytes]]
 
 
 def see(images: NDArray[np.uint8]) -> Seen:
-    """What a `Survey` adds up over images."""
+    """The sums of a `Survey` over some images."""
     channels = images.reshape(-1, images.shape[-1]).T
     counts = np.stack([np.bincount(channel, minlength=256) for channel in channels])
     return counts, [hashlib.blake2b(image, digest_size=16).digest() for image in images]
@@ -115,9 +115,9 @@ def see(images: NDArray[np.uint8]) -> Seen:
 def pack(
     folder: Path, split: str, rows: Rows, shape: Shape, fixed: bool, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
-    """Write SPLIT_content.npy and SPLIT_offsets.npy; each image is decoded once, so that none fails in training.
+    """Write SPLIT_content.npy and SPLIT_offsets.npy; each image is decoded once to check it.
 
-    Where images cannot be used, the files are of the other ones, and the survey is worth nothing.
+    If some images cannot be used, the files have the others, and the survey is not valid.
     """
 
     def one(index: int) -> tuple[bytes, NDArray[np.uint8], Seen]:
@@ -147,13 +147,13 @@ def pack(
 
 
 def _png(image: Image.Image) -> bytes:
-    """Without loss, for images that have no encoding of their own."""
+    """PNG bytes, lossless, for images that are not encoded."""
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
 def _write_header(file: Any, length: int) -> None:
-    """Of so many bytes in a .npy file; NumPy leaves room for the length to grow in place."""
+    """Write the header of a .npy file with this many bytes; NumPy leaves space for a longer number."""
     described = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, described)

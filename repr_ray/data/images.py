@@ -1,4 +1,4 @@
-"""From encoded images to arrays of one shape, or to the reason why one cannot be used."""
+"""Decoding: from encoded images to arrays of one shape, or to the reason why an image cannot be used."""
 
 import os
 from collections import deque
@@ -16,11 +16,11 @@ from repr_ray.data.source import FORMATS, Rows, Track
 T = TypeVar("T")
 
 LARGEST = 100_000_000
-"""Pixels of an image; more are taken for a decompression bomb."""
+"""Pixels of an image; one with more is refused as a decompression bomb."""
 
 ROWS_PER_TASK = 500
 AHEAD = 4
-"""Tasks a core that are done before somebody asks for what comes of them."""
+"""Tasks per core that run ahead of the consumer."""
 
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F")
@@ -32,7 +32,7 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Look:
-    """What an image's header says. Sizes in pixels, as the image is shown."""
+    """The header of an image. Sizes in pixels, of the image as displayed."""
 
     width: int
     height: int
@@ -41,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Shape:
-    """What every image becomes: `channels`, its shorter side scaled to `shorter`, then the middle `crop` squared."""
+    """The shape of decoded images: `channels`, shorter side scaled to `shorter`, middle square of side `crop`."""
 
     channels: int
     shorter: int
@@ -54,7 +54,7 @@ class Shape:
 
 
 def look(image: Image.Image) -> Look:
-    """Size and channels of an image whose header has been read. Raises Unreadable for what is cast or blown up."""
+    """Size and channels of an image whose header has been read. Raises Unreadable for images that are too large."""
     width, height = image.size
     if width * height > LARGEST:
         raise Unreadable(f"{width:,} x {height:,} pixels, more than {LARGEST:,}: a decompression bomb?")
@@ -68,7 +68,7 @@ def look(image: Image.Image) -> Look:
 
 
 def is_upright(image: Image.Image) -> bool:
-    """Whether a JPEG is shown as it lies in its file."""
+    """Whether a JPEG is stored in its displayed orientation."""
     return _orientation(image) == 1
 
 
@@ -85,7 +85,7 @@ def _channels(image: Image.Image) -> int:
 
 
 def plain(image: Image.Image, channels: int) -> Image.Image:
-    """Decode an image to grey or red, green and blue, upright. What is transparent is laid on white."""
+    """Decode an image to grey or RGB, upright. Transparent pixels are blended with white."""
     if image.format == "JPEG":
         image = ImageOps.exif_transpose(image)
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -96,7 +96,7 @@ def plain(image: Image.Image, channels: int) -> Image.Image:
 
 
 def pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
-    """Decode an image and bring it into a shape: height x width x channels."""
+    """Decode an image into a shape: height x width x channels."""
     image = plain(image, shape.channels)
     shorter = min(image.size)
     if shorter != shape.shorter:
@@ -129,7 +129,7 @@ def look_at_all(rows: Rows, progress: Track, title: str) -> tuple[list[Look], li
 def decode_all(
     rows: Rows, shape: Shape, fixed: bool, out: NDArray[np.uint8], progress: Track, title: str
 ) -> list[Damaged]:
-    """Fill `out`, n x crop x crop x channels. With `fixed` an image of another size is one that cannot be used."""
+    """Fill `out`, n x crop x crop x channels. With `fixed`, an image of another size cannot be used."""
 
     def decode(index: int) -> None:
         out[index] = pixels(fitting(rows.image(index), shape, fixed), shape)
@@ -138,7 +138,7 @@ def decode_all(
 
 
 def fitting(image: Image.Image, shape: Shape, fixed: bool) -> Image.Image:
-    """An image whose header has been read. Raises Unreadable unless it can be used; see `decode_all` for `fixed`."""
+    """Check an image by its header. Raises Unreadable unless it can be used; see `decode_all` for `fixed`."""
     found = look(image)
     if fixed and (found.width, found.height) != (shape.crop, shape.crop):
         raise Unreadable(f"{found.width} x {found.height} pixels, expected {shape.crop} x {shape.crop}")
@@ -148,7 +148,7 @@ def fitting(image: Image.Image, shape: Shape, fixed: bool) -> Image.Image:
 def each(
     rows: Rows, do: Callable[[int], T], progress: Track, title: str, at_once: int = ROWS_PER_TASK
 ) -> Iterator[tuple[list[T], list[Damaged]]]:
-    """Do something for each image: what came of it, and what failed, block by block, in the order of the rows.
+    """Call a function for each image: results and failures, block by block, in the order of the rows.
 
     Threads work on some blocks ahead: decoders release the interpreter lock.
     """
@@ -167,7 +167,7 @@ def each(
 
 
 def _in_turn(do: Callable[[int], T], items: range) -> Iterator[T]:
-    """As a pool's `map`, but a few tasks ahead of the consumer, and none once that gives up."""
+    """Like a pool's `map`, but only a few tasks ahead of the consumer, and none after it stops."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor()
     try:

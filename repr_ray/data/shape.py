@@ -1,4 +1,4 @@
-"""What a network has to fit: by the facts of a name, or by what a source holds."""
+"""The shape of the images that a network gets: from the facts of a named data set, or from the source."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +8,7 @@ from repr_ray.study.data import Data
 
 @dataclass(frozen=True)
 class Shape:
-    """Classes, and channels and side (pixels) of the images that a network gets; how many are trained on."""
+    """Classes; channels and side (pixels) of the images that a network gets; number of training images."""
 
     classes: int
     channels: int
@@ -26,7 +26,7 @@ def shape_is_known(data: Data) -> bool:
 
 @cache
 def shape_of(data: Data) -> Shape:
-    """Known from the name where that says it all; else the source is decoded. Raises ConfigError."""
+    """The shape, from the name if that is enough; else the source is decoded. Raises ConfigError."""
     facts = data.facts
     if facts and (size := data.size or facts.size):
         count = data.train_images or facts.train - data.validation_images

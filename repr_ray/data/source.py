@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing")
 SPLIT_NAMES = (*TRAIN, *VALIDATION, *TEST)
-"""What splits are called, the usual name first."""
+"""Names of splits, the usual one first."""
 
 
 def silent(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
@@ -35,7 +35,7 @@ class Rows(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """An image whose header has been read. Raises what its reader raises."""
+        """An image, of which only the header is read yet. Raises the errors of its reader."""
         ...
 
     def where(self, index: int) -> str:
@@ -44,14 +44,14 @@ class Rows(Protocol):
 
 
 def encoded(rows: Rows, index: int) -> bytes | None:
-    """An image as it is encoded, from rows that have a method `encoded`; None from those that have it decoded."""
+    """The bytes of an encoded image, from rows with a method `encoded`; None from rows of decoded images."""
     read: Callable[[int], bytes | None] | None = getattr(rows, "encoded", None)
     return read(index) if read else None
 
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """Images that are decoded already: uint8, n x height x width x channels (1 or 3)."""
+    """Decoded images: uint8, n x height x width x channels (1 or 3)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -78,7 +78,7 @@ class FileRows:
         return self.paths[index].read_bytes()
 
     def image(self, index: int) -> Image.Image:
-        """One image, from a file that is closed again."""
+        """One image; the file is closed."""
         return open_bytes(self.encoded(index))
 
     def where(self, index: int) -> str:
@@ -99,7 +99,7 @@ class Subset:
         return self.rows.labels[self.index]
 
     def encoded(self, index: int) -> bytes | None:
-        """One of the chosen images, where they are encoded."""
+        """The bytes of one of the chosen images, if they are encoded."""
         return encoded(self.rows, int(self.index[index]))
 
     def image(self, index: int) -> Image.Image:
@@ -118,7 +118,7 @@ def open_bytes(encoded: bytes) -> Image.Image:
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a source under its own names. `names` are those of the classes, empty where it has none."""
+    """The splits of a source under its own names. `names` are those of the classes, empty without names."""
 
     rows: Mapping[str, Rows]
     names: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from. `stamps` changes when a file behind it does; `read` gets a folder for scratch files."""
+    """A source of images. `stamps` change with its files; `read` gets a folder for scratch files."""
 
     read: Callable[[Path], Splits]
     stamps: list[Any] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which images are trained on, held out and tested on, and which training labels are noise."""
+"""Training, validation and test images, and noise of training labels."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ Index = NDArray[np.int64]
 
 
 def by_class(labels: NDArray[np.int64], seed: int) -> Index:
-    """A seeded order of images in which every beginning and every end has its fair share of each class.
+    """A seeded order of images in which every prefix and every suffix has about the same share of each class.
 
     The k-th image of a class of n gets a place drawn between k/n and (k+1)/n.
     """
@@ -25,9 +25,9 @@ def by_class(labels: NDArray[np.int64], seed: int) -> Index:
 
 
 def divide(labels: NDArray[np.int64], data: Data, seed: int) -> tuple[Index, Index]:
-    """The places of training and of held-out images among the training images, in their order.
+    """The places of training and validation images among the training images, in their order.
 
-    Raises ConfigError where there are not so many.
+    Raises ConfigError if there are too few.
     """
     kept = len(labels) - data.validation_images
     used = kept if data.train_images is None else data.train_images
@@ -44,7 +44,7 @@ def divide(labels: NDArray[np.int64], data: Data, seed: int) -> tuple[Index, Ind
 
 
 def with_noise(labels: NDArray[np.int64], share: float, classes: int, seed: int) -> NDArray[np.int64]:
-    """Labels of which a share, drawn by the seed, is replaced by another class, each other class as likely."""
+    """Labels of which a share, drawn by the seed, is replaced by another class, all with the same probability."""
     rng = np.random.default_rng(seed)
     noisy = labels.copy()
     wrong = rng.permutation(len(labels))[: round(share * len(labels))]
@@ -53,9 +53,9 @@ def with_noise(labels: NDArray[np.int64], share: float, classes: int, seed: int)
 
 
 def choose(found: Splits, data: Data) -> tuple[dict[str, Rows], list[str]]:
-    """The rows to train on, to hold out (where the source says which) and to test on; and what was decided, in words.
+    """The rows of training, validation (if the source has them) and test images, and notes on decisions.
 
-    Raises ConfigError for a source without training images, or without test images where its name has them.
+    Raises ConfigError for a source without training images, or without the test images that its name implies.
     """
     named = dict(data.splits)
     chosen: dict[str, Rows] = {}
@@ -142,7 +142,7 @@ def _plain(names: tuple[str, ...]) -> list[str]:
 
 
 def check_classes(split: str, labels: NDArray[np.int64], classes: int, names: tuple[str, ...], data: Data) -> None:
-    """Raise ConfigError, naming the classes, where some have no image in a split that has any."""
+    """Raise ConfigError, naming the classes, if some have no image in a split."""
     if data.partial or not len(labels):
         return
     if len(missing := np.flatnonzero(np.bincount(labels, minlength=classes) == 0)):

@@ -1,4 +1,4 @@
-"""Images that are decoded as they are needed, by processes of one trial, some batches ahead of the training."""
+"""Images that are decoded when they are needed, by processes of one trial, some batches ahead of training."""
 
 import os
 import signal
@@ -27,10 +27,10 @@ AT_ONCE = 32
 """Images that a process decodes for one request."""
 
 AHEAD = 4
-"""Requests ahead for each process: what bounds the memory of images that nobody has asked for yet."""
+"""Requests ahead for each process, which bounds the memory of images that are not used yet."""
 
 PATIENCE, LOOK_EVERY = 300, 5
-"""Seconds without an image after which the trial fails, and between two looks whether all processes are alive."""
+"""Seconds without an image after which the trial fails, and between two checks of the processes."""
 
 
 class StreamError(RuntimeError):
@@ -38,27 +38,27 @@ class StreamError(RuntimeError):
 
 
 class StreamStopped(StreamError):
-    """Images have stopped coming: a process that decodes them has died or hangs. A new start may help."""
+    """A process that decodes images has died or hangs. A new start may help."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Images by their place in a file, and how to cut them; without a cut they get the shape that they have there."""
+    """Images by their place in a file, and how to cut them; without a cut they get the shape of the file."""
 
     rows: NDArray[np.int64]
     cut: Cut | None
 
     def parts(self) -> Iterator["Request"]:
-        """Requests that processes share, one at least."""
+        """The number of requests for the processes, one at least."""
         for start in range(0, max(1, len(self.rows)), AT_ONCE):
             of = slice(start, start + AT_ONCE)
             yield Request(self.rows[of], self.cut and self.cut.take(of))
 
 
 class Streamed:
-    """The images of a split, asked for by index, decoded by `workers` processes, or in this one where there are none.
+    """The images of a split by index, decoded by `workers` processes, or in this one without workers.
 
-    The bits of what comes depend on what is asked for alone.
+    The result depends on the request alone, bit for bit.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Streamed:
         self.indexed_on = torch.device("cpu")
 
     def batches(self, wanted: Iterable[tuple[Tensor | slice, Cut | None]]) -> Iterator[Tensor]:
-        """For each index into the split its images (b x h x w x c, uint8) on the device. Raises StreamError."""
+        """The images at some indices of the split (b x h x w x c, uint8) on the device. Raises StreamError."""
         requests = [Request(self._rows(index), cut) for index, cut in wanted]
         parts = self._decoded([part for request in requests for part in request.parts()])
         for request in requests:
@@ -124,7 +124,7 @@ class Streamed:
 
 
 class Decoder(Dataset[Tensor | str]):
-    """From requests to images, or to a line on one that cannot be decoded; runs in other processes."""
+    """From requests to images, or to a line on an image that cannot be decoded; runs in other processes."""
 
     def __init__(self, images: Encoded, size: int) -> None:
         self.images, self.size = images, size
@@ -182,20 +182,20 @@ def cropped(image: Image.Image, content: bytes, box: list[int], size: int, chann
 
 
 def _scale(box: int, size: int) -> int:
-    """The part of its size that an image is decoded to, as a divisor: what the inverse cosine transform does fast."""
+    """The divisor of an image's size in decoding: one that the inverse cosine transform supports."""
     return next((by for by in (8, 4, 2) if box >= by * size), 1)
 
 
 def _leave_group(worker: int) -> None:
-    """Signals that a terminal or a scheduler sends to all processes are for the trial, which saves and ends these."""
+    """Ignore signals that a terminal or scheduler sends to all processes: the trial ends these processes."""
     os.setsid()
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings, of more processes than cores for one, and without PyTorch's handler of SIGCHLD.
+    """Suppress warnings (such as on more processes than cores) and PyTorch's handler of SIGCHLD.
 
-    It would raise from whatever the trial is doing, a checkpoint too.
+    That handler would raise at any point of the trial, such as in a checkpoint.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)

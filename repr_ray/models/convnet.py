@@ -12,8 +12,8 @@ from repr_ray.models.init import truncated_normal_
 class FlatLinear(nn.Linear):
     """`nn.Flatten` and `nn.Linear` in one, with the parameters that those two would have.
 
-    Maps in channels-last memory are read as they lie, in the order of the permuted weight: copying them to the
-    weight's order, and their gradient back, costs a sixth of a training step on a CPU (benchmarks/README.md).
+    The weight is permuted to the order of channels-last maps: copying the maps to the order of the weight, and their
+    gradient back, takes a sixth of a training step on a CPU (benchmarks/README.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def convnet(
 ) -> nn.Module:
     """`depth` x (conv, bias, [batch norm], ReLU, [pool]), flatten, linear (arXiv 1811.07275, section 5).
 
-    With `spatial_dropout` each ReLU (and pooling) is followed by it, with `dropout` the linear layer is after one.
+    `spatial_dropout` is applied after each ReLU, `dropout` before the linear layer.
     `pool` is `max2` (2x2) or `max3` (3x3, stride 2, padded at the far edges as TensorFlow's 'same' does).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -7,7 +7,7 @@ from repr_ray.models.init import he_normal_
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 3x3 convolution, spatial dropout where there is any; the output is put behind the input."""
+    """Batch norm, ReLU, 3x3 convolution, optional spatial dropout; the output is concatenated to the input."""
 
     def __init__(self, inputs: int, growth: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def densenet(
 ) -> nn.Module:
     """DenseNet of 3n + 4 layers without bottlenecks (arXiv 1608.06993, section 4.2): three blocks of n layers.
 
-    Raises ValueError for images that the two poolings do not leave a pixel of.
+    Raises ValueError for images that are too small for two poolings.
     """
     if image_size < 4:
         raise ValueError("model: densenet needs images of at least 4 x 4 pixels")

@@ -1,8 +1,8 @@
 """Settings of networks, without torch, so that a config is checked before torch is imported.
 
-To add a network: a settings class here that names what it builds, a class or function that takes the settings as
-keyword arguments, and those of `classes`, `channels` and `image_size` that it needs. A plug-in needs neither:
-`model: {kind: my_module:Net}`.
+To add a network, write a settings class here that names what it builds, a class or function that takes the settings
+as keyword arguments, and any of `classes`, `channels` and `image_size`. A plug-in, `model: {kind: my_module:Net}`,
+needs no change here.
 """
 
 import re
@@ -39,7 +39,7 @@ class ModelSettings(Component):
 
 
 _DROPOUT: Any = Field(default=0.0, description="share of the classifier's inputs dropped in training")
-_SPATIAL: Any = Field(default=0.0, description="share of feature maps dropped in training, each as a whole")
+_SPATIAL: Any = Field(default=0.0, description="share of whole feature maps dropped in training")
 
 
 def _dropped(dropout: float, spatial: float) -> str:
@@ -88,7 +88,7 @@ class ResNet(ModelSettings):
     depth: Annotated[Depth, Field(ge=8)] = Field(default=20, description="layers: 20, 32, 44, 56, 110, ...")
     shortcut: Literal["pad", "projection"] = Field(
         default="pad",
-        description="where channels grow: pad with zeros, or project by a 1x1 convolution",
+        description="shortcut to more channels: padded with zeros, or projected by a 1x1 convolution",
     )
     dropout: Fraction = _DROPOUT
     spatial_dropout: Fraction = _SPATIAL
@@ -151,7 +151,7 @@ class Library(ModelSettings):
     """A network of a library, made for ImageNet's larger images, with keyword arguments of its own.
 
     Its weights are random, or those of a file that `torch.save` wrote: a `state_dict`, or a mapping that has one
-    under `state_dict` or `model`. The layer that gives the logits may be for other classes, and is random then.
+    under `state_dict` or `model`. If the last layer is for other classes, it is random.
     """
 
     name: str = Field(description="the network's name in the library")
@@ -168,7 +168,7 @@ class Library(ModelSettings):
 
     @property
     def label(self) -> str:
-        """The name in tables: torchvision-resnet50, with the options and the file of weights where there are any."""
+        """The name in tables: torchvision-resnet50, with the options and the file of weights, if any."""
         options = [f"{key}={value}" for key, value in self.options.items()]
         start = [f"from-{Path(self.weights).stem}"] if self.weights else []
         return re.sub(r"[^\w.=-]+", "-", "-".join([str(self.kind), self.name, *options, *start]))

@@ -21,7 +21,7 @@ def vgg(
 ) -> nn.Module:
     """VGG with batch norm and a single linear layer, as is usual for CIFAR.
 
-    Raises ValueError for images that the five poolings do not leave a pixel of.
+    Raises ValueError for images that are too small for five poolings.
     """
     if image_size < 32:
         raise ValueError(f"model: vgg pools five times and needs images of 32 x 32 pixels or more, not {image_size}")

@@ -31,7 +31,7 @@ def timm(
 ) -> nn.Module:
     """timm.create_model(NAME, **options).
 
-    Raises ValueError where timm is missing, has no such network, or the network takes no such option.
+    Raises ValueError if timm or the network is missing, or the network does not take an option.
     """
     try:
         library = importlib.import_module("timm")
@@ -81,7 +81,7 @@ def _made(
 
 
 def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
-    """The network with the weights of a file, read without running what is in it.
+    """The network with the weights of a file, read without running code in it.
 
     Raises ValueError for a file that cannot be read, or that has other weights than the network.
     """

@@ -38,7 +38,7 @@ class Steps(RateSettings):
     kind: Literal["steps"]
     epochs: tuple[Count, ...] = Field(default=(), description="epochs at which the rate changes")
     every_steps: Count | None = Field(default=None, description="optimizer steps between two changes")
-    factor: Annotated[float, Field(gt=0)] = Field(default=0.1, description="what the rate is multiplied by")
+    factor: Annotated[float, Field(gt=0)] = Field(default=0.1, description="factor of the rate at each change")
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """`base` times `factor` for each change that has passed."""
@@ -70,7 +70,7 @@ class CosineRestarts(RateSettings):
 
     kind: Literal["cosine_restarts"]
     first: Count = Field(default=10, description="epochs of the first cosine, T_0")
-    factor: Annotated[int, Field(ge=1, le=1_000)] = Field(default=2, description="growth of the next one, T_mult")
+    factor: Annotated[int, Field(ge=1, le=1_000)] = Field(default=2, description="growth of the next cosine, T_mult")
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Half a cosine from `base` over the steps of the present period."""
@@ -81,15 +81,17 @@ class CosineRestarts(RateSettings):
 
 
 class OneCycle(RateSettings):
-    """One cycle (arXiv 1708.07120), as torch.optim.lr_scheduler.OneCycleLR: up to `base` and down to nearly nothing.
+    """One cycle (arXiv 1708.07120), as in torch's OneCycleLR: up to `base`, then down to almost zero.
 
-    Both ways are half a cosine. The rate begins `start` times lower than its top, and ends `end` times lower still.
+    Both parts are half a cosine. The first rate is `base` / `start`, the last one that divided by `end`.
     """
 
     kind: Literal["one_cycle"]
-    rising: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.3, description="share of steps it rises in")
-    start: Annotated[float, Field(ge=1)] = Field(default=25.0, description="how much lower it begins")
-    end: Annotated[float, Field(ge=1)] = Field(default=1e4, description="how much lower than that it ends")
+    rising: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.3, description="share of steps in which the rate rises"
+    )
+    start: Annotated[float, Field(ge=1)] = Field(default=25.0, description="ratio of the highest rate to the first")
+    end: Annotated[float, Field(ge=1)] = Field(default=1e4, description="ratio of the first rate to the last")
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Between base/start, base and base/start/end."""

@@ -24,13 +24,13 @@ class Train(Settings):
     """Optimisation."""
 
     epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(default=128, description="images of a step, over all workers together")
+    batch_size: Count = Field(default=128, description="images of a step, over all workers")
     optimizer: Optimizer = Field(default=Sgd(), description="the optimizer and its learning rate")
-    schedule: Rate = Field(default=Constant(), description="how the learning rate changes over the training")
+    schedule: Rate = Field(default=Constant(), description="learning-rate schedule")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
         description=(
-            "of forward and backward passes; `auto` is bf16 where the hardware multiplies it faster, else fp32"
+            "precision of forward and backward passes; `auto` is bf16 if the hardware multiplies it faster, else fp32"
         ),
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -70,23 +70,23 @@ class Train(Settings):
 
 
 class Resources(Settings):
-    """Where and how a trial runs: nothing in here changes its result beyond floating-point order."""
+    """Where and how a trial runs. Nothing here changes its result beyond floating-point order."""
 
     workers: Count = Field(default=1, description="ranks that train one trial together (DistributedDataParallel)")
     cpus_per_worker: Count = Field(default=1, description="threads of a rank")
     gpus_per_worker: Natural | Literal["auto"] = Field(
         default="auto",
-        description="GPUs of a rank; `auto` is one where there are any, else none",
+        description="GPUs of a rank; `auto` is one if the cluster has GPUs, else none",
     )
     trials_per_gpu: Count | Literal["auto"] = Field(
         default=1,
         description=(
-            "trials of one worker that share a GPU; `auto` is as many as its memory and the cores beside it hold"
+            "one-worker trials that share a GPU; `auto` is as many as its memory and the machine's cores allow"
         ),
     )
     concurrent: Count | None = Field(
         default=None,
-        description="the most trials that run at once; as many as fit when not given",
+        description="largest number of trials at once; by default as many as fit",
     )
     wait_minutes: Annotated[float, Field(ge=0)] = Field(
         default=30.0,
@@ -94,14 +94,14 @@ class Resources(Settings):
     )
     checkpoint_every: Count | Literal["auto"] = Field(
         default="auto",
-        description="epochs between two checkpoints; `auto` is as often as costs half a percent of the time",
+        description="epochs between two checkpoints; `auto` spends half a percent of the time on them",
     )
     hour_price: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="what an hour of one GPU, or of one core, costs; a dry run multiplies by it"
+        default=None, description="price of an hour of one GPU, or of one core, for the estimate of a dry run"
     )
     cuda_graph: bool = Field(
         default=False,
-        description="record the training step of a one-worker trial on a GPU once, and replay it",
+        description="record the training step of a one-worker trial on a GPU as a CUDA graph, and replay it",
     )
 
     @field_validator("gpus_per_worker", mode="before")
@@ -113,19 +113,18 @@ class Resources(Settings):
 
 
 class Looks(Settings):
-    """Seeds until decided: 0, 1, 2, ... are added look by look, and a scheme with a verdict gets no more."""
+    """Seeds 0, 1, 2, ... are added look by look until a scheme has a verdict."""
 
     looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)] = Field(
         description=(
-            "numbers of seeds after which the study is looked at, named in advance: the bounds are computed for "
-            "them (docs/statistics.md)"
+            "numbers of seeds at each look, fixed in advance: the bounds are computed for them (docs/statistics.md)"
         ),
     )
     margin: Annotated[float, Field(gt=0, le=100)] | None = Field(
         default=None,
         description=(
             "a scheme whose whole interval lies within this many percentage points of the baseline is practically "
-            "equal; without a margin no scheme is"
+            "equal; without a margin this verdict is not given"
         ),
     )
 
@@ -146,12 +145,12 @@ class Experiment(Settings):
     seeds: Annotated[
         Annotated[tuple[Seed, ...], Field(min_length=1), Tag("list")] | Annotated[Looks, Tag("until_decided")],
         Discriminator(lambda value: "until_decided" if isinstance(value, dict | Looks) else "list"),
-    ] = Field(description="the seeds that every scheme is trained with, or when to look until it is decided")
+    ] = Field(description="seeds of every scheme, or the looks at which the study may be decided")
     data: Data = Field(description="the images")
     model: Model = Field(default=ConvNet(), description="the network")
     train: Train = Field(description="the training, the same for all schemes")
     schemes: Annotated[dict[str, AnyScheme], Field(min_length=1)] = Field(
-        description="the ways of training that are compared, by the names they have in tables",
+        description="the schemes that are compared, by their names in tables",
     )
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         default_factory=dict,
@@ -161,13 +160,13 @@ class Experiment(Settings):
         ),
     )
     tuning: Tuning | None = Field(
-        default=None, description="settings that are chosen for every scheme, by validation, before the comparison"
+        default=None, description="tuning of every scheme by validation accuracy before the comparison"
     )
     baseline: str = Field(default="standard", description="the scheme that the others are compared with")
     resources: Resources = Field(default=Resources(), description="where and how a trial runs")
     most_trials: Count = Field(
         default=10_000,
-        description="a study of more trials is refused, so that a grid with a typing error is not started",
+        description="largest number of trials; more are refused, as by a typing error in a grid",
     )
 
     @property

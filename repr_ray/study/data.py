@@ -23,8 +23,8 @@ SOURCE = ByName("source", {})
 class ChannelStatistics(Settings):
     """Normalisation by channel: (pixel - mean) / std, with pixels from 0 to 1."""
 
-    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(description="one number a channel")
-    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...] = Field(description="one number a channel")
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(description="one number per channel")
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...] = Field(description="one number per channel")
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> "ChannelStatistics":
@@ -36,19 +36,19 @@ class ChannelStatistics(Settings):
 class Splits(Settings):
     """The names of the splits in a source, if they are not found."""
 
-    train: str | None = Field(default=None, description="to train on")
-    validation: str | None = Field(default=None, description="to hold out")
-    test: str | None = Field(default=None, description="to test on")
+    train: str | None = Field(default=None, description="training split")
+    validation: str | None = Field(default=None, description="validation split")
+    test: str | None = Field(default=None, description="test split")
 
 
 class RandomResizedCrop(Settings):
     """A part of the image of a random area and shape, scaled to `data.size`."""
 
     scale: tuple[PositiveShare, PositiveShare] = Field(
-        default=(0.08, 1.0), description="the least and the largest share of the image's area"
+        default=(0.08, 1.0), description="smallest and largest share of the image's area"
     )
     ratio: tuple[Positive, Positive] = Field(
-        default=(3 / 4, 4 / 3), description="the least and the largest width, in heights"
+        default=(3 / 4, 4 / 3), description="smallest and largest ratio of width to height"
     )
 
     @model_validator(mode="after")
@@ -57,20 +57,26 @@ class RandomResizedCrop(Settings):
 
 
 class ColorJitter(Settings):
-    """Random factors for brightness, contrast and saturation, then a turn of the hue. Grey images have no colour."""
+    """Random factors for brightness, contrast and saturation, then a rotation of the hue; not for grey images."""
 
-    brightness: Share = Field(default=0.0, description="factors within 1 plus or minus this")
-    contrast: Share = Field(default=0.0, description="factors within 1 plus or minus this")
-    saturation: Share = Field(default=0.0, description="factors within 1 plus or minus this")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(default=0.0, description="share of the circle, either way")
+    brightness: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
+    contrast: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
+    saturation: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0, description="largest rotation, as a share of the circle"
+    )
 
 
 class RandAugment(Settings):
     """Operations out of fourteen, all of one magnitude (arXiv 1909.13719)."""
 
     kind: Literal["rand_augment"]
-    operations: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="how many, one after another")
-    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(default=9, description="of each, from 0 to 30")
+    operations: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=2, description="number of operations, one after another"
+    )
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
+        default=9, description="magnitude of each operation, from 0 to 30"
+    )
 
 
 class TrivialAugment(Settings):
@@ -82,12 +88,12 @@ class TrivialAugment(Settings):
 class RandomErasing(Settings):
     """A rectangle of a random area and shape becomes the mean colour (arXiv 1708.04896)."""
 
-    probability: Share = Field(default=0.5, description="share of the images it is done to")
+    probability: Share = Field(default=0.5, description="share of the images that are changed")
     scale: tuple[PositiveShare, PositiveShare] = Field(
-        default=(0.02, 0.33), description="the least and the largest share of the image's area"
+        default=(0.02, 0.33), description="smallest and largest share of the image's area"
     )
     ratio: tuple[Positive, Positive] = Field(
-        default=(0.3, 3.3), description="the least and the largest height, in widths"
+        default=(0.3, 3.3), description="smallest and largest ratio of height to width"
     )
 
     @model_validator(mode="after")
@@ -110,7 +116,7 @@ class Augment(Settings):
     """Augmentation beside `data.crop_padding` and `data.flip`, in this order."""
 
     random_resized_crop: RandomResizedCrop | None = Field(
-        default=None, description="in place of `data.crop_padding`; needs `data.size`"
+        default=None, description="random part of the image, in place of `data.crop_padding`; needs `data.size`"
     )
     policy: Annotated[RandAugment | TrivialAugment, Field(discriminator="kind")] | None = Field(
         default=None, description="random operations on colour and shape"
@@ -121,15 +127,16 @@ class Augment(Settings):
         default=None, description="side of a square that becomes the mean colour (arXiv 1708.04552)"
     )
     mixup: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.0, description="alpha of the Beta distribution that shares come from (arXiv 1710.09412)"
+        default=0.0, description="alpha of the Beta distribution of shares in mixed images (arXiv 1710.09412)"
     )
     cutmix: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.0, description="the same for areas (arXiv 1905.04899); with `mixup` an image gets one of them"
+        default=0.0,
+        description="the same for images mixed by area (arXiv 1905.04899); with `mixup` an image gets one of the two",
     )
 
 
 class Data(Settings):
-    """A data set, how it is split, and what is done to its training images."""
+    """A data set, its splits, and the augmentation of its training images."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] = Field(
         description=(
@@ -141,16 +148,16 @@ class Data(Settings):
         default="torchvision",
         description=(
             "`torchvision` (downloaded when missing), `torchvision:CLASS`, `digits`, `hf:OWNER/NAME[@REVISION]`, or a"
-            " folder or URL: of Parquet, of one folder a class (below `train`, `val`, `test`, or none), or of"
-            " torchvision's own files; or one of your own, `my_module:name`"
+            " folder or URL: of Parquet, of a folder per class (below `train`, `val`, `test`, or none), or of"
+            " torchvision's own files; or a plug-in, `my_module:name`"
         ),
     )
-    image: str | None = Field(default=None, description="the column of images in Parquet, where it is not found")
-    label: str | None = Field(default=None, description="the column of labels in Parquet, where it is not found")
-    splits: Splits = Field(default=Splits(), description="what the source calls its splits")
+    image: str | None = Field(default=None, description="column of images in Parquet, if it is not found")
+    label: str | None = Field(default=None, description="column of labels in Parquet, if it is not found")
+    splits: Splits = Field(default=Splits(), description="names of the splits in the source")
     partial: bool = Field(
         default=False,
-        description="allow fewer images or classes than the name says, and splits without an image of some class",
+        description="allow fewer images or classes than the name implies, and splits that lack a class",
     )
     store: Literal["auto", "memory_map", "stream"] = Field(
         default="auto",
@@ -162,20 +169,23 @@ class Data(Settings):
     )
     channels: Literal[1, 3] | None = Field(default=None, description="make images grey (1) or coloured (3)")
     size: Side | None = Field(
-        default=None, description="side of the square that networks get; needed where images differ in size"
+        default=None, description="side of the square images that networks get; required if images differ in size"
     )
     resize: Side | None = Field(
-        default=None, description="what the shorter side is scaled to before the crop; `size` when not given"
+        default=None, description="length of the shorter side before the crop; by default `size`"
     )
     evaluation_resize: Side | None = Field(
         default=None, description="the same for validation and test images, cropped from the middle"
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="share of the images, drawn by class, to test on where the source has no test split"
+        default=0.2, description="share of the images, drawn by class, for a test split if the source has none"
     )
-    skip_damaged: Natural = Field(default=0, description="images that may be left out because they cannot be decoded")
+    skip_damaged: Natural = Field(
+        default=0, description="number of images that may be left out because they cannot be decoded"
+    )
     train_images: Count | None = Field(
-        default=None, description="training images, the first of what validation leaves; all of these when not given"
+        default=None,
+        description="number of training images, the first ones without the validation images; by default all",
     )
     validation_images: Natural = Field(
         default=0,
@@ -184,21 +194,21 @@ class Data(Settings):
             " training set"
         ),
     )
-    split_by_seed: bool = Field(default=False, description="draw the validation images by class, anew for each seed")
+    split_by_seed: bool = Field(default=False, description="draw other validation images for each seed, by class")
     label_noise: Fraction = Field(
-        default=0.0, description="share of the training labels that become another class, drawn by the seed"
+        default=0.0, description="share of training labels that are replaced by another class, drawn by the seed"
     )
     crop_padding: Annotated[int, Field(ge=0, le=1_000)] = Field(
-        default=0, description="pixels that training images are padded by before a random crop"
+        default=0, description="padding of training images before a random crop, in pixels"
     )
-    flip: bool = Field(default=False, description="mirror half of the training images")
-    augment: Augment = Field(default=Augment(), description="more that is done to training images")
+    flip: bool = Field(default=False, description="mirror training images with probability 1/2")
+    augment: Augment = Field(default=Augment(), description="further augmentation of training images")
     normalise: Annotated[
         Annotated[Literal["channel", "none"], Tag("name")] | Annotated[ChannelStatistics, Tag("statistics")],
         Discriminator(lambda value: "name" if isinstance(value, str) else "statistics"),
     ] = Field(
         default="channel",
-        description="by the mean and deviation of each channel over the training set, by given ones, or not at all",
+        description="mean and standard deviation of each channel: of the training set, given ones, or none",
     )
 
     @field_validator("source")

@@ -11,9 +11,9 @@ NAMED_SOURCES = ("torchvision", "digits")
 class Facts:
     """A published data set. Sizes are in pixels, None where images differ; `labels` are class names in their order.
 
-    `torchvision` is the name of its class there, `source` what to say where torchvision has none, `label` the column
-    of its classes in Parquet files where it is not called so. `tail`: held-out images are the last ones of the
-    training set, as they always were for this name; other names draw them by class.
+    `torchvision` is the name of its class there, `source` the hint if torchvision has none, `label` the column of its
+    classes in Parquet files if it has another name. `tail`: validation images are the last ones of the training set;
+    for other names they are drawn by class.
     """
 
     classes: int
@@ -87,4 +87,4 @@ FACTS: Mapping[str, Facts] = {
     "imagenette": Facts(10, 3, None, 9_469, 3_925, torchvision="Imagenette", source="hf:frgfm/imagenette"),
     "imagenet": Facts(1_000, 3, None, 1_281_167, 50_000, source="hf:ILSVRC/imagenet-1k"),
 }
-"""To add a data set, add a line. Other names need `data.source`, and have the facts that are found there."""
+"""To add a data set, add a line. Other names need `data.source`, from which their facts are read."""

@@ -1,4 +1,4 @@
-"""Tuning before the comparison: every scheme is tried at the same number of points of its search space.
+"""Tuning before the comparison, with the same number of points of the search space for every scheme.
 
 A point is a full-length trial of its own seeds, which the comparison never uses; the point with the highest
 validation accuracy is chosen for a scheme. Points depend on the experiment and on the accuracy of earlier
@@ -21,10 +21,10 @@ Point = dict[str, Any]
 class Range(Settings):
     """The values that a field is tuned over: one of a uniform or log-uniform range, whole numbers, or a choice."""
 
-    uniform: Pair | None = Field(default=None, description="the least and the largest number")
+    uniform: Pair | None = Field(default=None, description="smallest and largest number")
     log_uniform: Pair | None = Field(
         default=None,
-        description="the least and the largest number, above 0, drawn evenly on a logarithmic scale",
+        description="smallest and largest number, above 0, drawn evenly on a logarithmic scale",
     )
     integer: tuple[int, int] | None = Field(default=None, description="whole numbers, both ends included")
     choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = Field(
@@ -69,20 +69,22 @@ class Tuning(Settings):
     """
 
     space: dict[str, Range] = Field(
-        default_factory=dict, description="dotted fields of train, model or data that every scheme is tuned over"
+        default_factory=dict, description="search space of all schemes: dotted fields of train, model or data"
     )
     schemes: dict[str, dict[str, Range]] = Field(
-        default_factory=dict, description="by a scheme's name, the fields of its own that it is tuned over as well"
+        default_factory=dict, description="further search space of a scheme, by its name: its own fields"
     )
-    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="points of each scheme")
+    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="number of points of each scheme")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        default=(1_000_000,), description="what each point is trained with; none may be a seed of the comparison"
+        default=(1_000_000,), description="seeds of each point; none may be a seed of the comparison"
     )
     searcher: Literal["quasi_random", "optuna"] = Field(
         default="quasi_random",
         description="a scrambled Sobol sequence, or Optuna's sampler, whose points depend on earlier ones",
     )
-    together: Count = Field(default=4, description="points that optuna is asked for before it learns their accuracy")
+    together: Count = Field(
+        default=4, description="points that optuna proposes at once, before their accuracy is known"
+    )
     halve_after: tuple[Count, ...] = Field(
         default=(),
         description=(
@@ -115,7 +117,7 @@ class Tuning(Settings):
         """
         space = self.of(scheme)
         if not space:
-            return [{}]  # nothing to tune: a single point stands for all
+            return [{}]  # nothing to tune: a single point
         return self._quasi_random(space) if self.searcher == "quasi_random" else self._optuna(space, accuracies)
 
     def _quasi_random(self, space: Mapping[str, Range]) -> list[Point]:

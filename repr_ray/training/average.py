@@ -16,15 +16,15 @@ from repr_ray import distributed
 class Average:
     """theta' <- decay theta' + (1 - decay) theta after every optimizer step, over parameters and buffers.
 
-    It starts from the weights after the first step. What the optimizer moves is averaged. What a scheme writes into
-    the network itself is taken over by `taking_over`: a dropped filter is as silent in the average as in the network,
-    and one that was brought back starts there from its new values instead of a mixture with those of before.
+    It starts from the weights after the first step. Changes by the optimizer are averaged. Values that a scheme
+    writes into the network are copied by `taking_over`: a dropped filter is zero in the average too, and a
+    re-initialised one starts from its new values, without a share of the old ones.
 
     torch's AveragedModel is not used because it copies its count to the device, and waits for that, in every step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Average the weights of a network that keeps its tensors from here on."""
+        """Average the weights of a network, whose tensors must not be replaced."""
         self.network = copy.deepcopy(model).requires_grad_(False).eval()
         self.steps = 0
         self._mix = get_ema_multi_avg_fn(decay)
@@ -34,7 +34,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the weights that a step has led to; does not wait for the device."""
+        """Add the weights after a step; does not wait for the device."""
         if self.steps:
             self._mix(*self._mixed, self.steps)
         for average, own in self._counts if self.steps else self._tensors:
@@ -43,7 +43,7 @@ class Average:
 
     @contextmanager
     def taking_over(self) -> Iterator[None]:
-        """Around what a scheme writes: entries that are others afterwards become the average's too."""
+        """Wrap changes of a scheme: entries that it changes are copied into the average."""
         before = [own.clone() for _, own in self._tensors]
         yield
         with torch.no_grad():
@@ -51,7 +51,7 @@ class Average:
                 average.copy_(torch.where(own == was, average, own))
 
     def synchronise(self) -> None:
-        """Give every rank rank 0's buffers, as the network itself gets them after an epoch."""
+        """Broadcast rank 0's buffers, as those of the network after an epoch."""
         distributed.broadcast(self.network.buffers())
 
     def state_dict(self) -> dict[str, Any]:

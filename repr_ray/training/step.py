@@ -1,4 +1,4 @@
-"""What a trial trains with, and one optimizer step: plain, on a smaller copy in S2, or as a replayed CUDA graph."""
+"""The parts of a training, and one optimizer step: plain, on a smaller copy in S2, or as a replayed CUDA graph."""
 
 import weakref
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from repr_ray.training.average import Average
 
 @dataclass
 class Setup:
-    """What a trial trains with. `model` is the network, `forward` the same network as it is trained (DDP)."""
+    """The parts of a trial's training. `model` is the network, `forward` the same network as it is trained (DDP)."""
 
     trial: Trial
     device: torch.device
@@ -51,7 +51,7 @@ class Setup:
         return data_parallel(model, self.trial.train)
 
     def taking_over(self) -> AbstractContextManager[None]:
-        """Around what the scheme writes into the network itself; see `Average.taking_over`."""
+        """Wrap changes of the scheme to the network; see `Average.taking_over`."""
         return self.average.taking_over() if self.average else nullcontext()
 
     def autocast(self) -> torch.autocast:
@@ -72,7 +72,7 @@ class Step:
 
     @contextmanager
     def epoch(self) -> Iterator[None]:
-        """Around the steps of an epoch, or of a part of one; with `compact_sub_network`, S2 trains a smaller copy."""
+        """Wrap the steps of an epoch, or of a part of one; with `compact_sub_network`, S2 trains a smaller copy."""
         self.sub = self.setup.scheme.sub_network() if self.setup.trial.train.compact_sub_network else None
         self.forward = self.setup.data_parallel(self.sub.model) if self.sub else self.setup.forward
         self.forward.train()
@@ -135,7 +135,7 @@ class Step:
 class GraphedStep(Step):
     """The same step with its kernels recorded, so that the GPU does not wait for Python between them.
 
-    One graph for the whole network and one for the sub-network: what differs is whether masks are applied. Weights,
+    One graph for the whole network and one for the sub-network, which applies the masks. Weights,
     masks and optimizer state only change in place, so both graphs stay valid when filters are dropped or return. The
     first steps, which create the optimizer's state, and a last smaller batch run as they are.
     """

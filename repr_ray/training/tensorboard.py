@@ -18,8 +18,8 @@ from repr_ray.storage.text import lines
 class Board:
     """Event files in a trial's folder; events of an earlier run from epoch `first` on are hidden.
 
-    `parameters` are the trial's in the HParams tab, whose metrics are the scalars' last values. TensorBoard finds by
-    itself which parameters and metrics the trials have: no trial describes those of the others.
+    `parameters` are the trial's in the HParams tab, whose metrics are the scalars' last values. TensorBoard collects
+    the parameters and metrics of all trials itself.
     """
 
     def __init__(self, folder: Path, first: int, parameters: Mapping[str, Any]) -> None:
@@ -49,13 +49,13 @@ class Board:
         self.writer.close()
 
     def finish(self, figures: Mapping[str, Any], epoch: int) -> None:
-        """Add what is known at the end, beside the last epoch, and that the trial is done; close."""
+        """Add the result beside the last epoch, mark the trial as done, and close."""
         self._add({name: value for name, value in figures.items() if value is not None}, epoch)
         self.writer.file_writer.add_summary(self.end, epoch)
         self.close()
 
     def _add(self, scalars: Mapping[str, Any], epoch: int) -> None:
-        """In one event: `add_scalar` makes one of each."""
+        """Add scalars in one event; `add_scalar` writes one event each."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.writer.file_writer.add_summary(Summary(value=values), epoch)
 

@@ -1,4 +1,4 @@
-"""Folders: Parquet files through Hugging Face `datasets`, one folder a class, or torchvision's own files."""
+"""Folders: Parquet files through Hugging Face `datasets`, a folder per class, or torchvision's own files."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def folder(data: Data) -> Source:
 
 
 def folder_at(path: Path, data: Data) -> Source:
-    """What a folder holds. Its stamps cover every file in it; hidden ones are not looked at. Raises ConfigError."""
+    """The source in a folder. Its stamps cover every file in it but hidden ones. Raises ConfigError."""
     say = _Say(data)
     parquet, pictures, count, size, stamps = list[Path](), False, 0, 0, hashlib.sha256()
     for file, status in _files(path, say):  # of which there may be millions, in every trial
@@ -75,7 +75,7 @@ class _Say:
 
 
 def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
-    """Every regular file below a folder, in order; links are followed, but never round."""
+    """Every regular file below a folder, in order; links are followed unless they form a circle."""
     here = os.path.realpath(folder)
     try:
         with os.scandir(folder) as entries:
@@ -99,7 +99,7 @@ def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _refuse_incomplete(root: Path, files: Sequence[Path], say: _Say) -> None:
-    """Every shard of a set is there, and no file is somebody's copy of another."""
+    """Raise ConfigError if a shard is missing, or if a file is a copy of another."""
     shards: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if re.search(r"( \(\d+\)| copy( \d+)?|~)\.parquet$", file.name, re.IGNORECASE):
@@ -213,13 +213,13 @@ def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tu
                     raise say.error(name, f"column {label} is empty in {nulls:,} rows")
         except ConfigError:
             raise
-        except Exception as error:  # damaged in whatever way
+        except Exception as error:  # any damage
             raise say.error(name, f"is damaged ({_first_line(error)}); fetch that file again") from None
     return image, label, counts
 
 
 def _columns(schema: Any, data: Data, say: _Say, name: Path) -> tuple[str, str]:
-    """Which columns hold images and labels: the ones named, the usual ones, or the only ones that can."""
+    """The columns of images and labels: the configured ones, those of usual names, or the only ones that fit."""
     images = [field.name for field in schema if _holds_images(field.type)]
     labels = [field.name for field in schema if _holds_labels(field.type)]
     usual = ("label", "labels", "fine_label", "class", "target")
@@ -238,7 +238,7 @@ def _which(field: str, fitting: Sequence[str], what: str, names: Sequence[str]) 
 
 
 def _pick(names: Sequence[str], fitting: Sequence[str], usual: Sequence[str]) -> str | None:
-    """A column of a usual name, even one that does not fit, so that it is named; else the only one that fits."""
+    """A column of a usual name, even if it does not fit, so that the error names it; else the only one that fits."""
     found = [name for name in usual if name in names]
     return found[0] if found else fitting[0] if len(fitting) == 1 else None
 
@@ -291,7 +291,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_class_folders(root: Path, data: Data, say: _Say) -> Splits:
-    """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` where no folder is called like a split."""
+    """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` if no folder has the name of a split."""
     files = [file for file, _ in _files(root, say) if file.suffix.lower() in IMAGES]
     parts = [file.relative_to(root).parts for file in files]
     by_split: dict[str, list[tuple[str, Path]]] = {}

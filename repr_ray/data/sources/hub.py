@@ -12,11 +12,11 @@ from repr_ray.study.data import Data
 
 
 def hub(data: Data) -> Source:
-    """`hf:OWNER/NAME[@REVISION]`: what this machine has of it, downloaded where it has nothing."""
+    """`hf:OWNER/NAME[@REVISION]`: the local copy, downloaded if there is none."""
     name, _, revision = data.source.removeprefix("hf:").partition("@")
     path = _snapshot(data.source, name, revision or None)
     found = folder_at(path, data)
-    return replace(found, stamps=[path.name, *found.stamps])  # the folder is called as the commit
+    return replace(found, stamps=[path.name, *found.stamps])  # the folder has the name of the commit
 
 
 def _snapshot(source: str, name: str, revision: str | None) -> Path:

@@ -49,7 +49,7 @@ class _Rows:
 
 
 def read_torchvision(data: Data, name: str, root: Path, download: bool) -> Splits:
-    """The splits of a torchvision class whose files are in `root`, or come there. Raises ConfigError."""
+    """The splits of a torchvision class whose files are in `root`, or are downloaded there. Raises ConfigError."""
     from torchvision import datasets
 
     make = getattr(datasets, name, None)
@@ -61,7 +61,7 @@ def read_torchvision(data: Data, name: str, root: Path, download: bool) -> Split
             raise ValueError("it has neither `train` nor `split` as an argument")
         rows: dict[str, Rows] = {split: _Rows(dataset) for split, dataset in made.items()}
         for split in rows.values():
-            split.labels  # noqa: B018 - what is no classification set fails here
+            split.labels  # noqa: B018 - fails for anything but a classification set
     except ConfigError:
         raise
     except Exception as error:  # the network, the disk, a damaged archive: torchvision raises many kinds
@@ -94,7 +94,7 @@ def _make(make: Any, root: Path, download: bool) -> dict[str, Any]:
 
 
 def _damaged(make: Any, root: Path) -> str:
-    """Which of torchvision's files are missing or not what they should be, where their digests are known."""
+    """The files of torchvision that are missing or have a wrong digest, as far as digests are known."""
     from torchvision.datasets.utils import check_integrity
 
     if not hasattr(make, "train_list"):
