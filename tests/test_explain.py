@@ -39,7 +39,7 @@ def test_every_field_has_a_meaning() -> None:
     [
         ("", ["  schemes: NAME: standard | repr", "  train: a block; required"]),
         ("train.epochs", ["train.epochs: integer >= 1", "passes over the training images"]),
-        ("schemes.repr.reinit", ["How dropped filters come back.", "  scale: drawn | clip |"]),
+        ("schemes.repr.reinit", ["How dropped filters are re-initialised.", "  scale: drawn | clip |"]),
         ("schemes.repr.reinit.gain", ["schemes.repr.reinit.gain: number > 0; default: 1.0"]),
         ("schemes.inverse.ranking.order", ["schemes.inverse.ranking.order: worst | inverse; default: worst"]),
         ("model.resnet", ["kind: resnet", "  depth: integer >= 8 <= 1000; default: 20"]),
