@@ -1,16 +1,18 @@
 """What each scheme costs: a training step beside one of standard training, and what is done once between two epochs.
 
-python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda]: every round trains a step
+python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every round trains a step
 of standard training right before one of each scheme. On a CPU the time is CPU time, on which other programs have
 little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
 over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as often as
-they can: what is done every few epochs is done in every one here.
+they can: what is done every few epochs is done in every one here. `--only` measures some schemes again and keeps
+the other rows of the last table.
 
 The table of schemes, docs/schemes.md, is made again from their settings and the last figures; `--page` does nothing
 else.
 """
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,8 @@ from repr_ray.method.loss_settings import LossSettings
 from repr_ray.method.settings import SchemeSettings
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training.setup import build_model, teach
+from repr_ray.training.setup import build_model
+from repr_ray.training.teacher import teach
 
 SCHEMES = {
     "standard": {"kind": "standard"},
@@ -45,6 +48,7 @@ SCHEMES = {
     "loss: srip": {"kind": "standard", "loss": {"kind": "srip"}},
     "loss: ocnn": {"kind": "standard", "loss": {"kind": "ocnn"}},
     "loss: distillation": {"kind": "standard", "loss": {"kind": "distillation"}},
+    "loss: distillation, no augmentation": {"kind": "standard", "loss": {"kind": "distillation"}},
 }
 EPOCHS = 2 * 10**6 + 2
 """More than are trained: room for phases that do not end."""
@@ -62,6 +66,9 @@ class Arm:
     """A scheme on ResNet-20, its hooks and steps timed."""
 
     def __init__(self, trial: Trial, device: torch.device, clock: Callable[[], float]) -> None:
+        if "no augmentation" in trial.scheme:  # nothing is augmented in a step that is timed: its batch is given
+            plain = trial.data.model_copy(update={"crop_padding": 0, "flip": False})
+            trial = dataclasses.replace(trial, data=plain)
         batch_size = trial.train.batch_size
         self.setup = set_up_on(trial, random_images(batch_size), "fp32", device)
         if trial.teacher:
@@ -96,6 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[n for n in SCHEMES if n != "standard"])
     parser.add_argument("--page", action="store_true", help="make docs/schemes.md again, and measure nothing")
     args = parser.parse_args()
     if args.page:
@@ -116,7 +124,7 @@ def main() -> None:
         "data": base.data.model_dump(),
         "model": base.model.model_dump(),
         "train": base.train.model_dump() | {"epochs": EPOCHS},
-        "schemes": SCHEMES,
+        "schemes": {name: SCHEMES[name] for name in ("standard", *(args.only or SCHEMES))},
     }
     arms = {trial.scheme: Arm(trial, device, clock) for trial in plan(validate(raw, "benchmark"))}
     standard = arms.pop("standard")
@@ -134,12 +142,20 @@ def main() -> None:
         steps = f"{over:+.1%} ({np.quantile(each, 0.25):+.1%} to {np.quantile(each, 0.75):+.1%})"
         rows.append((name, spread(1000 * own), steps, f"{1000 * between:,.0f}", f"{total:+.1%}"))
     kind = "wall" if device.type == "cuda" else "CPU"
+    count = args.rounds * args.steps
     lines = [
-        f"ResNet-20, fp32, batches of {base.train.batch_size}, {kind} time; n = {args.rounds * args.steps} steps,"
+        f"ResNet-20, fp32, batches of {base.train.batch_size}, {kind} time; n = {count} steps,"
         " each beside one of standard training: median and range, overhead of all steps with the quartiles of single"
         " ones."
         f" An epoch is {in_epoch:.0f} steps."
     ]
+    if args.only:
+        path = RESULTS / f"schemes-{device.type}.md"
+        lines = [line for line in path.read_text().splitlines()[4:] if line and not line.startswith("|")]
+        lines.append(f"Measured again, with n = {count}: {', '.join(args.only)}.")
+        again = {row[0]: row for row in rows}
+        kept = [tuple(row) for row in _rows(path)[1:]]
+        rows = [again.pop(row[0], row) for row in kept] + list(again.values())
     names = ("scheme", "ms a step", "overhead of steps", "ms between epochs", "overhead of an epoch")
     write("schemes", "What schemes cost", [*lines, "", *table(names, rows)], device, args.threads)
     PAGE.write_text(page())
@@ -147,13 +163,13 @@ def main() -> None:
 
 def page() -> str:
     """docs/schemes.md: every built-in scheme and loss, what it does, its source, its defaults, its cost."""
-    costs = _costs()
+    costs = _costs(RESULTS / "schemes-cpu.md")
     parts = [
         "# Schemes and losses",
         "Made by `python -m benchmarks.schemes --page` from the settings classes and"
         " [the last figures](../benchmarks/results/schemes-cpu.md): the overhead of an epoch of ResNet-20 in float32"
-        " on a CPU, of a scheme that acts as often as it can;"
-        " distillation's is the teacher's forward pass. `schemes.NAME: {kind: ...}` names a scheme,"
+        " on a CPU, of a scheme that acts as often as it can; distillation's is the teacher's forward pass where images"
+        " are augmented. `schemes.NAME: {kind: ...}` names a scheme,"
         " `schemes.NAME.loss: {kind: ...}` a loss that any scheme can carry; [settings](settings.md) says what each"
         " field means.",
     ]
@@ -186,14 +202,19 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _costs() -> dict[str, str]:
-    """The overhead of an epoch by scheme, of the last measurement; of RePr's two phases the dearer one."""
-    text = (RESULTS / "schemes-cpu.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of a table that was written, its head first."""
+    return [line.strip("| ").split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")]
+
+
+def _costs(path: Path) -> dict[str, str]:
+    """The overhead of an epoch by scheme; of RePr's two phases the dearer one, of distillation both."""
     found: dict[str, str] = {}
-    for name, *_, overhead in rows:
-        kind = name.partition(",")[0]
-        if kind not in found or float(overhead.rstrip("%")) > float(found[kind].rstrip("%")):
+    for name, *_, overhead in _rows(path)[1:]:
+        kind, _, case = name.partition(", ")
+        if case == "no augmentation":
+            found[kind] += f"; {overhead} without augmentation"
+        elif kind not in found or float(overhead.rstrip("%")) > float(found[kind].rstrip("%")):
             found[kind] = overhead
     return found
 

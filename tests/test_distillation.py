@@ -11,16 +11,17 @@ from support import TINY, results_of, write_config
 from support import launch as launch_it
 
 from repr_ray import launch, stages
+from repr_ray.method.losses import Distillation
 from repr_ray.results.effects import device_hours
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training import checkpoint, trial
+from repr_ray.training import checkpoint, teacher, trial
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import run_epoch
 from repr_ray.training.messages import Preempted
-from repr_ray.training.setup import set_up, teach
+from repr_ray.training.setup import build_model, set_up
 
 CPU = torch.device("cpu")
 BAN = {"kind": "standard", "loss": {"kind": "distillation"}}
@@ -96,13 +97,13 @@ def test_teachers_train_first_and_are_counted(tmp_path: Path, capsys: pytest.Cap
     assert "their teachers have ended: 2 more trials to run" in said
     folder, known = tmp_path / "r" / "tiny", trials()
     results = results_of(folder)
-    teacher, student = (results[known[name].name] for name in ("standard", "ban"))
-    assert student["teacher"] == known["standard"].name and student["teacher_seconds"] == teacher["wall_seconds"]
-    assert teacher["finished"] <= student["started"] and "teacher" not in teacher
+    taught, student = (results[known[name].name] for name in ("standard", "ban"))
+    assert student["teacher"] == known["standard"].name and student["teacher_seconds"] == taught["wall_seconds"]
+    assert taught["finished"] <= student["started"] and "teacher" not in taught
     setup = set_up(known["ban"], CPU)
     state = checkpoint.load_newest(TrialFolder(folder, known["standard"]).path, pytest.fail)
     assert state is not None
-    teach(setup, known["standard"], state["model"])
+    teacher.teach(setup, known["standard"], state["model"])
     row = run_epoch(setup, 0)
     path = TrialFolder(folder, known["ban"]).path / "epochs.jsonl"
     assert json.loads(path.read_text().splitlines()[0])["train_loss"] == row["train_loss"]
@@ -116,8 +117,38 @@ def test_hours_of_the_teacher_are_the_students_too() -> None:
     assert device_hours(rows.assign(teacher_seconds=[None, 1800.0])).tolist() == [2, 3]
 
 
-def test_a_student_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    known = trials()
+@pytest.mark.parametrize("data", [{}, {"flip": True}, {"crop_padding": 1}, {"augment": {"mixup": 0.2}}])
+def test_logits_of_images_that_stay_the_same_are_computed_once(
+    data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the student learns what it learns from a teacher that is asked in every step."""
+    student = trials(data=TINY["data"] | data)["ban"]
+    assert student.teacher is not None
+    weights = build_model(student.teacher).state_dict()
+    ends = []
+    for largest in (teacher.LARGEST, 0):
+        monkeypatch.setattr(teacher, "LARGEST", largest)
+        setup = set_up(student, CPU)
+        teacher.teach(setup, student.teacher, weights)
+        assert (setup.stored is not None) == (not data and largest > 0)
+        row = run_epoch(setup, 0)
+        ends.append([torch.tensor(row["train_loss"]), *setup.model.state_dict().values()])
+    torch.testing.assert_close(*ends)
+
+
+def test_a_loss_of_ones_own_asks_its_teacher_in_every_step() -> None:
+    """It may change the images first."""
+    student = trials()["ban"]
+    setup = set_up(student, CPU)
+    setup.scheme.term = type("Mine", (Distillation,), {})(setup.model)
+    assert student.teacher is not None
+    teacher.teach(setup, student.teacher, build_model(student.teacher).state_dict())
+    assert setup.stored is None
+
+
+@pytest.mark.parametrize("data", [{}, {"flip": True}])
+def test_a_student_that_was_stopped_ends_as_one_that_was_not(data: dict[str, Any], tmp_path: Path) -> None:
+    known = trials(data=TINY["data"] | data)
     for folder in ("whole", "stopped"):
         local.run([known["standard"]], tmp_path / folder, lambda message: None, {})
     trial.run_trial(known["ban"], tmp_path / "whole", CPU, print, {})
@@ -136,11 +167,11 @@ def test_students_of_two_workers_on_ray(tmp_path: Path) -> None:
     done = launch_it(*arguments, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     results, known = results_of(tmp_path / "tiny"), trials()
-    teacher = results[known["standard"].name]
+    taught = results[known["standard"].name]
     for name in ("ban", "ban+repr"):
         student = results[known[name].name]
         assert (student["teacher"], student["workers"]) == (known["standard"].name, 2)
-        assert student["teacher_seconds"] == teacher["wall_seconds"] and teacher["finished"] <= student["started"]
+        assert student["teacher_seconds"] == taught["wall_seconds"] and taught["finished"] <= student["started"]
         log = (TrialFolder(tmp_path / "tiny", known[name]).path / "log.txt").read_text()
         assert log.count(f"learns from {known['standard'].name}") == 1
     table = (tmp_path / "tiny" / "comparison.md").read_text()

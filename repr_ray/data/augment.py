@@ -113,6 +113,12 @@ class Augmentation:
         self.mixes = bool(self.settings.mixup or self.settings.cutmix)
         self.cuts = encoded and self.settings.random_resized_crop is not None
 
+    @property
+    def varies(self) -> bool:
+        """Whether an image can differ from one epoch to the next."""
+        augmented = self.data.flip or self.settings != type(self.settings)()
+        return augmented or self.stored + 2 * self.data.crop_padding != self.size
+
     def draw(self, n: int, generator: torch.Generator) -> Draws:
         """The draws of an epoch of n images, on the device; the choices of a policy stay on the CPU."""
         data, settings = self.data, self.settings

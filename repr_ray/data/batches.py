@@ -21,12 +21,13 @@ class Batch:
     """This rank's slice of a global batch: images (b x c x h x w, channels last), labels (b).
 
     Labels are classes or, for mixed images, the shares of every class (b x classes). `size` is the number of
-    images in the global batch, over all ranks.
+    images in the global batch, over all ranks; `index` (b) has the places of this slice's images in the split.
     """
 
     images: Tensor
     labels: Tensor
     size: int
+    index: Tensor
 
 
 class Resident:
@@ -78,6 +79,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def same_every_epoch(self) -> bool:
+        """Whether an image is the same in every epoch, and as in evaluation; False for images that stream."""
+        return isinstance(self.store, Resident) and not self.augmentation.varies
+
     def shuffled(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
         """One epoch of augmented training batches from the `first` one on; the last one may be smaller.
 
@@ -92,16 +98,17 @@ class Batches:
         images = self.store.batches((asked[places], draws.cut and draws.cut.take(places)) for places in wanted)
         for (_, own, size), places, stored in zip(parts, wanted, images, strict=True):
             augmented = self.augmentation(stored, draws, places)
-            labels = self.labels[order[places]]
+            labels, index = self.labels[order[places]], order[own]
             if self.augmentation.mixes:
                 augmented, labels = self.augmentation.mix(augmented, labels, draws, own)
-            yield Batch(self._normalised(augmented), labels, size)
+            yield Batch(self._normalised(augmented), labels, size, index)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All images once, cropped from the middle, for evaluation."""
         parts = list(self._slices(batch_size))
         for (_, own, size), images in zip(parts, self.store.batches((own, None) for _, own, _ in parts), strict=True):
-            yield Batch(self._normalised(self.augmentation.middle(images)), self.labels[own], size)
+            index = torch.arange(own.start, own.stop, device=self.device)
+            yield Batch(self._normalised(self.augmentation.middle(images)), self.labels[own], size, index)
 
     def _places(self, start: int, own: slice, size: int) -> Tensor | slice:
         """The places of a batch; with mixing one more, as each image is mixed with the one before it."""

@@ -35,7 +35,8 @@ def measure_memory(trial: Trial) -> Memory:
 
     from repr_ray.training.loop import evaluate, train_epoch
     from repr_ray.training.messages import Preempted
-    from repr_ray.training.setup import build_model, set_up, teach
+    from repr_ray.training.setup import build_model, set_up
+    from repr_ray.training.teacher import teach
 
     setup = set_up(trial, torch.device("cuda"))
     if trial.teacher:

@@ -88,19 +88,6 @@ def example_of(trial: Trial) -> Tensor:
     return torch.empty(2, images.channels, images.size, images.size, device="meta")
 
 
-def teach(setup: Setup, teacher: Trial, weights: Mapping[str, Tensor]) -> None:
-    """Give a trial a teacher: the network of another trial with these weights (a state_dict)."""
-    network = build_model(teacher).to(setup.device).to(memory_format=torch.channels_last)
-    network.load_state_dict(weights)
-    network.requires_grad_(False).eval()
-
-    def logits(images: Tensor) -> Tensor:
-        with torch.no_grad(), setup.autocast():
-            return network(images)
-
-    setup.scheme.term.teacher = logits
-
-
 def check(trial: Trial) -> Mapping[str, str]:
     """Build the trial's network and scheme without data, and without memory unless it has plug-ins.
 

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from repr_ray.method.scheme import Scheme
 from repr_ray.study.config import Train
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
+
+if TYPE_CHECKING:
+    from repr_ray.training.teacher import StoredLogits
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Setup:
     data_digest: str
     data_notes: tuple[str, ...] = ()
     average: Average | None = None
+    stored: "StoredLogits | None" = None
     step: "Step" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class Step:
         The slice's loss is scaled so that DDP's average over ranks is the mean over the global batch.
         """
         self._set_rate(learning_rate)
+        if self.setup.stored:
+            self.setup.stored.choose(batch.index)
         self._run(batch)
         if not self.sub and not self.setup.scheme.recorded:
             with self.setup.taking_over():

@@ -25,7 +25,8 @@ from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import Diverged, PartialEpoch, Stop, assert_finite, never, run_epoch
 from repr_ray.training.messages import RETRIES, Done, EpochEnded, Failed, Note, Preempted, Stopped, Tell
 from repr_ray.training.restore import restore
-from repr_ray.training.setup import set_up, teach
+from repr_ray.training.setup import set_up
+from repr_ray.training.teacher import teach
 from repr_ray.training.tensorboard import Board
 
 TELL_EVERY = 0.3
