@@ -1,8 +1,8 @@
 """What each scheme costs: a training step beside one of standard training, and what is done once between two epochs.
 
-python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every round trains a step
-of standard training right before one of each scheme. On a CPU the time is CPU time, on which other programs have
-little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
+python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every
+round trains a step of standard training right before one of each scheme. On a CPU the time is CPU time, on which
+other programs have little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
 over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as often as
 they can: what is done every few epochs is done in every one here. `--only` measures some schemes again and keeps
 the other rows of the last table.
@@ -168,8 +168,8 @@ def page() -> str:
         "# Schemes and losses",
         "Made by `python -m benchmarks.schemes --page` from the settings classes and"
         " [the last figures](../benchmarks/results/schemes-cpu.md): the overhead of an epoch of ResNet-20 in float32"
-        " on a CPU, of a scheme that acts as often as it can; distillation's is the teacher's forward pass where images"
-        " are augmented. `schemes.NAME: {kind: ...}` names a scheme,"
+        " on a CPU, of a scheme that acts as often as it can; distillation's is the teacher's forward pass where"
+        " images are augmented. `schemes.NAME: {kind: ...}` names a scheme,"
         " `schemes.NAME.loss: {kind: ...}` a loss that any scheme can carry; [settings](settings.md) says what each"
         " field means.",
     ]

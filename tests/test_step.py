@@ -65,7 +65,7 @@ class Recorded(GraphedStep):
         return [tensor.data_ptr() for tensor in self.tensors()]
 
     def _record(self, scale: float) -> Any:
-        phase = self.setup.scheme.phase
+        phase, watching = self.setup.scheme.phase, self.setup.scheme.watching
         self.addresses[phase] = self.memory()
         before = [tensor.detach().clone() for tensor in self.tensors()]
         random = torch.get_rng_state()
@@ -79,7 +79,7 @@ class Recorded(GraphedStep):
                 tensor.copy_(value)
 
         def replay() -> None:
-            assert self.setup.scheme.phase == phase
+            assert (self.setup.scheme.phase, self.setup.scheme.watching) == (phase, watching)
             assert self.memory() == self.addresses[phase], "a graph would write to memory that is no longer used"
             self.replays += 1
             tape.replay()

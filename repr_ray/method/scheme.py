@@ -73,6 +73,11 @@ class Scheme:
         return "full"
 
     @property
+    def watching(self) -> bool:
+        """Whether its hooks on the model do anything in the next step; a CUDA graph is recorded for either case."""
+        return False
+
+    @property
     def cycle(self) -> int:
         """The cycle of this epoch, counting from 0."""
         return 0

@@ -141,9 +141,10 @@ class Step:
 class GraphedStep(Step):
     """The same step with its kernels recorded, so that the GPU does not wait for Python between them.
 
-    One graph for the whole network and one for the sub-network, which applies the masks. Weights,
-    masks and optimizer state only change in place, so both graphs stay valid when filters are dropped or return. The
-    first steps, which create the optimizer's state, and a last smaller batch run as they are.
+    One graph for the whole network and one for the sub-network, which applies the masks, and one more of each where a
+    scheme watches activations in some steps only. Weights, masks and optimizer state only change in place, so that
+    graphs stay valid when filters are dropped or return. The first steps, which create the optimizer's state, and a
+    last smaller batch run as they are.
     """
 
     WARM_UP = 3
@@ -151,7 +152,7 @@ class GraphedStep(Step):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.stream = torch.cuda.Stream(setup.device) if setup.device.type == "cuda" else None
-        self.graphs: dict[str, Any] = {}
+        self.graphs: dict[tuple[str, bool], Any] = {}
         self.warm = 0
         self.images = self.labels = torch.empty(0)
 
@@ -173,10 +174,10 @@ class GraphedStep(Step):
             self.images, self.labels = torch.empty_like(batch.images), torch.empty_like(batch.labels)
         self.images.copy_(batch.images)
         self.labels.copy_(batch.labels)
-        phase = self.setup.scheme.phase
-        if phase not in self.graphs:
-            self.graphs[phase] = self._record(1 / batch.size)
-        self.graphs[phase].replay()
+        kind = self.setup.scheme.phase, self.setup.scheme.watching
+        if kind not in self.graphs:
+            self.graphs[kind] = self._record(1 / batch.size)
+        self.graphs[kind].replay()
 
     def _train_beside(self, batch: Batch) -> None:
         """Train on the stream of the recording: the state that backward creates is bound to a stream."""

@@ -237,6 +237,23 @@ def test_batch_norms_of_later_layers_are_kept_or_start_again(batch_norm: str) ->
         assert (tensor == (7 if batch_norm == "keep" else value)).all()
 
 
+def test_activations_are_watched_in_the_steps_that_need_them() -> None:
+    """Those after which ReDo replaces units, also when training resumes; all of them for continual backprop."""
+    for name, needed in (("ReDo", [False, False, True]), ("ContinualBackprop", [True] * 3)):
+        model = plain()
+        optimizer = torch.optim.SGD(model.parameters(), RATE)
+        settings = {"every": 3} if name == "ReDo" else {}
+        scheme, resumed = (getattr(repr_ray, name)(model, optimizer, epochs=2, **settings) for _ in range(2))
+        scheme.start_epoch(0)
+        for watched in needed * 2:
+            resumed.load_state_dict(scheme.state_dict())
+            assert scheme.watching == resumed.watching == watched
+            model(batches()[0][0].double())
+            assert scheme._seen.any() == watched
+            scheme.after_step()
+            assert not scheme._seen.any()
+
+
 def test_units_of_batch_norms_and_adam_start_again() -> None:
     torch.manual_seed(0)
     model = stack()

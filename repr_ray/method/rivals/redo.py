@@ -10,7 +10,8 @@ from repr_ray.method.rivals.units import UnitScheme
 class ReDo(UnitScheme):
     """ReDo, Sokar et al., arXiv 2302.12902, algorithm 1: see `ReDoSettings`.
 
-    As in the authors' code, the moments of incoming and outgoing weights are reset, Adam's count of steps is not.
+    Activations are summed only in the steps after which units are replaced. As in the authors' code, the moments of
+    incoming and outgoing weights are reset, Adam's count of steps is not.
     """
 
     Settings = ReDoSettings
@@ -19,12 +20,14 @@ class ReDo(UnitScheme):
     @torch.no_grad()
     def after_step(self) -> None:
         """Every `every` steps, replace the units that were dormant in the last batch."""
+        due = self._due_next()
         self.steps += 1
-        if self.steps % self.settings.every == 0:
+        if due:
             self._replace(torch.cat([self._dormant(own) for own in self._activations()]))
-        else:
-            self._missed |= self._seen[-1] == 0
-            self._seen.zero_()
+        self._switch.on = self._due_next()
+
+    def _due_next(self) -> bool:
+        return (self.steps + 1) % self.settings.every == 0
 
     def _activations(self) -> list[Tensor]:
         """mean|h| of the units of each layer, averaged over the layers that read them."""

@@ -20,6 +20,13 @@ from repr_ray.method.settings import SchemeSettings
 
 
 @dataclass
+class Switch:
+    """Whether activations are summed in a forward pass; what is not needed costs nothing."""
+
+    on: bool = True
+
+
+@dataclass
 class Reader:
     """Sums mean|h| over images of the input of a layer, for each unit of the layers before it.
 
@@ -27,13 +34,14 @@ class Reader:
     gets the result; `images` counts.
     """
 
+    switch: Switch
     places: list[Tensor]
     sums: list[Tensor]
     images: Tensor | None = None
 
     def listen(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook; active in training only."""
-        if not module.training:
+        """A forward pre-hook; active in training only, while the switch is on."""
+        if not self.switch.on or not module.training:
             return
         with torch.no_grad():
             x = inputs[0]
@@ -105,12 +113,17 @@ class UnitScheme(Scheme):
         self._owners = {
             (layer.name, part): self._owner(layer, part).to(device) for layer in self.layers for part in layer.parts
         }
-        self._listen()
         self.steps = 0
+        self._switch = Switch(self._due_next())
+        self._listen()
 
     @property
     def left_out(self) -> Mapping[str, str]:
         return self._left_out
+
+    @property
+    def watching(self) -> bool:
+        return self._switch.on
 
     def start_epoch(
         self, epoch: int, batches: RankingBatches | None = None, progress: FiltersDone | None = None
@@ -155,7 +168,12 @@ class UnitScheme(Scheme):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.steps = state["steps"]
+        self._switch.on = self._due_next()
         self._replaced.copy_(state["replaced"])
+
+    def _due_next(self) -> bool:
+        """Whether the activations of the next step are needed."""
+        return True
 
     def _scores(self, places: slice) -> tuple[float, ...] | None:
         """The scores of some units for the table of cycles."""
@@ -185,7 +203,7 @@ class UnitScheme(Scheme):
     def _listen(self) -> None:
         readers: dict[str, Reader] = {}
         for outgoing in self._outgoing:
-            reader = readers.setdefault(outgoing.part.tensor.removesuffix(".weight"), Reader([], []))
+            reader = readers.setdefault(outgoing.part.tensor.removesuffix(".weight"), Reader(self._switch, [], []))
             reader.places.append(outgoing.places)
             reader.sums.append(outgoing.sums)
         next(iter(readers.values())).images = self._seen[-1]
