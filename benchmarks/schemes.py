@@ -1,11 +1,11 @@
 """What each scheme costs: a training step beside one of standard training, and what is done once between two epochs.
 
-python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every
-round trains a step of standard training right before one of each scheme. On a CPU the time is CPU time, on which
-other programs have little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps of a scheme
-over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as often as
-they can: what is done every few epochs is done in every one here. `--only` measures some schemes again and keeps
-the other rows of the last table.
+python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every round
+trains a step of standard training right before one of each scheme. On a CPU the time is CPU time, on which other
+programs have little influence; on a GPU it is wall time. The overhead is that of an epoch of 50,000 images: all steps
+of a scheme over those of standard training, and start_epoch and end_epoch over the steps of an epoch. Schemes act as
+often as they can: what is done every few epochs is done in every one here. `--only` measures some schemes again and
+keeps the other rows of the last table.
 
 The table of schemes, docs/schemes.md, is made again from their settings and the last figures; `--page` does nothing
 else.
