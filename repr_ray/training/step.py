@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,7 @@ from repr_ray.method.scheme import Scheme
 from repr_ray.study.config import Train
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
-
-if TYPE_CHECKING:
-    from repr_ray.training.teacher import StoredLogits
+from repr_ray.training.stored import StoredLogits
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Setup:
     data_digest: str
     data_notes: tuple[str, ...] = ()
     average: Average | None = None
-    stored: "StoredLogits | None" = None
+    stored: StoredLogits | None = None
     step: "Step" = field(init=False)
 
     def __post_init__(self) -> None:
