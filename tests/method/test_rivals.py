@@ -240,10 +240,12 @@ def test_batch_norms_of_later_layers_are_kept_or_start_again(batch_norm: str) ->
 def test_activations_are_watched_in_the_steps_that_need_them() -> None:
     """Those after which ReDo replaces units, also when training resumes; all of them for continual backprop."""
     for name, needed in (("ReDo", [False, False, True]), ("ContinualBackprop", [True] * 3)):
-        model = plain()
-        optimizer = torch.optim.SGD(model.parameters(), RATE)
         settings = {"every": 3} if name == "ReDo" else {}
-        scheme, resumed = (getattr(repr_ray, name)(model, optimizer, epochs=2, **settings) for _ in range(2))
+        model, other = plain(), plain()
+        scheme, resumed = (
+            getattr(repr_ray, name)(one, torch.optim.SGD(one.parameters(), RATE), epochs=2, **settings)
+            for one in (model, other)
+        )
         scheme.start_epoch(0)
         for watched in needed * 2:
             resumed.load_state_dict(scheme.state_dict())
