@@ -99,8 +99,8 @@ class FilterMap:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return unwrap(model.module)
     compiled = getattr(model, "_orig_mod", None)
     return unwrap(compiled) if isinstance(compiled, nn.Module) else model

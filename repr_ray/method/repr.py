@@ -58,7 +58,8 @@ class RePr(Scheme):
         super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
         own = self.settings
         self.schedule = Schedule.fit(epochs, own.s1, own.s2, own.cycles, own.last_cycle)
-        self.filter_map = _trained(map_filters(self.model, example), self.model, optimizer)
+        renewed = own.reinit.next_layer != "keep"
+        self.filter_map = _trained(map_filters(self.model, example), self.model, optimizer, renewed)
         sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
@@ -322,8 +323,11 @@ class RePr(Scheme):
                     )
 
 
-def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer) -> FilterMap:
-    """The layers whose filters this optimizer trains. Raises ValueError if it trains nothing of the model."""
+def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer, renewed: bool) -> FilterMap:
+    """The layers whose filters this optimizer trains, and the weights that read them if those are `renewed`.
+
+    Raises ValueError if it trains nothing of the model.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     tensors = dict(model.named_parameters())
     if held.isdisjoint(map(id, tensors.values())):
@@ -332,8 +336,11 @@ def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer) -> Filter
         )
     missing: dict[str, str] = {}
     for layer in found.layers:
-        for part in layer.silenced:
-            if id(tensors[part.tensor]) not in held:
+        for part in layer.parts if renewed else layer.silenced:
+            tensor = tensors.get(part.tensor)  # None for a buffer, as the statistics of a batch norm are
+            if tensor is not None and not tensor.requires_grad:
+                missing.setdefault(layer.name, f"{part.tensor} is frozen")
+            elif tensor is not None and id(tensor) not in held:
                 missing.setdefault(layer.name, f"the optimizer does not hold {part.tensor}")
     found = found.without(missing)
     found.require_layers(model)

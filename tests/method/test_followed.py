@@ -184,11 +184,57 @@ def test_settings_of_ones_own_loop_are_checked_in_words(settings: dict[str, obje
         RePr(model, torch.optim.SGD(model.parameters(), 0.1), epochs=100, **settings)
 
 
-def test_a_bias_shared_by_two_convolutions_and_a_computed_one() -> None:
-    model = sequential(nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
-    model[2].bias = model[0].bias
-    found = reason(model, "0") + reason(model, "2")
-    assert "bias" in found or "several" in found
+def share_bias(model: nn.Sequential) -> None:
+    model[4].bias = model[2].bias
+
+
+def share_kernel(model: nn.Sequential) -> None:
+    model[4].weight = model[2].weight
+
+
+def twice(model: nn.Sequential) -> None:
+    model[4] = model[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "next_layer", "left_out"),
+    [
+        (share_bias, "keep", {str(i): "its weights are shared by several callers" for i in (2, 4)}),
+        (share_kernel, "keep", {str(i): "its weights are shared by several callers" for i in (2, 4)}),
+        (twice, "keep", {"2": "its weights are shared by several callers"}),
+        (lambda model: model[2].bias.requires_grad_(False), "keep", {"2": "its bias is frozen"}),
+        (lambda model: model[2].weight.requires_grad_(False), "keep", {"2": "it is frozen"}),
+        (lambda model: model[8].requires_grad_(False), "keep", {}),
+        (lambda model: model[8].requires_grad_(False), "zero", {"4": "8.weight is frozen"}),
+        (
+            lambda model: model[2].weight.requires_grad_(False),
+            "default",
+            {"0": "2.weight is frozen", "2": "it is frozen"},
+        ),
+    ],
+)
+def test_shared_and_frozen_parameters(
+    change: Callable[[nn.Sequential], object], next_layer: str, left_out: dict[str, str]
+) -> None:
+    """What is left out keeps every value through all cycles, but for what the optimizer trains."""
+    torch.manual_seed(0)
+    model = sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    change(model)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    selection = {"scope": "layer"}
+    scheme = RePr(model, optimizer, epochs=6, s1=1, s2=1, selection=selection, reinit={"next_layer": next_layer})
+    assert scheme.left_out == left_out
+    events = train(model, optimizer, scheme, 0, 6)
+    assert sum(sum(event.dropped) for event in events)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
+
+
+def test_a_model_in_data_parallel_is_followed_like_itself() -> None:
+    model = stack()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    inside = RePr(nn.DataParallel(model), optimizer, epochs=9, s1=1, s2=1)
+    assert inside.filter_map == RePr(model, optimizer, epochs=9, s1=1, s2=1).filter_map
 
 
 def test_batches_that_raise_leave_all_as_it_was() -> None:

@@ -60,19 +60,20 @@ class Ownership:
     def _register(self, model: nn.Module) -> None:
         """Give every filter that may be dropped a label: at first only its kernel row and its bias have it."""
         convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-        owners = Counter(id(conv._parameters.get("weight")) for conv in convs.values())
+        owners = Counter(id(tensor) for conv in convs.values() for tensor in conv._parameters.values())
         for name, conv in convs.items():
+            held = [tensor for tensor in conv._parameters.values() if tensor is not None]
             reason = ""
             if conv._parameters.get("weight") is None:
                 reason = "its kernel is computed from other parameters (a norm, a parametrisation or pruning)"
-            elif owners[id(conv.weight)] > 1:
+            elif any(owners[id(tensor)] > 1 for tensor in held):
                 reason = "its weights are shared by several callers"
             elif conv.groups > 1:
                 reason = "it is a grouped or depthwise convolution"
             elif isinstance(conv, nn.ConvTranspose2d) or conv.weight.dim() != 4:
                 reason = "it is no plain convolution"
-            elif not conv.weight.requires_grad:
-                reason = "it is frozen"
+            elif not all(tensor.requires_grad for tensor in held):
+                reason = "it is frozen" if not conv.weight.requires_grad else "its bias is frozen"
             if reason:
                 self.left_out[name] = reason
                 continue
