@@ -19,6 +19,7 @@ from test_data import encode, pictures
 
 from repr_ray.data import decoded
 from repr_ray.data.decoded import cache_folder, load
+from repr_ray.data.describe import describe
 from repr_ray.data.split import by_class, divide, with_noise
 from repr_ray.launch import main
 from repr_ray.study.config import ConfigError
@@ -123,6 +124,45 @@ def test_class_folders_without_splits_and_a_class_called_like_one(tmp_path: Path
     assert load(own(tmp_path / "d")).names == ("dog", "test_tubes")
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training_set", "test_set"), ("TRAIN", "valid_data")])
+def test_splits_under_other_names_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    root = class_folders(tmp_path / "own", **{names[0]: 20, names[1]: 6})
+    with pytest.raises(
+        ConfigError, match=rf"{min(names)}, {max(names)} look like splits.*data\.splits\.test="
+    ) as caught:
+        load(own(root))
+    assert len(str(caught.value).splitlines()) == 1
+    data = load(own(root, splits={"train": names[0], "test": names[1]}))
+    assert (len(data.train), len(data.test), data.names) == (20, 6, ("cat", "dog"))
+
+
+def test_images_in_folders_that_tell_nothing_apart(tmp_path: Path) -> None:
+    """One folder around those of the classes is one class."""
+    with pytest.raises(ConfigError, match=r"one class \(images\); there is nothing to learn"):
+        load(own(class_folders(tmp_path / "own", images=12)))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "TIFF", "ppm"])
+def test_images_that_are_not_read_are_not_left_out_in_silence(tmp_path: Path, suffix: str) -> None:
+    root = class_folders(tmp_path / "own", train=20, test=6)
+    Image.new("RGB", (8, 8)).save(root / "train" / "cat" / f"x.{suffix}")
+    with pytest.raises(ConfigError, match=rf"train/cat/x\.{suffix}: 1 images of such formats are not read, only jpg"):
+        load(own(root))
+    (root / "train" / "cat" / f"x.{suffix}").unlink()
+    (root / "train" / "cat" / "2.webp").rename(root / "train" / "cat" / "2.jfif")
+    assert len(load(own(root)).train) == 20
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"RIFF"])
+def test_a_dry_run_says_that_the_first_image_is_damaged(tmp_path: Path, content: bytes) -> None:
+    root = class_folders(tmp_path / "own", train=20, test=6)
+    (root / "train" / "cat" / "0.png").write_bytes(content)
+    assert "train begins with" in describe(own(root))
+    assert "train/cat/0.png: is no JPEG, PNG, WEBP, BMP, GIF image" in describe(own(root))
+    with pytest.raises(ConfigError, match=r"train/cat/0\.png: is no .*data\.skip_damaged=1"):
+        load(own(root))
+
+
 def test_mixed_sizes_are_scaled_and_cropped(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "c", ((20, 12), (9, 30)), train=20, test=8)
     with pytest.raises(ConfigError, match=r"data\.size: images from 9 x 30 to 20 x 12 pixels become squares"):
@@ -187,6 +227,21 @@ def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
             replace(picture=good, kind=[0, 1, -1]),
             r"test.parquet, row 2, column picture: label -1",
         ),
+        "an identifier": (
+            replace(picture=good, kind=[0, 10**12, 2]),
+            r"test.parquet, row 1, column picture: label 1,000,000,000,000: there can be 1,000,000 classes",
+        ),
+        "an escape": (
+            lambda root: (
+                (root / "README.md").write_text(_README.format("../q/*.parquet"))
+                and write(root.parent / "q" / "train.parquet", table(9))
+            ),
+            r"q/train.parquet: is named by the README, and does not lie in this folder",
+        ),
+        "two kinds": (
+            lambda root: class_folders(root, train=3),
+            r"cat/0.png: is no Parquet file, others are",
+        ),
         "no struct": (
             replace(picture=[b"x", b"y", b"z"], kind=[0, 1, 2]),
             r"column picture holds binary, in train.parquet struct",
@@ -231,6 +286,9 @@ def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
         ),
     }
     return faults[name] if name else (lambda root: list(faults), "")
+
+
+_README = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n---\n"
 
 
 def _bytes(image: Image.Image) -> bytes:

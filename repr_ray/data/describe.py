@@ -6,7 +6,7 @@ from pathlib import Path
 
 from repr_ray.data.decoded import LARGEST as MOST_DECODED
 from repr_ray.data.decoded import bytes_of, known_facts
-from repr_ray.data.images import look
+from repr_ray.data.images import look, reason
 from repr_ray.data.source import Rows, Source
 from repr_ray.data.sources import kind_of, source_of
 from repr_ray.data.split import check_classes, check_labels, choose
@@ -83,9 +83,12 @@ def _later(data: Data, reason: str) -> str:
 
 
 def _first(rows: Rows) -> str:
-    image = rows.image(0)
-    found = look(image)
-    image.load()
+    try:
+        image = rows.image(0)
+        found = look(image)
+        image.load()
+    except Exception as error:  # decoders raise errors of many types
+        return f"{rows.where(0)}: {reason(error)}"
     return f"{rows.where(0)}: {found.width} x {found.height} pixels, {_channels(found.channels)}"
 
 

@@ -9,6 +9,9 @@ from repr_ray.study.data import Data
 
 Index = NDArray[np.int64]
 
+MOST_CLASSES = 1_000_000
+"""Classes of a source: an identifier that is taken for a label is named, not turned into a network."""
+
 
 def by_class(labels: NDArray[np.int64], seed: int) -> Index:
     """A seeded order of images in which every prefix and every suffix has about the same share of each class.
@@ -108,6 +111,18 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> int:
             pair for pair in zip(found.names, facts.labels, strict=True) if _plain(pair[:1]) != _plain(pair[1:])
         )
         raise _another(data, f"its class {odd[0]!r} is {odd[1]!r} in {data.name}")
+    if classes > MOST_CLASSES:
+        rows = max(chosen.values(), key=lambda rows: int(rows.labels.max(initial=-1)))
+        where = rows.where(int(rows.labels.argmax()))
+        raise ConfigError(
+            f"data.source={data.source}: {where}: label {highest:,}: there can be {MOST_CLASSES:,} classes"
+        )
+    if classes < 2:
+        called = f" ({found.names[0]})" if found.names else ""
+        raise ConfigError(
+            f"data.source={data.source}: its images are of one class{called}; there is nothing to learn. Folders of"
+            " classes lie at the top, or below train/, val/ and test/"
+        )
     used = len(np.unique(chosen["train"].labels))
     if facts and used < facts.classes and not data.partial:
         raise _another(data, f"its training images are of {used} classes, {data.name} has {facts.classes}")

@@ -20,8 +20,12 @@ from repr_ray.storage.folder import redact
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
+OTHER_IMAGES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".tga")
 UNLABELLED = -1
+_LIKE_A_SPLIT = re.compile(
+    r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev)([ _-]?(set|data|images?|split|\d+))?", re.I
+)
 DEEPEST = 3
 """Parts of the path of a Parquet file below its data set's folder: configuration/split/file at most."""
 
@@ -151,8 +155,10 @@ def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
     except Exception as error:  # the library's, fsspec's and pyarrow's
         raise say.error(f"cannot be laid out as a data set ({_first_line(error)})") from None
     for file in (file for files in found.values() for file in files):
-        if not file.is_relative_to(root) or file.suffix.lower() != ".parquet":
-            raise say.error(file, "is named by its README, and is no Parquet file in this folder")
+        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
+            raise say.error(file, "is named by the README, and does not lie in this folder")
+        if file.suffix.lower() != ".parquet":
+            raise say.error(file, "is no Parquet file, others are; move one kind away")
     every = [file for files in found.values() for file in files]
     image, label, counts = _check_files(root, every, data, say)
     try:
@@ -292,10 +298,19 @@ def _first_line(error: BaseException) -> str:
 
 def _read_class_folders(root: Path, data: Data, say: _Say) -> Splits:
     """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` if no folder has the name of a split."""
-    files = [file for file, _ in _files(root, say) if file.suffix.lower() in IMAGES]
+    every = [file for file, _ in _files(root, say)]
+    if unread := [file for file in every if file.suffix.lower() in OTHER_IMAGES]:
+        read = ", ".join(kind.removeprefix(".") for kind in IMAGES)
+        raise say.error(unread[0], f"{len(unread):,} images of such formats are not read, only {read}; convert them")
+    files = [file for file in every if file.suffix.lower() in IMAGES]
     parts = [file.relative_to(root).parts for file in files]
     by_split: dict[str, list[tuple[str, Path]]] = {}
     splits = {first for first, *rest in parts if rest} & {*SPLIT_NAMES, *(name for _, name in data.splits if name)}
+    alike = sorted({first for first, *rest in parts if len(rest) > 1 and _LIKE_A_SPLIT.fullmatch(first)} - splits)
+    if len(alike) > 1 and not splits:
+        raise say.error(
+            f"{', '.join(alike)} look like splits, not classes; say which, as in data.splits.test={alike[0]}"
+        )
     for file, (first, *rest) in zip(files, parts, strict=True):
         if splits and first not in splits:
             raise say.error(file, f"lies in none of the split folders {', '.join(sorted(splits))}")
