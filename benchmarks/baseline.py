@@ -1,4 +1,4 @@
-"""The loop that the public reproductions use, written for this comparison: what a user would have without us.
+"""The loop that the public reproductions use, written for this comparison: a user's loop without this package.
 
 DataLoader with worker processes, torchvision transforms image by image, float32, channels first, `loss.item()` every
 step.
@@ -23,7 +23,7 @@ from repr_ray.training.setup import build_model
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """Images as torchvision's CIFAR10 hands them out: a PIL image per item, then the transforms."""
+    """Images as from torchvision's CIFAR10: a PIL image per item, then the transforms."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self.images, self.labels = images, labels
@@ -77,7 +77,7 @@ class Baseline:
 
 
 class BaselineProcess:
-    """The baseline in a process of its own, as its users run it: nothing of ours is set up there."""
+    """The baseline in a process of its own, as its users run it, without the set-up of this package."""
 
     def __init__(self, trial: Trial, split: Split, device: torch.device, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")

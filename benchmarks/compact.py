@@ -1,4 +1,4 @@
-"""S2 for less? Training the sub-network on a physically smaller copy, beside training it masked.
+"""S2 on a physically smaller copy of the network, beside training it masked.
 
 python -m benchmarks.compact [--rounds 5] [--images 640] [--threads N]: 30% of the filters are dropped, evenly over
 the layers (`layer`) or wherever the ranking finds them (`global`). Making the copy and putting it back, once an
@@ -55,7 +55,7 @@ def in_s2(name: str, scope: str, split: Split, precision: str, compact: bool) ->
 
 
 def kept(setup: Setup) -> str:
-    """Filters in the copy, of all."""
+    """Share of filters in the copy."""
     sub = setup.scheme.sub_network()
     networks = [sub.model if sub else setup.model, setup.model]
     few, all_ = (sum(m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)) for net in networks)

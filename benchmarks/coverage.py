@@ -34,7 +34,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Reached:
-    """What of one network can be dropped, and why the rest cannot; `code` is the digest of what found it."""
+    """The droppable filters of a network, and the reasons for the others; `code` is the digest of the code."""
 
     name: str
     attaches: bool
@@ -53,14 +53,14 @@ class Reached:
 
     @classmethod
     def read(cls, row: str) -> "Reached":
-        """From a line of the table."""
+        """Read a line of the table."""
         name, attaches, reached, _, why, seconds, code = (cell.strip() for cell in row.strip("|\n").split("|"))
         droppable, dense = map(int, reached.split(" of "))
         return cls(name, attaches == "yes", droppable, dense, why, float(seconds), code)
 
 
 def main() -> None:
-    """Follow the networks and write a table a library."""
+    """Follow the networks and write a table per library."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("libraries", nargs="*", default=["torchvision"])
     parser.add_argument("--every", type=int, default=1, help="only every n-th network")
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def digest() -> str:
-    """Of the code that maps filters."""
+    """The digest of the code that maps filters."""
     folder = Path(repr_ray.method.__file__).parent
     files = sorted({folder / "filters.py", *folder.glob("tracing*"), *folder.glob("tracing/*.py")})
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:7]
 
 
 def stored(library: str) -> dict[str, Reached]:
-    """The networks of the table that there is."""
+    """The networks in the existing table."""
     file = RESULTS / f"coverage_{library}-cpu.md"
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [Reached.read(line) for line in lines if " of " in line and line.startswith("| ")]

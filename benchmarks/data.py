@@ -1,4 +1,4 @@
-"""How long a data set takes to be decoded, and to be found decoded afterwards.
+"""Time to decode a data set, and to load the decoded copy.
 
 python -m benchmarks.data [--source FOLDER] [--rounds 3]: CIFAR-10 as Parquet in a folder, else 60,000 random pictures
 of its size. Every load is in a process of its own, as a trial's would be.

@@ -1,4 +1,4 @@
-"""What deciding costs and how often it errs, by simulation: python -m benchmarks.deciding
+"""Cost and error rates of verdicts, by simulation: python -m benchmarks.deciding
 
 Simulates studies, decides them with the code that decides real ones, stores the rates in docs/statistics.json and
 writes the tables of docs/statistics.md. Every number comes from a fixed random seed: no machine changes it.
@@ -38,13 +38,13 @@ RUNS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
     "skewed (exponential)": lambda rng, shape: 1 - rng.standard_exponential(shape),
     "normal, 5% collapse": _collapsing,
 }
-"""How the accuracies of a scheme's runs spread."""
+"""Distributions of the accuracies of a scheme's runs."""
 
 
 def differences(schemes: int, effect: float, runs: str, seeds: int, studies: int = STUDIES) -> Array:
     """Shape (studies, schemes, seeds), less a baseline that the schemes share.
 
-    Their standard deviation is 1, but for collapsing runs.
+    Their standard deviation is 1, except for collapsing runs.
     """
     rng = np.random.default_rng([schemes, seeds, round(100 * effect)])
     drawn = RUNS[runs](rng, (studies, schemes + 1, seeds)) / np.sqrt(2)
@@ -82,14 +82,14 @@ def simulate(
 
 
 def uncorrected() -> Row:
-    """What a plain t-test at 5% at every look does."""
+    """Error rate of a plain t-test at 5% at every look."""
     drawn = differences(1, 0.0, "normal", max(LOOKS))[:, 0]
     p = [stats.ttest_1samp(drawn[:, :look], 0, axis=-1).pvalue for look in LOOKS]
     return {"some wrong": float((np.min(p, axis=0) <= 0.05).mean())}
 
 
 def odds(seeds: int, effect: float, studies: int = 1000) -> Row:
-    """How often the bootstrap interval of the probability that one run beats another holds."""
+    """Coverage of the bootstrap interval of the probability that one run beats another."""
     rng = np.random.default_rng([seeds, round(100 * effect)])
     truth = stats.norm.cdf(effect)
     found = [
@@ -100,7 +100,7 @@ def odds(seeds: int, effect: float, studies: int = 1000) -> Row:
 
 
 def planned(effect: float, margin: float | None = None) -> Row:
-    """Studies of as many seeds as `--power` names: how many reach the verdict it names them for."""
+    """Share of studies with the seeds that `--power` names which reach the verdict."""
     seeds = seeds_to_equal(margin, 1.0, 0.05) if margin else seeds_to_differ(effect, 1.0, 0.05)
     if seeds is None:
         raise ValueError(f"effect {effect}, margin {margin}: no number of seeds is enough")

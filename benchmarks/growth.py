@@ -86,7 +86,7 @@ def ranking(rounds: int) -> list[str]:
 
 
 def launches(trials: int, rounds: int) -> list[str]:
-    """Time and memory of the command where it trains nothing, in processes of their own."""
+    """Time and memory of commands that train nothing, each in its own process."""
     many = {
         "name": "many",
         "seeds": list(range(trials // 100)),

@@ -1,8 +1,8 @@
 """How long a grid takes beside the training in it: sixty one-worker trials on a local cluster.
 
 python -m benchmarks.makespan [--trials 60] [--seconds 6]: trials are given as many epochs as take about that long.
-Compares the time from the start of the launch to its end with the sum of training time over the slots, and draws who
-ran when (results/makespan.png).
+Compares the time from the start of the launch to its end with the sum of training time over the slots, and draws when
+each trial ran (results/makespan.png).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Do learning curves pay for speed? Final test accuracy of every faster way beside float32, paired by seed.
+"""Final test accuracy of every faster way of training beside float32, paired by seed.
 
 python -m benchmarks.numerics [--seeds 8] [--epochs 30] [--threads N] [--device cuda]: RePr on the handwritten digits,
 or with `--data cifar10 --source FOLDER` on 2,000 images of CIFAR-10.

@@ -1,4 +1,4 @@
-"""What ranking, selection and re-initialisation cost beside the training of a cycle.
+"""Time of ranking, selection and re-initialisation beside the training of a cycle.
 
 python -m benchmarks.ranking [--threads 1] [--device cuda]: seconds of one drop and one return with the default
 settings (orthogonality, null space, clip), and with a drop spread evenly over the layers, which meets more large null
@@ -74,7 +74,7 @@ def _network(case: Case, device: torch.device) -> nn.Module:
 
 
 def _cycle(case: Case, scope: str, device: torch.device) -> tuple[float, float, int, int]:
-    """Seconds of a drop and of the return; filters dropped, and how many of them came back by the relaxed rule."""
+    """Seconds of a drop and of the re-initialisation; numbers of dropped filters and of those by the relaxed rule."""
     model = _network(case, device)
     scheme = RePr(model, torch.optim.SGD(model.parameters(), 0.1), epochs=4, s1=1, s2=1, selection={"scope": scope})
     scheme.start_epoch(0)

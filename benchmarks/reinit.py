@@ -1,4 +1,4 @@
-"""What re-initialisation takes where it takes longest: directions of the relaxed rule, with clipping.
+"""Time of the slowest re-initialisation: directions of the relaxed rule, with clipping.
 
 python -m benchmarks.reinit [--threads 1]: wall and processor seconds of one return of VGG-11 with
 `direction: relaxed` and a ratio of 0.7, and of torchvision's resnet50 with a drop of 0.3 in every layer.

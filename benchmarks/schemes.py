@@ -1,4 +1,4 @@
-"""What each scheme costs: a training step beside one of standard training, and what is done once between two epochs.
+"""Time of each scheme: of a training step beside one of standard training, and between two epochs.
 
 python -m benchmarks.schemes [--rounds 10] [--steps 1] [--threads 1] [--device cuda] [--only NAME ...]: every round
 trains a step of standard training right before one of each scheme. On a CPU the time is CPU time, on which other
@@ -51,15 +51,15 @@ SCHEMES = {
     "loss: distillation, no augmentation": {"kind": "standard", "loss": {"kind": "distillation"}},
 }
 EPOCHS = 2 * 10**6 + 2
-"""More than are trained: room for phases that do not end."""
+"""Epochs of the settings; fewer are trained."""
 
 IMAGES = 50_000
-"""Of an epoch of CIFAR-10."""
+"""Images of an epoch of CIFAR-10."""
 
 PAGE = Path(__file__).parents[1] / "docs" / "schemes.md"
 
 BETWEEN = 3
-"""How often the time between two epochs is taken."""
+"""Repetitions of the measurement between two epochs."""
 
 
 class Arm:
@@ -188,7 +188,7 @@ def page() -> str:
 
 
 def _described(settings: type[Component]) -> tuple[str, str, str]:
-    """What settings say of themselves, their sources, and their defaults."""
+    """The descriptions of settings, their sources and their defaults."""
     text = " ".join((settings.__doc__ or "").split())
     sources = dict.fromkeys(re.findall(r"\d{4}\.\d{5}", text))
     links = ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in sources)
@@ -203,12 +203,12 @@ def _yaml(value: object) -> str:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """The rows of a table that was written, its head first."""
+    """The rows of a written table, the header first."""
     return [line.strip("| ").split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")]
 
 
 def _costs(path: Path) -> dict[str, str]:
-    """The overhead of an epoch by scheme; of RePr's two phases the dearer one, of distillation both."""
+    """The overhead of an epoch by scheme; of RePr the slower phase, of distillation both."""
     found: dict[str, str] = {}
     for name, *_, overhead in _rows(path)[1:]:
         kind, _, case = name.partition(", ")

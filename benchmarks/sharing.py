@@ -1,4 +1,4 @@
-"""What fills a device that one small net leaves idle: several trials as processes, or stacked in one process.
+"""Several trials on a device that one small net does not fill: as processes, or stacked in one process.
 
 python -m benchmarks.sharing [--device cuda] [--images 12800] [--rounds 3] [--trials 1 2 4 8]: images a second of all
 trials together, the 3x32 net, batch 128. `processes` are what `resources.trials_per_gpu=N` gives, on a GPU with and

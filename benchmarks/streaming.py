@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Pictures of ten classes with structure at four scales, and fifty to test on, where they are not there yet."""
+    """Pictures of ten classes with structure at four scales, and fifty test images, unless they exist."""
     for split, number in (("train", count), ("test", 50)):
         for k in range(number):
             path = folder / split / f"class{k % 10}" / f"{k:06}.jpg"
@@ -102,7 +102,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """400 to 600 x 320 to 480 pixels, a third of them standing."""
+    """400 to 600 x 320 to 480 pixels, a third of them upright."""
     width, height = int(rng.integers(400, 600)), int(rng.integers(320, 480))
     if rng.random() < 1 / 3:
         width, height = height, width
@@ -116,7 +116,7 @@ def picture(rng: np.random.Generator) -> Image.Image:
 
 
 def image_folder(folder: Path, workers: int) -> float:
-    """What people use: a PIL image, the transforms one by one, float32 batches."""
+    """The usual way: a PIL image, the transforms one by one, float32 batches."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIDE),
@@ -138,7 +138,7 @@ def rate(batches: Iterator[torch.Tensor]) -> float:
 
 
 def requests(made: Batches) -> Iterator[tuple[torch.Tensor, Any]]:
-    """What an epoch asks of the store."""
+    """The requests of an epoch."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(made), generator=generator)
     draws = made.augmentation.draw(len(made), generator)
@@ -148,12 +148,12 @@ def requests(made: Batches) -> Iterator[tuple[torch.Tensor, Any]]:
 
 
 def uint8(made: Batches) -> Iterator[torch.Tensor]:
-    """The batches of an epoch as the device gets them; it makes floats of them and normalises them."""
+    """The batches of an epoch in uint8; the device converts and normalises them."""
     return made.store.batches(requests(made))
 
 
 class Alone:
-    """Processes that decode and crop, and keep what comes of it."""
+    """Processes that only decode and crop."""
 
     def __init__(self, made: Batches, workers: int) -> None:
         store: Any = made.store
@@ -214,7 +214,7 @@ class Small:
         return rate(self.step(batch.images, batch.labels) for batch in epoch)
 
     def on_ready_batches(self, images: int) -> float:
-        """The same on one batch that is decoded already, made into floats each time."""
+        """The same on one decoded batch, converted to float each time."""
         batch, labels = torch.randint(256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8), torch.zeros(BATCH).long()
         scale, shift = torch.full((3,), 1 / 60), torch.full((3,), -2.0)
 

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def device_named(name: str) -> torch.device:
-    """The device of `--device`; leaves with a line where there is none."""
+    """The device of `--device`; exits with a line if there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
             "--device cuda: PyTorch sees no CUDA device on this machine; leave --device away for the CPU"
@@ -27,7 +27,7 @@ def device_named(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Arm:
-    """What was measured of one thing in one setting: a figure per round."""
+    """The measurements of one way in one setting: a figure per round."""
 
     setting: str
     name: str

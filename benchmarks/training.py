@@ -1,4 +1,4 @@
-"""How fast one trial trains, beside the loop people write today and beside the machine's limit.
+"""Speed of one trial beside the usual training loop and beside the machine's limit.
 
 python -m benchmarks.training [--rounds 7] [--images 2560] [--threads N] [--models ...] [--device cuda]: every round
 runs each arm once, so that a drift of the machine's speed touches all of them; ratios are taken within a round.

@@ -1,4 +1,4 @@
-"""Trials to measure: settings, random images, a set-up that needs no data set, and what trials said of themselves."""
+"""Trials to measure: settings, random images, a set-up that needs no data set, and stored results."""
 
 import io
 import json
@@ -38,13 +38,13 @@ def cifar_trial(model: dict[str, Any], scheme: dict[str, Any] | None = None, **t
 
 
 def random_images(count: int) -> Split:
-    """Pictures of CIFAR's size: speed does not depend on what is in them."""
+    """Random images of CIFAR's size: speed does not depend on the content."""
     rng = np.random.default_rng(0)
     return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, count))
 
 
 def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) -> Setup:
-    """`repr_ray.training.setup.set_up` on images of our own, with the threads that are set."""
+    """`repr_ray.training.setup.set_up` on given images, with the threads that are set."""
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(trial.seed)

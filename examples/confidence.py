@@ -1,4 +1,4 @@
-"""A scheme with a loss of its own: RePr, with confident predictions penalised (arXiv 1701.06548).
+"""A scheme with its own loss: RePr with a penalty on confident predictions (arXiv 1701.06548).
 
 `repr-ray launch 'schemes.confidence={kind: confidence:Confidence, s1: 6, s2: 3, beta: 0.1}'`
 """

@@ -1,4 +1,4 @@
-"""Images of your own, where no folder of them will do: scikit-learn's digits, white on black.
+"""A source of images that are not in a folder: scikit-learn's digits, inverted.
 
 `repr-ray launch 'data={name: negatives, source: negatives:negatives, validation_images: 200}'`
 """
@@ -13,7 +13,7 @@ from repr_ray.study.data import Data
 
 
 def negatives(data: Data) -> Source:
-    """Decoded images (uint8, n x height x width x channels) and labels; a test set is drawn from them by class."""
+    """Decoded images (uint8, n x height x width x channels) and labels; a test set is drawn by class."""
 
     def read(scratch: Path) -> Splits:
         pixels, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""A score of your own: filters whose largest weight is small are dropped first.
+"""A score: filters with a small largest weight are dropped first.
 
 `repr-ray launch 'schemes.repr.ranking={score: peak:peak}'`
 """

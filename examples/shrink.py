@@ -1,4 +1,4 @@
-"""A scheme of your own: all weights shrink every few epochs, as in shrink and perturb (arXiv 1910.08475).
+"""A scheme: all weights shrink every few epochs, as in shrink and perturb (arXiv 1910.08475).
 
 `repr-ray launch 'schemes.shrink={kind: shrink:Shrink, every: 5}'`
 """
@@ -17,11 +17,11 @@ class Shrink(Scheme):
     class Settings(SchemeSettings):
         """Settings are checked before anything is trained."""
 
-        every: int = Field(default=10, ge=1, description="epochs between two times")
-        factor: float = Field(default=0.5, gt=0, le=1, description="what the weights are multiplied by")
+        every: int = Field(default=10, ge=1, description="epochs between two shrinkings")
+        factor: float = Field(default=0.5, gt=0, le=1, description="factor of the weights")
 
     def start_epoch(self, epoch: int, *_: Any) -> list[LayerEvent]:
-        """Shrink the weights where it is time."""
+        """Shrink the weights if it is due."""
         if epoch and epoch % self.settings.every == 0:
             with torch.no_grad():
                 torch._foreach_mul_(list(self.model.parameters()), self.settings.factor)

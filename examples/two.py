@@ -1,4 +1,4 @@
-"""A network of your own; its convolutions are found by tracing, nothing has to be declared.
+"""A network; its convolutions are found by tracing, without declarations.
 
 `repr-ray launch 'model={kind: two:two, width: 24}'`
 """

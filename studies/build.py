@@ -34,7 +34,7 @@ PICTURES = ("differences", "curves", "filters")
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder: `about.yaml` says what a person says of it, `tables/` holds what was measured."""
+    """A study's folder: `about.yaml` is written by hand, `tables/` has what was measured."""
 
     folder: Path
 
@@ -96,13 +96,13 @@ def studies() -> list[Study]:
 
 
 def answer(comparison: Comparison) -> str:
-    """The comparison's own sentences, undecided ones included."""
+    """The sentences of the comparison, undecided ones included."""
     unfinished = f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
     return " ".join([comparison.answer, *(comparison.answers if len(comparison.answers) > 1 else [])]) + unfinished
 
 
 def index() -> str:
-    """The index: a line an answer."""
+    """The index: a line per answer."""
     lines = ["# Studies", "", "All studies with this package, positive or negative. Every page is built from the"]
     lines += ["tables beside it: `python -m studies.build`.", "", "| study | question | answer |", "|:---|:---|:---|"]
     for study in studies():
