@@ -79,6 +79,7 @@ def size(model: ModelSettings, data: Data) -> Size:
 
 def _convnet(net: ConvNet, classes: int, channels: int, pixels: int) -> Size:
     """The size of what repr_ray.models.convnet builds; a test compares them."""
+    # Built on the meta device instead, like the others, it would take the import of torch: most of a dry run's time.
     parameters = 0
     for _ in range(net.depth):
         parameters += net.width * (channels * net.kernel**2 + 1) + 2 * net.width * net.batch_norm
