@@ -148,7 +148,10 @@ class Vgg(ModelSettings):
 
 
 class Library(ModelSettings):
-    """A network of a library, made for ImageNet's larger images, with keyword arguments of its own.
+    """A network of a library, with keyword arguments of its own.
+
+    Most take images of many sizes; one that is made for a single size is made for that of the data set. Images that
+    are too small are scaled by `data.size`.
 
     Its weights are random, or those of a file that `torch.save` wrote: a `state_dict`, or a mapping that has one
     under `state_dict` or `model`. If the last layer is for other classes, it is random.

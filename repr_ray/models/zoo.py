@@ -13,25 +13,28 @@ from torch import nn
 def torchvision(
     *, name: str, options: Mapping[str, Any], weights: str | None, classes: int, channels: int, image_size: int
 ) -> nn.Module:
-    """torchvision.models.NAME(**options).
+    """torchvision.models.NAME(**options), for images of this size if it has such an option.
 
-    Raises ValueError for images of other than three channels, and for options that the network does not take.
+    Raises ValueError for images that the network does not take, and for options that it does not have.
     """
     from torchvision.models import get_model, get_model_builder
 
     if channels != 3:
         raise ValueError(f"model: torchvision's {name} takes images of 3 channels, not {channels}")
     _refuse_given(options, "weights", "num_classes")
-    model = _made(name, get_model_builder(name), get_model, options, num_classes=classes, weights=None)
-    return _started(model, weights, classes)
+
+    def make(options: Mapping[str, Any]) -> nn.Module:
+        return _made(name, get_model_builder(name), get_model, options, num_classes=classes, weights=None)
+
+    return _started(_fitting(name, make, options, channels, image_size), weights, classes)
 
 
 def timm(
     *, name: str, options: Mapping[str, Any], weights: str | None, classes: int, channels: int, image_size: int
 ) -> nn.Module:
-    """timm.create_model(NAME, **options).
+    """timm.create_model(NAME, **options), for images of this size if it has such an option.
 
-    Raises ValueError if timm or the network is missing, or the network does not take an option.
+    Raises ValueError if timm or the network is missing, or the network does not take these images or an option.
     """
     try:
         library = importlib.import_module("timm")
@@ -43,8 +46,57 @@ def timm(
             f"model.name={name}: timm has no such network" + (f"; did you mean {near[0]}?" if near else "")
         )
     _refuse_given(options, "pretrained", "num_classes", "in_chans", "checkpoint_path", "pretrained_cfg")
-    given = {"num_classes": classes, "in_chans": channels, "pretrained": False}
-    return _started(_made(name, None, library.create_model, options, **given), weights, classes)
+
+    def make(options: Mapping[str, Any]) -> nn.Module:
+        given = {"num_classes": classes, "in_chans": channels, "pretrained": False}
+        return _made(name, None, library.create_model, options, **given)
+
+    return _started(_fitting(name, make, options, channels, image_size), weights, classes)
+
+
+_SIZE_OPTIONS = ("img_size", "image_size", "input_size")
+_COMMON_SIZES = (224, 256, 299, 384)
+
+
+def _fitting(
+    name: str,
+    make: Callable[[Mapping[str, Any]], nn.Module],
+    options: Mapping[str, Any],
+    channels: int,
+    size: int,
+) -> nn.Module:
+    """The network, made for images of `size` pixels a side if it takes no such images otherwise.
+
+    It is tried without data. Raises ValueError if it takes images of a common size, but none of this one.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = make(options)
+        reason = _refusal(network, channels, size)
+        if reason and any(not _refusal(network, channels, other) for other in _COMMON_SIZES):
+            own = {name for part in type(network).__mro__[:-1] for name in inspect.signature(part).parameters}
+            option = next((option for option in _SIZE_OPTIONS if option in own and option not in options), None)
+            if option:
+                options = {**options, option: (size, size) if option == "input_size" else size}
+                try:
+                    reason = _refusal(make(options), channels, size)
+                except ValueError as error:
+                    reason = str(error).partition(f"{name}: ")[2] or str(error)
+            if reason:
+                raise ValueError(
+                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); say a larger"
+                    " data.size, such as 224, to which images are scaled, or choose another network"
+                )
+    return make(options)
+
+
+def _refusal(network: nn.Module, channels: int, size: int) -> str:
+    """Why a network without data takes no images of this size; empty if it does."""
+    try:
+        with torch.no_grad():
+            network(torch.empty(2, channels, size, size))
+    except Exception as error:  # networks raise errors of many types
+        return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    return ""
 
 
 def _refuse_given(options: Mapping[str, Any], *names: str) -> None:

@@ -294,11 +294,26 @@ SMALL = {
         starnet_s050 lcnet_035 convnext_atto regnetx_002 resnet10t mobilenetv3_small_050
         tf_mobilenetv3_small_minimal_100 convnextv2_atto dla46_c regnety_002 resnetv2_18 hardcorenas_a
         mobilenetv2_035 legacy_seresnet18 tf_efficientnet_lite0 spnasnet_100 efficientnet_es mixnet_s dpn48b
-        rexnetr_100 hrnet_w18_small repvit_m0_9 fbnetv3_b res2net50_48w_2s ghostnetv2_100
-        efficientformerv2_s0 lcnet_050 ghostnet_100 repvgg_a0
+        rexnetr_100 hrnet_w18_small repvit_m0_9 fbnetv3_b res2net50_48w_2s ghostnetv2_100 efficientformerv2_s0
+        lcnet_050 ghostnet_100 repvgg_a0 botnet26t_256 lambda_resnet26t gcresnext26ts gernet_s mobileone_s0
+        regnetz_b16 cpubone_nano csatv2 cs3darknet_s darknet17 cspnext_tiny davit_tiny densenet121 edgenext_xx_small
+        efficientformer_l1 fbnetc_100 mnasnet_small semnasnet_075 tinynet_e mobilenetv1_100 efficientnet_cc_b0_4e
+        tf_efficientnetv2_b0 efficientvim_m1 efficientvit_b0 efficientvit_m0 fasternet_t0 fastvit_t8 ghostnetv3_050
+        hgnetv2_b0 iformer_t inception_next_atto lcnetv2_small levit_conv_128s mambaout_femto
+        mobilenetv4_conv_small_035 mobilevit_xxs mobilevitv2_050 nf_regnet_b0 pvt_v2_b0 repghostnet_050 resnest14d
+        seresnet18 skresnet18 swiftformer_xs tiny_vit_5m_224 tresnet_m visformer_tiny ese_vovnet19b_slim shvit_s1
+        xcit_nano_12_p16_224 poolformer_s12
     """,
 }
 """The smallest network of each family; the first of each library in `make test`, all of them with `-m slow`."""
+
+REDUCED: dict[str, dict[str, object]] = {
+    "davit_tiny": {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 64, 128]},
+    "densenet121": {"block_config": [2, 2, 2, 2], "growth_rate": 8},
+    "mambaout_femto": {"depths": [1, 1, 1, 1]},
+    "tresnet_m": {"layers": [1, 1, 1, 1]},
+}
+"""Fewer layers and channels than the network has by default."""
 
 MOSTLY_GATES = {"ghostnetv2_100"}
 """Less than half of their filters can be dropped: the others end in a sigmoid, or in activations with a constant."""
@@ -317,7 +332,7 @@ def test_small_networks_of_libraries(library: str, name: str) -> None:
     package = pytest.importorskip("timm" if library == "timm" else "torchvision.models")
     torch.manual_seed(0)
     make = package.create_model if library == "timm" else importlib.import_module("torchvision.models").get_model
-    model = unsettled(make(name, num_classes=4))
+    model = unsettled(make(name, num_classes=4, **REDUCED.get(name, {})))
     images, found = followed(model, 299 if name == "inception_v3" else 32)
     dense = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
     assert (2 * sum(layer.filters for layer in found.layers) >= dense) != (name in MOSTLY_GATES)

@@ -12,11 +12,11 @@ from torch import nn
 from repr_ray.models.settings import Timm, Torchvision
 
 
-def build(kind: str, classes: int = 4, channels: int = 3, **fields: Any) -> nn.Module:
+def build(kind: str, classes: int = 4, channels: int = 3, size: int = 64, **fields: Any) -> nn.Module:
     settings = {"torchvision": Torchvision, "timm": Timm}[kind](kind=kind, **fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torchvision's, on how Inception will be initialised
-        network: nn.Module = settings.network(classes, channels, 64)
+        network: nn.Module = settings.network(classes, channels, size)
     return network
 
 
@@ -103,6 +103,41 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"model.weights=.*(lacks|has what|check model.name)"):
         build("torchvision", name="squeezenet1_1", weights=str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    "kind, name, size",
+    [
+        ("torchvision", "resnet18", 8),
+        ("torchvision", "vit_b_16", 32),
+        ("timm", "levit_conv_128s", 64),
+        ("timm", "visformer_tiny", 64),
+        ("timm", "tiny_vit_5m_224", 32),
+    ],
+)
+def test_a_network_is_made_for_the_size_of_the_images(kind: str, name: str, size: int) -> None:
+    pytest.importorskip(kind)
+    with torch.device("meta"):
+        assert build(kind, name=name, size=size)(torch.empty(2, 3, size, size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "kind, name, size",
+    [("torchvision", "alexnet", 32), ("torchvision", "maxvit_t", 64), ("timm", "coatnet_nano_rw_224", 40)],
+)
+def test_images_that_a_network_does_not_take_are_refused_by_name(kind: str, name: str, size: int) -> None:
+    pytest.importorskip(kind)
+    with torch.device("meta"), pytest.raises(ValueError, match=rf"data\.size: {name} takes no images of {size} x"):
+        build(kind, name=name, size=size)
+
+
+def test_trying_a_size_changes_no_initial_weights() -> None:
+    torch.manual_seed(3)
+    ours = build("torchvision", name="squeezenet1_1")
+    torch.manual_seed(3)
+    theirs = torchvision.models.squeezenet1_1(num_classes=4)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_names_in_tables() -> None:
