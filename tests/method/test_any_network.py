@@ -308,7 +308,7 @@ SMALL = {
 """The smallest network of each family; the first of each library in `make test`, all of them with `-m slow`."""
 
 REDUCED: dict[str, dict[str, object]] = {
-    "davit_tiny": {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 64, 128]},
+    "davit_tiny": {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8]},
     "densenet121": {"block_config": [2, 2, 2, 2], "growth_rate": 8},
     "mambaout_femto": {"depths": [1, 1, 1, 1]},
     "tresnet_m": {"layers": [1, 1, 1, 1]},
