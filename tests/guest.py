@@ -12,7 +12,7 @@ NOBODY = 65534
 
 
 class Guest:
-    """A user whose folder is below `base`. As root it is `nobody`; otherwise it is who runs the tests."""
+    """A user whose folder is below `base`. As root it is `nobody`, else the user that runs the tests."""
 
     def __init__(self, base: Path) -> None:
         self.folder = base / "Gäste und Läufe"
@@ -48,7 +48,7 @@ class Guest:
 
 
 def reachable(*needed: Path) -> str:
-    """Shell commands that let everybody reach folders, in mounts of this process alone."""
+    """Shell commands that make folders accessible to all users, in mounts of this process alone."""
     inside = {}  # folder: its outermost parent that others may not enter
     for path in (path.resolve() for path in needed):
         closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
@@ -62,7 +62,7 @@ def reachable(*needed: Path) -> str:
 
 
 def possible() -> bool:
-    """Whether this machine lets the tests become somebody else; anybody but root is one already."""
+    """Whether the tests can run as another user than root on this machine."""
     if os.geteuid() != 0:
         return True
     if not (shutil.which("unshare") and shutil.which("setpriv")):

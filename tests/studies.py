@@ -1,4 +1,4 @@
-"""Results folders as the training side leaves them, generated."""
+"""Generated results folders, with the files that training writes."""
 
 import hashlib
 import json

@@ -111,7 +111,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
 
 
 def assert_resumes(results: Path, tmp_path: Path) -> None:
-    """With room again, the trials end as if nothing had been."""
+    """With space again, the results equal those of undisturbed trials."""
     for folder in (results, tmp_path / "undisturbed"):
         local.run(tiny(), folder, lambda message: None, {})
     found, expected = results_of(results), results_of(tmp_path / "undisturbed")

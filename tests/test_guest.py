@@ -18,7 +18,7 @@ TABLE = "standard  1"
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    """A guest below the temporary folder, which everybody reaches."""
+    """A guest below the temporary folder, which is accessible to all users."""
     base = Path(tempfile.mkdtemp(prefix="rr", dir="/tmp"))
     base.chmod(0o755)
     yield Guest(base)

@@ -1,4 +1,4 @@
-"""The command, for real: through Ray as a subprocess, and through the local runner in this process."""
+"""The command: through Ray as a subprocess, and through the local runner in this process."""
 
 import json
 import re

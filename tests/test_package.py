@@ -1,4 +1,4 @@
-"""The package as somebody installs it: wheel, sdist, commands, shipped configs, the method alone."""
+"""The package as installed: wheel, sdist, commands, shipped configs, the method alone."""
 
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ from repr_ray.study.reading import load, shipped
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as somebody does who has no checkout."""
+    """Run a command outside any checkout."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "100"}
     return subprocess.run(
         [*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False, timeout=240, env=clean | env

@@ -21,7 +21,7 @@ def test_names_are_readable() -> None:
 
 
 def test_the_fingerprint_is_stable_across_versions() -> None:
-    """Changing it orphans everybody's results: do so on purpose only."""
+    """A change would invalidate all existing results."""
     assert [trial.fingerprint for trial in tiny()] == ["c9d72bb4", "40e76018"]
 
 

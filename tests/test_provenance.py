@@ -43,7 +43,7 @@ def test_the_checkout_is_only_read(checkout: Path) -> None:
 
 
 def test_a_package_installed_inside_a_repository_has_none(checkout: Path) -> None:
-    """A virtual environment in somebody's thesis, ignored by git or not."""
+    """As in a virtual environment inside another project, ignored by git or not."""
     for place in ("venv/lib/site-packages/package", "vendored/package"):
         installed = checkout / place
         installed.mkdir(parents=True)

@@ -251,7 +251,7 @@ def test_a_launch_that_was_taken_over_is_ended(
 def test_killed_refused_taken_over_and_resumed_elsewhere(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The launch that goes on has nothing but the storage; it ends like a local one that nobody disturbed."""
+    """The launch that resumes has only the storage; its result equals that of an undisturbed local one."""
     schemes = {"repr": {"kind": "repr", "s1": 6, "s2": 4, "prune_ratio": 0.3}}
     config = write_config(tmp_path, schemes=schemes, train=TINY["train"] | {"epochs": 30})
     [trial] = plan(load(config, []))

@@ -266,7 +266,7 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
 
 
 def test_on_a_smaller_copy_in_s2(tmp_path: Path) -> None:
-    """The masked run up to floating-point order; told to stop in S2 it ends with the bits of one that was not."""
+    """Equal to the masked run up to floating-point order, and bit for bit after a stop in S2."""
     trial = tiny(train={"compact_sub_network": True, "precision": "fp32"})[1]
     masked = tiny(train={"precision": "fp32"})[1]
     run(trial, tmp_path / "undisturbed")

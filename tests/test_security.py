@@ -1,4 +1,4 @@
-"""Names stay names: nothing in a config leaves the results folder or runs; nothing read from storage runs either."""
+"""No name in a config writes outside the results folder or runs code, nor does content read from storage."""
 
 import ast
 import contextlib

@@ -1,4 +1,4 @@
-"""Sources as users have them, and as nobody should: found, or refused in one line that names the file and column."""
+"""Usual and damaged sources: found, or refused in one line that names the file and column."""
 
 import os
 import shutil
@@ -585,7 +585,7 @@ def test_sources_are_imported_when_they_are_needed() -> None:
 
 
 def test_a_tree_of_folders_is_no_data_set(tmp_path: Path) -> None:
-    """Somebody's home folder, for example: it is refused before it is laid out."""
+    """Such as a home folder: it is refused before its files are listed."""
     deep = tmp_path / "a" / "b" / "c" / "train-00000-of-00001.parquet"
     deep.parent.mkdir(parents=True)
     deep.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Things die; the weights and tables at the end are those of a run that nobody disturbed."""
+"""Processes and nodes are killed; final weights and tables equal those of an undisturbed run."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Told to leave, trials save in the middle of an epoch; the end is that of a run that nobody disturbed."""
+"""Preempted trials save in the middle of an epoch; the result equals that of an undisturbed run."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def leash(tmp_path_factory: pytest.TempPathFactory) -> Leash:
 
 @pytest.fixture(scope="module")
 def config(leash: Leash) -> Path:
-    """Epochs of nine seconds: whoever saves between two of them only, loses some."""
+    """Epochs of nine seconds: saving only between epochs would lose steps."""
     return write_config(
         leash.path.parent,
         data={"name": "digits", "train_images": 1400, "flip": True},
@@ -51,7 +51,7 @@ def undisturbed(config: Path, leash: Leash) -> Path:
 
 
 def log(results: Path) -> str:
-    """What the trial has told so far."""
+    """The messages of the trial so far."""
     return "".join(path.read_text() for path in results.glob("trials/*/log.txt"))
 
 

@@ -1,4 +1,4 @@
-"""The link between two nodes is cut until Ray gives one up; the end is that of a run that nobody disturbed."""
+"""The link between two nodes is cut until Ray gives one up; the result equals that of an undisturbed run."""
 
 import contextlib
 import os

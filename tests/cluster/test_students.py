@@ -1,4 +1,4 @@
-"""A student's process and its launch are killed while it learns: it ends as one that nobody disturbed."""
+"""A student's process and its launch are killed while it learns: its result equals that of an undisturbed run."""
 
 import os
 import signal

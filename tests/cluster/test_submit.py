@@ -95,7 +95,7 @@ def await_checkpoint(results: Path, epoch: int) -> None:
 
 
 def test_token_authentication_of_head_node_and_client(tmp_path: Path) -> None:
-    """RAY_AUTH_MODE=token as cluster/README.md says; without the token, nobody submits."""
+    """RAY_AUTH_MODE=token as in cluster/README.md; without the token, a submission is refused."""
     token = tmp_path / "token"
     cluster = LocalCluster()
     cluster.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}

@@ -1,4 +1,4 @@
-"""What holds for every scheme: resuming, memory that stays where it is, ranks that agree, events that can be told."""
+"""Properties of every scheme: resuming, tensors in the same memory, equal ranks, events with a description."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same object in anybody's loop: the README's lines, mixed precision, compiled and data-parallel models."""
+"""The methods in a user's own loop: the README's lines, mixed precision, compiled and data-parallel models."""
 
 import copy
 import io

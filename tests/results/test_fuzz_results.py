@@ -1,4 +1,4 @@
-"""Results folders that nobody vouches for: whatever is wrong in one trial costs a note, never the report."""
+"""Untrusted results folders: any damage in a trial gives a note, never a failed report."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The comparison for people: every width, every format, every awkward name."""
+"""The tables of a comparison: every width, every format, unusual names."""
 
 import csv
 import io
