@@ -299,7 +299,7 @@ SMALL = {
         regnetz_b16 cpubone_nano csatv2 cs3darknet_s darknet17 cspnext_tiny davit_tiny densenet121 edgenext_xx_small
         efficientformer_l1 fbnetc_100 mnasnet_small semnasnet_075 tinynet_e mobilenetv1_100 efficientnet_cc_b0_4e
         tf_efficientnetv2_b0 efficientvim_m1 efficientvit_b0 efficientvit_m0 fasternet_t0 fastvit_t8 ghostnetv3_050
-        hgnetv2_b0 iformer_t inception_next_atto lcnetv2_small levit_conv_128s mambaout_femto
+        hgnet_tiny iformer_t inception_next_atto lcnetv2_small levit_conv_128s mambaout_femto
         mobilenetv4_conv_small_035 mobilevit_xxs mobilevitv2_050 nf_regnet_b0 pvt_v2_b0 repghostnet_050 resnest14d
         seresnet18 skresnet18 swiftformer_xs tiny_vit_5m_224 tresnet_m visformer_tiny ese_vovnet19b_slim shvit_s1
         xcit_nano_12_p16_224 poolformer_s12
@@ -315,7 +315,7 @@ REDUCED: dict[str, dict[str, object]] = {
 }
 """Fewer layers and channels than the network has by default."""
 
-MOSTLY_GATES = {"ghostnetv2_100"}
+MOSTLY_GATES = {"ghostnetv2_100", "efficientnet_cc_b0_4e"}
 """Less than half of their filters can be dropped: the others end in a sigmoid, or in activations with a constant."""
 
 
