@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from repr_ray.data.stream import StreamStopped
-from repr_ray.runners import ray_private, ray_ranks
+from repr_ray.runners import ray, ray_private, ray_ranks
+from repr_ray.study.config import ConfigError
 
 
 def test_no_cluster_is_joined_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +85,16 @@ def test_the_errors_of_ranks() -> None:
     gone = RuntimeError("Connection closed by peer")
     assert ray_ranks._own_error(ended(r0=gone, r1=own)) is own
     assert ray_ranks._own_error(ended(r0=gone, r1=StreamStopped("a process has died"))) is None  # started again
+
+
+@pytest.mark.parametrize(("joins", "said"), [(False, "started"), (True, "joined")])
+def test_a_ray_that_does_not_start_is_one_line(joins: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        raise RuntimeError("the node has not come up\nwithin 30 s")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(ray_private, "cluster_is_running", lambda: joins)
+    with ray.Connection([]) as connection, pytest.raises(ConfigError) as caught:
+        connection.wait()
+    assert f"Ray cannot be {said}: RuntimeError: the node has not come up;" in str(caught.value)
+    assert "\n" not in str(caught.value) and "--runner local" in str(caught.value)

@@ -112,6 +112,16 @@ class Connection:
         for _ in range(min(len(self.trials) * resources.workers, fit)):
             ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
 
+    def wait(self) -> None:
+        """Wait until Ray is up. Raises ConfigError if it cannot be started or joined."""
+        try:
+            self.up.result()
+        except Exception as error:
+            raise ConfigError(
+                f"--runner ray: Ray cannot be {'joined' if self.joins else 'started'}: {first_line(error)};"
+                f" {'check RAY_ADDRESS' if self.joins else 'try again'}, or use --runner local"
+            ) from error
+
     def __enter__(self) -> "Connection":
         return self
 
@@ -152,7 +162,7 @@ def run(
         from ray import tune  # takes seconds, while Ray starts
 
         ray_private.skip_tracker_imports()
-        connection.up.result()
+        connection.wait()
         handlers = signals.handlers()
         wait_minutes = resources.wait_minutes if connection.joins else 0  # else no nodes are added
         room = _wait_for_room(resources, tell, wait_minutes)
