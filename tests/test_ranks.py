@@ -31,7 +31,10 @@ REPR = tiny(**UNEVEN, schemes={"repr": STUDENT})[1]
 REPR = dataclasses.replace(REPR, train=REPR.train.model_copy(update={"ema": 0.9}))  # its teacher is STANDARD
 COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
 NORMED = tiny(**UNEVEN, model={"batch_norm": True})[0]
-TRIALS = [STANDARD, COMPACT, NORMED, REPR]
+PLAIN = UNEVEN | {"data": UNEVEN["data"] | {"crop_padding": 0, "flip": False}}  # the teacher's logits are stored
+STUDENTS = {"student": {"kind": "standard", "loss": {"kind": "distillation"}}}
+KNOWN = [trial for trial in tiny(**PLAIN, schemes=STUDENTS) if trial.scheme != "repr"]
+TRIALS = [STANDARD, COMPACT, NORMED, *KNOWN, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
 
 
@@ -55,7 +58,9 @@ def weights(folder: Path, trial: Trial, part: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("trial", [STANDARD, COMPACT, REPR], ids=["standard", "compact", "repr"])
+@pytest.mark.parametrize(
+    "trial", [STANDARD, COMPACT, KNOWN[1], REPR], ids=["standard", "compact", "stored logits", "repr"]
+)
 def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial: Trial) -> None:
     for ours, theirs in zip(*(rows(results[w], trial.name, "epochs") for w in (1, 2)), strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss", "test_loss", "test_accuracy"):
@@ -67,7 +72,7 @@ def test_one_and_two_workers_take_the_same_steps(results: dict[int, Path], trial
         for (name, one), two in zip(ends[0].items(), ends[1].values(), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     result = results_of(results[2])[trial.name]
-    assert result["workers"] == 2 and result.get("teacher") == (STANDARD.name if trial.teacher else None)
+    assert result["workers"] == 2 and result.get("teacher") == (trial.teacher.name if trial.teacher else None)
 
 
 @pytest.mark.parametrize("world", [1, 2])
