@@ -6,6 +6,7 @@ python -m studies.build STUDY RESULTS ...   # first take over the tables and pic
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from repr_ray.report import report
@@ -56,7 +59,8 @@ class Study:
             report(results, formats=("html",), output=work, baseline=self.about.get("baseline"))
             (self.folder / "tables").mkdir(exist_ok=True)
             for name in TABLES:
-                shutil.copyfile(Path(work, f"{name}.parquet"), self.folder / "tables" / f"{name}.parquet")
+                table = pq.read_table(Path(work, f"{name}.parquet"))
+                pq.write_table(_without_places(table), self.folder / "tables" / f"{name}.parquet", compression="zstd")
             for picture in sorted(Path(work, "plots").glob("*.png")):
                 if picture.stem.rpartition("-")[2] in PICTURES:
                     shutil.copyfile(picture, self.folder / picture.name)
@@ -88,6 +92,22 @@ class Study:
             lines += ["**What this does not show.**", "", *(f"- {limit}" for limit in about["limits"]), ""]
             lines += [f"**Run.** {_provenance(gathered.trials)} {self._commands()}"]
         return "\n".join(lines) + "\n"
+
+
+def _without_places(table: pa.Table) -> pa.Table:
+    """The table without the folders of the machine that trained: they say nothing to others."""
+    places = {
+        "command": (r"(data\.source=|--results[ =])\S+", r"\1FOLDER"),
+        "settings": (r'("source": )"/[^"]*"', r'\1"FOLDER"'),
+    }
+    for name, (pattern, replacement) in places.items():
+        if name in table.column_names:
+            texts = [text and re.sub(pattern, replacement, text) for text in table[name].to_pylist()]
+            place = table.schema.get_field_index(name)
+            table = table.set_column(
+                place, table.schema.field(place), pa.array(texts).cast(table.schema.field(place).type)
+            )
+    return table
 
 
 def studies() -> list[Study]:

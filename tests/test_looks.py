@@ -11,13 +11,14 @@ import pytest
 import yaml
 from support import TINY, write_config
 
-from repr_ray import launch, looks
+from repr_ray import launch, looks, rounds
 from repr_ray.results import store
 from repr_ray.results.compare import compare
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError, Looks
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
+from repr_ray.training import setup
 from repr_ray.training.folder import TrialFolder
 
 Accuracy = Callable[[Trial], float | None]
@@ -78,8 +79,8 @@ def train(
 
         monkeypatch.setattr(local, "run", runner)
         monkeypatch.setattr(launch, "_report", say_answers)
-        monkeypatch.setattr(launch, "_check", lambda *_: None)
-        monkeypatch.setattr(launch, "_load", lambda _, data: dict.fromkeys(data, "c0ffee"))
+        monkeypatch.setattr(setup, "check", lambda *_: None)
+        monkeypatch.setattr(rounds, "_load", lambda _, data: dict.fromkeys(data, "c0ffee"))
         results = config.parent / "results"
         status = launch.main(["--config", str(config), "--results", str(results), "--runner", "local", *more])
         captured = capsys.readouterr()

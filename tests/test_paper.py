@@ -15,7 +15,7 @@ from repr_ray.study.reading import load
 CONFIGS = sorted([*(ROOT / "configs" / "paper").glob("*.yaml"), *(ROOT / "configs").glob("imagenet_*.yaml")])
 CELL = re.compile(r"^#   (\S+) (\S+) (\S.*) (test_error|test_accuracy) ([\d.]+)$", flags=re.M)
 KEYS = ("dataset", "model", "scheme", "metric", "value")
-BESIDE = re.compile(r"^# Beside them, of which no number is known: (.*)$", flags=re.M)
+BESIDE = re.compile(r"^# Also here, without published numbers: (.*)$", flags=re.M)
 OTHERS = "#   other cells: read off a figure, no number printed\n"
 with (ROOT / "repr_ray" / "results" / "data" / "claims.csv").open() as file:
     CLAIMS = [row for row in csv.DictReader(file) if row["source"] == "paper"]

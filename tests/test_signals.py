@@ -26,8 +26,10 @@ import os, signal, sys, time, runpy
 from pathlib import Path
 number, count, *arguments = sys.argv[1:]
 left, replace = [int(count)], Path.replace
+REPORT = (".parquet", ".csv", ".tex", ".md", ".html", ".png", ".svg")
 def counted(path, target):
-    if os.environ["MARK"] in path.parts and "trials" not in path.parts and not path.name.endswith(".partial"):
+    target = Path(target)
+    if os.environ["MARK"] in target.parts and "trials" not in target.parts and target.suffix in REPORT:
         left[0] -= 1
         if left[0] in (0, -1):
             os.kill(os.getpid(), int(number))

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from support import ROOT, results_of, tiny
 
@@ -65,3 +66,11 @@ def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     text = build.README.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     assert "| repr | 2 |" in text and "commit abc" in text
+
+
+def test_stored_tables_name_no_folder_of_the_machine_that_trained() -> None:
+    command = "python -m repr_ray.launch --config c.yaml data.source=/a/b --results /c"
+    table = pa.table({"command": [command, None], "settings": ['{"data": {"source": "/a/b", "name": "x"}}', "{}"]})
+    stored = build._without_places(table).to_pydict()
+    assert stored["command"] == [command.replace("/a/b", "FOLDER").replace("/c", "FOLDER"), None]
+    assert stored["settings"] == ['{"data": {"source": "FOLDER", "name": "x"}}', "{}"]

@@ -233,7 +233,8 @@ def test_forgetting_end_epoch_or_after_step_is_noticed() -> None:
     for epoch in range(4):
         epoch_of(model, optimizer, scheme, epoch)
     with torch.no_grad():
-        model[0].weight += 1e-8
+        masked = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)][1]
+        masked.weight += 1e-8
     with pytest.raises(RuntimeError, match=r"call after_step\(\)"):
         scheme.start_epoch(4)
 

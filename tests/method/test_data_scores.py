@@ -173,7 +173,7 @@ def test_no_images_at_all() -> None:
 
 
 def test_the_oracle_needs_held_out_images() -> None:
-    with pytest.raises(ConfigError, match=r"schemes\.repr: ranking: oracle is measured on held-out images"):
+    with pytest.raises(ConfigError, match=r"schemes\.repr: ranking: oracle is measured on validation images"):
         prepare("oracle", {"validation_images": 0})
 
 

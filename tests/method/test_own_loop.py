@@ -91,6 +91,7 @@ def test_a_compiled_model() -> None:
     model = stack()
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    torch._dynamo.reset()  # an equal network of another test may have been compiled
     torch._dynamo.utils.counters.clear()
     events = train(compiled, optimizer, RePr(compiled, optimizer, **CYCLE), 0, 7)
     assert events and checksum(model) == checksum(plain)
