@@ -89,7 +89,8 @@ def test_the_errors_of_ranks() -> None:
 
 @pytest.mark.parametrize(("joins", "said"), [(False, "started"), (True, "joined")])
 def test_a_ray_that_does_not_start_is_one_line(joins: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**options: Any) -> None:
+    def init(*, address: str | None, **options: Any) -> None:
+        assert address == (None if joins else "local")  # also where another launch starts a cluster meanwhile
         raise RuntimeError("the node has not come up\nwithin 30 s")
 
     monkeypatch.setattr("ray.init", init)

@@ -67,11 +67,11 @@ class Connection:
 
     mailbox: Any
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, trials: Sequence[Trial], joins: bool | None = None) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.trials = trials
-        self.joins = ray_private.cluster_is_running()
+        self.joins = ray_private.cluster_is_running() if joins is None else joins
         self.up: Future[None] = Future()
         self.over = threading.Event()
         threading.Thread(target=self._hold, daemon=True).start()
@@ -88,6 +88,7 @@ class Connection:
                 environment = None
             with signals.sigterm_kept():
                 ray.init(
+                    address=None if self.joins else "local",
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -144,8 +145,9 @@ def run(
 ) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    `connection` is closed at the end; without an open one, a new one is made. Raises ConfigError if no trial gets its
-    resources (within `resources.wait_minutes` on a cluster that was joined), or if a node does not see `results`.
+    `connection` is closed at the end; without an open one, a new one is made, to a cluster of the same kind. Raises
+    ConfigError if no trial gets its resources (within `resources.wait_minutes` on a cluster that was joined), or if a
+    node does not see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
@@ -155,8 +157,8 @@ def run(
 
     resources = trials[0].resources
     with contextlib.ExitStack() as stack:
-        if not connection or connection.over.is_set():
-            connection = Connection(trials)
+        if not connection or connection.over.is_set():  # the later rounds of a launch do as the first
+            connection = Connection(trials, connection.joins if connection else None)
         stack.enter_context(connection)
         tell(Note("joining the Ray cluster" if connection.joins else "starting Ray on this machine"))
         from ray import tune  # takes seconds, while Ray starts

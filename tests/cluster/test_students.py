@@ -52,7 +52,9 @@ def test_killed_and_resumed(cluster: LocalCluster, tmp_path: Path) -> None:
     launch.communicate(timeout=60)
     assert student.name not in results_of(results)
     leash.free()
-    assert cluster.launch(*arguments).wait(timeout=300) == 0
+    again = cluster.launch(*arguments)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
     local.run([teacher, student], tmp_path / "undisturbed", lambda message: None, {})
     assert_same_end(results, tmp_path / "undisturbed")
     found = results_of(results)
