@@ -186,6 +186,7 @@ def cut_after(size: int, server: str) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_an_upload_that_breaks_off_leaves_the_old_object(server: str, tmp_path: Path) -> None:
     whole = remote_at(uri(server, tmp_path.name), tmp_path / "whole")
     whole.write("x", b"old")
