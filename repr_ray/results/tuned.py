@@ -77,7 +77,8 @@ def tuned_sheet(points_: pd.DataFrame) -> Sheet:
         found = sensitivity(known)
         best = records(whole.loc[[whole["accuracy"].idxmax()]])[0]
         chosen = ", ".join(
-            f"{field.rpartition('.')[2]}={value}" for field, value in json.loads(best["tuned"]).items()
+            f"{field.rpartition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else value}"
+            for field, value in json.loads(best["tuned"]).items()
         )
         missing = int(np.isnan(group["accuracy"]).sum())
         chosen = f"{missing} of {len(group)} points not tried yet" if missing else chosen or "nothing to tune"

@@ -216,3 +216,14 @@ def test_schemes_of_few_and_of_many_cycles_have_their_own_columns(experiment: Ma
     few, many = figure(results, results, "scores").axes
     places = [len({round(float(x), 6) for x in line.get_xdata()}) for axis in (few, many) for line in axis.lines[:1]]
     assert places == [2 * 3, 4 * 3]  # of three layers
+
+
+@pytest.mark.parametrize("other", ["a-rival", "z-rival"])
+def test_schemes_that_drop_nothing_are_beside_those_that_do(experiment: Make, tmp_path: Path, other: str) -> None:
+    """Whatever the alphabetical order of their names."""
+    results = experiment({"standard": BASE, "repr": BASE})
+    for seed in range(len(BASE)):
+        path = make_trial(results, scheme=other, seed=seed) / "cycles.jsonl"
+        path.write_text(path.read_text().replace('"drop"', '"mask"').replace('"reinit"', '"unmask"'))
+    made = drawn(tmp_path, results)
+    assert "repr" in made["filters"].alt and other not in made["filters"].alt and "scores" in made

@@ -45,7 +45,8 @@ class Block:
         rows = self.rows("cycles", ["cycle", "event", "layer", "filter", "score", "dropped"])
         rows = rows[rows["event"] == "drop"]
         layers = {str(name): place for place, name in enumerate(rows["layer"].unique())}
-        return rows.assign(place=rows["layer"].map(layers).astype("int64"))
+        scheme = rows["scheme"].cat.remove_unused_categories()  # of schemes that renew or mask, and drop nothing
+        return rows.assign(place=rows["layer"].map(layers).astype("int64"), scheme=scheme)
 
     def drawn(self, rows: pd.DataFrame) -> list[str]:
         """The schemes that some of the rows are of."""
