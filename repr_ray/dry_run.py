@@ -25,7 +25,7 @@ def dry_run(console: Console, experiment: Experiment, location: Path | str, argu
     _show_plan(console, shown, redact(location))
     if more := stages.stages_line(experiment, every):
         say(console, more)
-    _show_cost(console, stages.most(experiment), location, arguments)
+    _show_cost(console, stages.most(experiment, every), location, arguments)
 
 
 def _show_data(console: Console, trials: list[Trial]) -> None:

@@ -60,11 +60,14 @@ def why(experiment: Experiment, pending: Sequence[Trial]) -> str:
     return "settings are chosen" if first else "not decided yet"
 
 
-def most(experiment: Experiment) -> list[Trial]:
-    """As many trials as the experiment can take, for an estimate: what tuning will choose is not known yet."""
+def most(experiment: Experiment, compared: list[Trial]) -> list[Trial]:
+    """As many trials as the experiment can take, those that are `compared` included, for an estimate.
+
+    What tuning will choose is not known yet.
+    """
     tuning = experiment.tuning
     if tuning is None:
-        return plan(experiment)
+        return compared
     anywhere = tuning.model_copy(update={"searcher": "quasi_random"})  # as many points as optuna will ask for
     tried = [
         trial
@@ -72,7 +75,7 @@ def most(experiment: Experiment) -> list[Trial]:
         for point in anywhere.points(cell.scheme, [])
         for trial in cell.trials(tuning.seeds, point, TUNING)
     ]
-    return tried + plan(experiment)
+    return tried + compared
 
 
 def mark_stopped(trials: Sequence[Trial], storage: Folder) -> None:

@@ -164,6 +164,7 @@ class _Run:
             return
         if self.trial.last_epoch < self.trial.train.epochs:
             self._note(f"pauses after epoch {self.trial.last_epoch}, where tuning compares")
+            self.board.close()
             self.tell(Done(self.trial.name))
             return
         accuracies = [row["train_accuracy"] for row in self.epochs]
