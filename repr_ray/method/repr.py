@@ -19,7 +19,7 @@ from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.reinit import Redrawn, redraw
 from repr_ray.method.schedule import Phase, Schedule
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import check_scores, overlap, weight_score, zero_filters
+from repr_ray.method.scores import check_scores, overlap, weight_score
 from repr_ray.method.selection import check_ratio, excluded_layers, select
 from repr_ray.method.settings import RePrSettings
 
@@ -36,30 +36,18 @@ class RePr(Scheme):
                 repr_.after_step()
 
     The model keeps its parameters, their names and its class: dropped filters are zeros in its own tensors.
-    Settings are the fields of `RePrSettings`. `example` is an input of the network, or a tuple of them, for those
-    that take no square images. Raises ValueError for settings that do not fit, for networks without a convolution to
-    drop from, and for an optimizer of another model.
+    Settings are the fields of `RePrSettings`. Raises ValueError for settings that do not fit, for networks without a
+    convolution to drop from, and for an optimizer of another model.
     """
 
     Settings = RePrSettings
     settings: RePrSettings
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: RePrSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        example: Any = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+    def attach(self, example: Any) -> None:
         own = self.settings
-        self.schedule = Schedule.fit(epochs, own.s1, own.s2, own.cycles, own.last_cycle)
+        self.schedule = Schedule.fit(self.epochs, own.s1, own.s2, own.cycles, own.last_cycle)
         renewed = own.reinit.next_layer != "keep"
-        self.filter_map = _trained(map_filters(self.model, example), self.model, optimizer, renewed)
+        self.filter_map = _trained(map_filters(self.model, example), self.model, self.optimizer, renewed)
         sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
@@ -213,16 +201,13 @@ class RePr(Scheme):
         self.masks.set(dropped)
         self.masks.apply()
         return [
-            LayerEvent(
-                cycle=self.cycle,
-                event="drop",
-                epoch=self.epoch,
-                layer=layer.name,
-                dropped=tuple(dropped[layer.name].int().tolist()),
-                overlap_before=overlap(self._before[layer.kernel]),
-                overlap_after=overlap(tensors[layer.kernel]),
+            self.event(
+                "drop",
+                layer.name,
+                tensors[layer.kernel],
+                dropped[layer.name],
+                overlap(self._before[layer.kernel]),
                 scores=tuple(scores[layer.name].tolist()),
-                zero=zero_filters(tensors[layer.kernel]),
             )
             for layer in (layers if distributed.rank() == 0 else ())
         ]
@@ -259,15 +244,13 @@ class RePr(Scheme):
         for layer in layers:
             self._renew(layer, [part for part in layer.parts if part.role == "input"], tensors, generator)
         return [
-            LayerEvent(
+            self.event(
+                "reinit",
+                layer.name,
+                tensors[layer.kernel],
+                self.masks.dropped[layer.name],
+                overlaps[layer.name],
                 cycle=self.schedule.cycle(self.epoch - 1),
-                event="reinit",
-                epoch=self.epoch,
-                layer=layer.name,
-                dropped=tuple(self.masks.dropped[layer.name].int().tolist()),
-                overlap_before=overlaps[layer.name],
-                overlap_after=overlap(tensors[layer.kernel]),
-                zero=zero_filters(tensors[layer.kernel]),
                 largest_cos=drawn[layer.name].largest_cos,
                 relaxed=drawn[layer.name].relaxed,
                 last_resort=drawn[layer.name].last_resort,

@@ -14,6 +14,7 @@ from repr_ray.method.loss_settings import LossSettings
 from repr_ray.method.losses import LossTerm
 from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.schedule import Phase
+from repr_ray.method.scores import overlap, zero_filters
 from repr_ray.method.settings import SchemeSettings, StandardSettings
 from repr_ray.mistakes import in_words
 
@@ -24,7 +25,7 @@ class Scheme:
     `start_epoch` is called before the first batch of every epoch, `loss` and `penalty` give the objective of a step,
     `before_step` is called between its backward pass and the optimizer's step, `after_step` after that, and
     `end_epoch` after the last batch, before evaluation. A subclass declares its settings in a nested class
-    `Settings(SchemeSettings)` and reads them from `self.settings`.
+    `Settings(SchemeSettings)`, reads them from `self.settings`, and prepares itself in `attach`.
     """
 
     Settings: ClassVar[type[SchemeSettings]] = StandardSettings
@@ -48,11 +49,14 @@ class Scheme:
         *,
         epochs: int,
         seed: int = 0,
+        example: Any = None,
         **fields: Any,
     ) -> None:
         """Attach to a model and its optimizer; `epochs` is the length of the whole training.
 
-        `fields` replace those of `settings`. Raises ValueError for fields that do not fit.
+        `fields` replace those of `settings`. `example` is an input of the network, or a tuple of them; schemes that
+        follow filters through the network need it if that takes no square images. Raises ValueError for fields that
+        do not fit.
         """
         kind = type(settings) if isinstance(settings, self.Settings) else self.Settings
         given = (settings.model_dump() if settings else {}) | fields
@@ -66,6 +70,13 @@ class Scheme:
         self.seed = seed
         if self.settings.loss:
             self.carry(self.settings.loss)
+        self.attach(example)
+
+    def attach(self, example: Any) -> None:
+        """Prepare for the first epoch, with the arguments of the constructor as attributes.
+
+        Raises ValueError if the scheme does not fit the model, its optimizer or the length of the training.
+        """
 
     @property
     def phase(self) -> Phase:
@@ -160,6 +171,25 @@ class Scheme:
         self.epoch = state.get("epoch", -1)
         if self.epoch >= 0:
             self.term.start_epoch(self.epoch)
+
+    def event(
+        self, event: str, layer: str, weight: Tensor, dropped: Tensor, overlap_before: float, **more: Any
+    ) -> LayerEvent:
+        """What happened to the filters `dropped`, bool (J), of a layer with this `weight` (J x ...), for the tables.
+
+        `more` are other fields of `LayerEvent`.
+        """
+        return LayerEvent(
+            cycle=more.pop("cycle", self.cycle),
+            event=event,
+            epoch=self.epoch,
+            layer=layer,
+            dropped=tuple(dropped.int().tolist()),
+            overlap_before=overlap_before,
+            overlap_after=overlap(weight),
+            zero=zero_filters(weight),
+            **more,
+        )
 
     def _enter(self, epoch: int) -> None:
         """Begin an epoch. Raises ValueError if one was skipped."""

@@ -25,8 +25,7 @@ def excluded_layers(
             if name in left_out:
                 raise ValueError(f"selection.{field}: {name} is never dropped from: {left_out[name]}")
             if name != "first" and name not in layers:
-                near = difflib.get_close_matches(name, ["first", *layers], n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)} (and `first`)"
+                hint = nearest(name, ["first", *layers])
                 raise ValueError(f"selection.{field}: no droppable layer is called {name}; {hint}")
         return {layers[0] if name == "first" else name for name in names}
 
@@ -36,6 +35,12 @@ def excluded_layers(
     if spared >= set(layers):
         raise ValueError("selection: leaves no layer to drop from")
     return frozenset(spared.intersection(layers))
+
+
+def nearest(name: str, layers: Sequence[str]) -> str:
+    """A hint for a layer that there is not: the layer of the nearest name, or else all of them."""
+    near = difflib.get_close_matches(name, layers, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)}"
 
 
 def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selection) -> None:

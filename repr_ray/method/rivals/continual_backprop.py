@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from repr_ray.method.rivals.settings import ContinualBackpropSettings
 from repr_ray.method.rivals.units import UnitScheme
@@ -21,17 +20,8 @@ class ContinualBackprop(UnitScheme):
     Settings = ContinualBackpropSettings
     settings: ContinualBackpropSettings
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: ContinualBackpropSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+    def attach(self, example: Any) -> None:
+        super().attach(example)
         device = self._seen.device
         self.utility = torch.zeros(sum(self._sizes), device=device)
         self.born = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)

@@ -1,12 +1,10 @@
 """Dense-sparse-dense training."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from repr_ray import distributed
 from repr_ray.method import optimizer_state
@@ -15,7 +13,8 @@ from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import DSDSettings
 from repr_ray.method.schedule import Phase
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import overlap, zero_filters
+from repr_ray.method.scores import overlap
+from repr_ray.method.selection import nearest
 
 
 class DSD(Scheme):
@@ -29,18 +28,8 @@ class DSD(Scheme):
     Settings = DSDSettings
     settings: DSDSettings
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: DSDSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
-        self.sparse_at, self.dense_at = self.settings.phases(epochs)
+    def attach(self, example: Any) -> None:
+        self.sparse_at, self.dense_at = self.settings.phases(self.epochs)
         self.weights = self._masked()
         self.masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in self.weights.items()}
 
@@ -88,10 +77,8 @@ class DSD(Scheme):
         first = next((name for name, module in layers.items() if isinstance(module, nn.Conv2d)), "")
         excluded = {first if name == "first" else name for name in self.settings.exclude} - {""}
         if unknown := sorted(excluded - set(layers)):
-            near = difflib.get_close_matches(unknown[0], layers, n=1)
             raise ValueError(
-                f"exclude: the network has no layer {unknown[0]}; "
-                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)} (and `first`)")
+                f"exclude: the network has no layer {unknown[0]}; {nearest(unknown[0], ['first', *layers])}"
             )
         weights: dict[str, Tensor] = {}
         known = {id(layers[name].weight) for name in excluded}  # layers may share one tensor
@@ -128,16 +115,13 @@ class DSD(Scheme):
         if distributed.rank() > 0:
             return []
         return [
-            LayerEvent(
-                cycle=self.cycle,
-                event=event,
-                epoch=self.epoch,
-                layer=name,
-                dropped=tuple(mask.flatten(1).all(1).int().tolist()),
-                overlap_before=before[name],
-                overlap_after=overlap(self.weights[name]),
+            self.event(
+                event,
+                name,
+                self.weights[name],
+                mask.flatten(1).all(1),
+                before[name],
                 scores=tuple(mask.flatten(1).double().mean(1).tolist()),
-                zero=zero_filters(self.weights[name]),
             )
             for name, mask in self.masks.items()
         ]

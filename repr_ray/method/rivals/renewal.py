@@ -1,14 +1,12 @@
 """Schemes that re-initialise a network, or its later part, every few epochs."""
 
 import copy
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
 from repr_ray import distributed
 from repr_ray.method import optimizer_state
@@ -21,7 +19,8 @@ from repr_ray.method.rivals.settings import (
     ShrinkPerturbSettings,
 )
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import overlap, zero_filters
+from repr_ray.method.scores import overlap
+from repr_ray.method.selection import nearest
 
 
 class Renewal(Scheme):
@@ -33,20 +32,10 @@ class Renewal(Scheme):
 
     Settings = RenewalSettings
     settings: RenewalSettings
-    event = "renew"
+    verb = "renew"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: RenewalSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
-        self.every = self.settings.interval(epochs)
+    def attach(self, example: Any) -> None:
+        self.every = self.settings.interval(self.epochs)
         self.tensors = self._renewed()
 
     @property
@@ -81,16 +70,7 @@ class Renewal(Scheme):
             for tensor in self.tensors.values():
                 optimizer_state.reset(self.optimizer, tensor)
         return [
-            LayerEvent(
-                cycle=self.cycle,
-                event=self.event,
-                epoch=epoch,
-                layer=name,
-                dropped=(1,) * len(weight),
-                overlap_before=was,
-                overlap_after=overlap(weight),
-                zero=zero_filters(weight),
-            )
+            self.event(self.verb, name, weight, torch.ones(len(weight)), was)
             for (name, weight), was in zip(layers if distributed.rank() == 0 else [], before, strict=False)
         ]
 
@@ -120,7 +100,7 @@ class ShrinkPerturb(Renewal):
 
     Settings = ShrinkPerturbSettings
     settings: ShrinkPerturbSettings
-    event = "shrink"
+    verb = "shrink"
 
     def _renewed(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
@@ -141,11 +121,7 @@ class LaterLayerForgetting(Renewal):
         names = list(self.model.state_dict())
         places = [place for place, name in enumerate(names) if name.startswith(f"{first}.")]
         if not places:
-            near = difflib.get_close_matches(first, layers, n=1)
-            raise ValueError(
-                f"from_layer={first}: the network has no such layer; "
-                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)}")
-            )
+            raise ValueError(f"from_layer={first}: the network has no such layer; {nearest(first, layers)}")
         later = _tensors(self.model, names[places[0] :])
         if self.settings.batch_norm == "reset":
             return later

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from repr_ray import distributed
 from repr_ray.method.events import LayerEvent
@@ -13,7 +12,7 @@ from repr_ray.method.filters import map_filters
 from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import SoftFilterPruningSettings
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import magnitude_l2, overlap, zero_filters
+from repr_ray.method.scores import magnitude_l2, overlap
 
 
 class SoftFilterPruning(Scheme):
@@ -32,18 +31,7 @@ class SoftFilterPruning(Scheme):
     Settings = SoftFilterPruningSettings
     settings: SoftFilterPruningSettings
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: SoftFilterPruningSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        example: Any = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+    def attach(self, example: Any) -> None:
         self.filter_map = map_filters(self.model, example)
         tensors = dict(self.model.named_parameters())
         self._dropped = {
@@ -99,16 +87,13 @@ class SoftFilterPruning(Scheme):
                     tensor = tensors[part.tensor]
                     tensor.masked_fill_(part.mask(tensor.shape, self._dropped[layer.name]), 0.0)
         return [
-            LayerEvent(
-                cycle=self.cycle,
-                event="drop",
-                epoch=self.epoch,
-                layer=layer.name,
-                dropped=tuple(self._dropped[layer.name].int().tolist()),
-                overlap_before=before[layer.name],
-                overlap_after=overlap(tensors[layer.kernel]),
+            self.event(
+                "drop",
+                layer.name,
+                tensors[layer.kernel],
+                self._dropped[layer.name],
+                before[layer.name],
                 scores=tuple(norms[layer.name].tolist()),
-                zero=zero_filters(tensors[layer.kernel]),
             )
             for layer in (layers if distributed.rank() == 0 else ())
         ]

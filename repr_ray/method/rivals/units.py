@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from repr_ray import distributed
 from repr_ray.method import optimizer_state
@@ -15,8 +14,7 @@ from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import ConvLayer, Part, map_filters
 from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import overlap, zero_filters
-from repr_ray.method.settings import SchemeSettings
+from repr_ray.method.scores import overlap
 
 
 @dataclass
@@ -78,18 +76,7 @@ class UnitScheme(Scheme):
 
     recorded = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        settings: SchemeSettings | None = None,
-        *,
-        epochs: int,
-        seed: int = 0,
-        example: Any = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(model, optimizer, settings, epochs=epochs, seed=seed, **fields)
+    def attach(self, example: Any) -> None:
         found = map_filters(self.model, example)
         inputs = {layer.name: [p for p in layer.parts if p.role == "input"] for layer in found.layers}
         unlike = {layer.name: why for layer in found.layers if (why := self._unlike(layer, inputs[layer.name]))}
@@ -136,23 +123,20 @@ class UnitScheme(Scheme):
     def end_epoch(self) -> list[LayerEvent]:
         """The events of this epoch, if filters were replaced."""
         self._assert_seen()
-        replaced = self._replaced.tolist()
+        replaced = self._replaced.to("cpu", copy=True)
         self._replaced.zero_()
-        if distributed.rank() > 0 or not any(replaced):
+        if distributed.rank() > 0 or not replaced.any():
             return []
         places = torch.tensor([0, *self._sizes]).cumsum(0).tolist()
         kernels = [self._tensors[layer.kernel] for layer in self.layers]
         return [
-            LayerEvent(
-                cycle=self.cycle,
-                event="renew",
-                epoch=self.epoch,
-                layer=layer.name,
-                dropped=tuple(map(int, replaced[first:last])),
-                overlap_before=(now := overlap(kernel)),
-                overlap_after=now,
+            self.event(
+                "renew",
+                layer.name,
+                kernel,
+                replaced[first:last],
+                overlap(kernel),
                 scores=self._scores(slice(first, last)),
-                zero=zero_filters(kernel),
             )
             for layer, kernel, first, last in zip(self.layers, kernels, places, places[1:], strict=False)
         ]
