@@ -33,9 +33,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
-    """Frozen; an unknown field and an infinite number are errors."""
+    """Frozen; an unknown field and an infinite number are errors. The docstring below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}
     """The first defaults, as JSON values, of fields whose default has changed since.

@@ -31,7 +31,7 @@ def test_every_field_has_a_meaning() -> None:
         ]
         return silent + [name for inner in node.values() for name in fields(inner, here)]
 
-    assert fields(explain.schema(), "") == [], "give these a Field(description=...)"
+    assert fields(explain.schema(), "") == [], "give these a docstring"
 
 
 @pytest.mark.parametrize(

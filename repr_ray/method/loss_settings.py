@@ -42,10 +42,8 @@ class LabelSmoothing(LossSettings):
     builds: ClassVar[str] = "repr_ray.method.losses:LabelSmoothing"
 
     kind: Literal["label_smoothing"]
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1,
-        description="share of a label that is spread evenly over all classes",
-    )
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of a label that is spread evenly over all classes"""
 
 
 class Distillation(LossSettings):
@@ -60,14 +58,10 @@ class Distillation(LossSettings):
     needs_teacher: ClassVar[bool] = True
 
     kind: Literal["distillation"]
-    alpha: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5,
-        description="weight of the teacher's part of the loss; the labels' part has the rest",
-    )
-    temperature: Annotated[float, Field(gt=0)] = Field(
-        default=1.0,
-        description="divisor of the logits of both networks",
-    )
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """weight of the teacher's part of the loss; the labels' part has the rest"""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """divisor of the logits of both networks"""
 
 
 class Orthogonality(LossSettings):
@@ -80,7 +74,8 @@ class Orthogonality(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["orthogonality"]
-    weight: Weight = Field(default=0.01, description="weight of the penalty")
+    weight: Weight = 0.01
+    """weight of the penalty"""
 
 
 class Srip(LossSettings):
@@ -98,14 +93,11 @@ class Srip(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["srip"]
-    weight: Weight = Field(default=0.1, description="weight of the penalty at the beginning")
-    decay: tuple[tuple[Count, Weight], ...] = Field(
-        default=((20, 1e-2), (50, 1e-3), (70, 1e-5), (120, 0.0)),
-        description=(
-            "pairs of an epoch and the factor of the weight from then on; by default as in the paper, which trains "
-            "200 epochs"
-        ),
-    )
+    weight: Weight = 0.1
+    """weight of the penalty at the beginning"""
+    decay: tuple[tuple[Count, Weight], ...] = ((20, 1e-2), (50, 1e-3), (70, 1e-5), (120, 0.0))
+    """pairs of an epoch and the factor of the weight from then on; by default as in the paper, which trains 200
+    epochs"""
 
     @model_validator(mode="after")
     def _ascending(self) -> "Srip":
@@ -128,8 +120,10 @@ class Ocnn(LossSettings):
     penalises: ClassVar[bool] = True
 
     kind: Literal["ocnn"]
-    weight: Weight = Field(default=0.1, description="weight of the penalty")
-    squared: bool = Field(default=True, description="square the norm; the authors' code does not")
+    weight: Weight = 0.1
+    """weight of the penalty"""
+    squared: bool = True
+    """square the norm; the authors' code does not"""
 
 
 Loss = Annotated[LossSettings, ByKind()]

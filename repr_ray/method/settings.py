@@ -34,47 +34,22 @@ DIRECTION = ByName(
 class Ranking(Settings):
     """How filters are scored."""
 
-    score: Annotated[str, SCORE] = Field(
-        default="orthogonality",
-        description=(
-            "score of a filter, from its weights or measured on images; the largest scores are dropped first"
-        ),
-    )
-    order: Literal["worst", "inverse"] = Field(
-        default="worst",
-        description="`worst` drops the largest scores, `inverse` the smallest (inverse pruning)",
-    )
-    normalise: Literal["row", "frobenius"] = Field(
-        default="row",
-        description=(
-            "for orthogonality: scale each filter (`row`) or the layer (`frobenius`, the author's code) to norm 1"
-        ),
-    )
-    aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = Field(
-        default="mean_abs",
-        description="for orthogonality: mean of |cos|, |mean of cos| (the author's code), or mean of cos",
-    )
-    chance_normalised: bool = Field(
-        default=False,
-        description=(
-            "for orthogonality: divide by the score of random filters of the layer's shape, so that layers of "
-            "different fan-in can be ranked together"
-        ),
-    )
-    split: Literal["train", "validation"] | None = Field(
-        default=None,
-        description=(
-            "images on which the score is measured; by default validation images for `oracle`, training images for "
-            "others; never test images"
-        ),
-    )
-    images: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description=(
-            "number of images on which the score is measured; by default a quarter of the training images, 10,000 at "
-            "most"
-        ),
-    )
+    score: Annotated[str, SCORE] = "orthogonality"
+    """score of a filter, from its weights or measured on images; the largest scores are dropped first"""
+    order: Literal["worst", "inverse"] = "worst"
+    """`worst` drops the largest scores, `inverse` the smallest (inverse pruning)"""
+    normalise: Literal["row", "frobenius"] = "row"
+    """for orthogonality: scale each filter (`row`) or the layer (`frobenius`, the author's code) to norm 1"""
+    aggregate: Literal["mean_abs", "abs_mean", "signed_mean"] = "mean_abs"
+    """for orthogonality: mean of |cos|, |mean of cos| (the author's code), or mean of cos"""
+    chance_normalised: bool = False
+    """for orthogonality: divide by the score of random filters of the layer's shape, so that layers of different
+    fan-in can be ranked together"""
+    split: Literal["train", "validation"] | None = None
+    """images on which the score is measured; by default validation images for `oracle`, training images for others;
+    never test images"""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """number of images on which the score is measured; by default a quarter of the training images, 10,000 at most"""
 
     @property
     def needs_data(self) -> bool:
@@ -105,78 +80,45 @@ class Ranking(Settings):
 class Selection(Settings):
     """Which of the ranked filters are dropped."""
 
-    scope: Literal["global", "layer"] = Field(
-        default="global",
-        description="rank all filters together, or those of each layer",
-    )
-    layers: tuple[str, ...] = Field(
-        default=(), description="names of the layers from which filters are dropped; empty for all"
-    )
-    exclude: tuple[str, ...] = Field(
-        default=(),
-        description="names of layers whose filters are never dropped; `first` is the first convolution",
-    )
-    max_per_layer: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.9, description="largest share of a layer that is dropped; one filter always stays"
-    )
-    count: Literal["floor", "percentile"] = Field(
-        default="floor",
-        description=(
-            "number of dropped filters: prune_ratio x filters rounded down, or all with a score strictly above "
-            "the matching percentile, as in the siahuat0727 code"
-        ),
-    )
-    prune_ratio_of: Literal["all", "droppable"] = Field(
-        default="all",
-        description=(
-            "the filters that the ratio refers to: `all` filters of convolutions that can lose any, or only the "
-            "`droppable` ones, those of the layers that `layers` and `exclude` allow"
-        ),
-    )
+    scope: Literal["global", "layer"] = "global"
+    """rank all filters together, or those of each layer"""
+    layers: tuple[str, ...] = ()
+    """names of the layers from which filters are dropped; empty for all"""
+    exclude: tuple[str, ...] = ()
+    """names of layers whose filters are never dropped; `first` is the first convolution"""
+    max_per_layer: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """largest share of a layer that is dropped; one filter always stays"""
+    count: Literal["floor", "percentile"] = "floor"
+    """number of dropped filters: prune_ratio x filters rounded down, or all with a score strictly above the matching
+    percentile, as in the siahuat0727 code"""
+    prune_ratio_of: Literal["all", "droppable"] = "all"
+    """the filters that the ratio refers to: `all` filters of convolutions that can lose any, or only the `droppable`
+    ones, those of the layers that `layers` and `exclude` allow"""
 
 
 class Reinit(Settings):
     """How dropped filters are re-initialised."""
 
-    direction: Annotated[str, DIRECTION] = Field(
-        default="null_space",
-        description=(
-            "direction of new filters: random or basis vectors of the null space of [old values; survivors], basis "
-            "vectors of the null space of the survivors, the author's column of Q, random vectors orthogonal to the "
-            "most overlapping filters only, PyTorch's default, the old value, zero"
-        ),
-    )
-    last_resort: Literal["default", "zero"] = Field(
-        default="default",
-        description="initialisation of filters for which the null space has no dimension left",
-    )
-    scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = Field(
-        default="clip",
-        description=(
-            "size of new filters, except for directions `old` and `zero`: `drawn` keeps unit vectors (and the size "
-            "of `default`), `clip` bounds weights by 1/sqrt(fan_in) within the null space, `clip_entrywise` bounds "
-            "each weight alone, `unit` scales to norm 1, `survivors` to the median norm of the survivors"
-        ),
-    )
-    gain: Annotated[float, Field(gt=0)] = Field(
-        default=1.0,
-        description="factor of new filters, except for directions `old` and `zero`",
-    )
-    next_layer: Literal["keep", "zero", "default"] = Field(
-        default="keep",
-        description=(
-            "weights of the next layer that read new filters: keep them, set them to zero, or draw them by default"
-        ),
-    )
-    bias: Literal["zero", "default", "keep"] = Field(default="zero", description="the bias of a new filter")
-    optimizer_state: Literal["reset", "keep"] = Field(
-        default="reset",
-        description="optimizer state (momentum, Adam's averages) of new filters",
-    )
-    norm_state: Literal["reset", "keep"] = Field(
-        default="reset",
-        description="batch norm's gamma, beta and running statistics of new filters",
-    )
+    direction: Annotated[str, DIRECTION] = "null_space"
+    """direction of new filters: random or basis vectors of the null space of [old values; survivors], basis vectors
+    of the null space of the survivors, the author's column of Q, random vectors orthogonal to the most overlapping
+    filters only, PyTorch's default, the old value, zero"""
+    last_resort: Literal["default", "zero"] = "default"
+    """initialisation of filters for which the null space has no dimension left"""
+    scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
+    """size of new filters, except for directions `old` and `zero`: `drawn` keeps unit vectors (and the size of
+    `default`), `clip` bounds weights by 1/sqrt(fan_in) within the null space, `clip_entrywise` bounds each weight
+    alone, `unit` scales to norm 1, `survivors` to the median norm of the survivors"""
+    gain: Annotated[float, Field(gt=0)] = 1.0
+    """factor of new filters, except for directions `old` and `zero`"""
+    next_layer: Literal["keep", "zero", "default"] = "keep"
+    """weights of the next layer that read new filters: keep them, set them to zero, or draw them by default"""
+    bias: Literal["zero", "default", "keep"] = "zero"
+    """the bias of a new filter"""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """optimizer state (momentum, Adam's averages) of new filters"""
+    norm_state: Literal["reset", "keep"] = "reset"
+    """batch norm's gamma, beta and running statistics of new filters"""
 
 
 class SchemeSettings(Component):
@@ -185,10 +127,8 @@ class SchemeSettings(Component):
     family: ClassVar[str] = "scheme"
     given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
 
-    loss: Loss | None = Field(
-        default=None,
-        description="loss of the scheme; by default cross entropy",
-    )
+    loss: Loss | None = None
+    """loss of the scheme; by default cross entropy"""
 
     @classmethod
     def accept(cls, target: Any) -> None:
@@ -249,38 +189,26 @@ class RePrSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.repr:RePr"
 
     kind: Literal["repr"] = "repr"
-    s1: Annotated[int, Field(ge=1)] = Field(
-        default=20,
-        description="epochs of training the whole network before filters are dropped",
-    )
-    s2: Annotated[int, Field(ge=1)] = Field(
-        default=10,
-        description="epochs of training the sub-network before the dropped filters come back",
-    )
-    cycles: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="number of cycles of S1 and S2; by default as many as fit"
-    )
-    last_cycle: Literal["whole", "cut"] = Field(
-        default="whole",
-        description=(
-            "`whole`: the whole network trains after the last cycle; `cut`: the training may end in a last cycle, "
-            "with filters dropped, as in the siahuat0727 code"
-        ),
-    )
-    prune_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.3,
-        description="share of the filters that are dropped",
-    )
-    bias: Literal["masked", "unmasked"] = Field(
-        default="masked",
-        description=(
-            "`unmasked` sets only the kernel of a dropped filter to zero: its bias, gamma and beta are trained, "
-            "and its output is a constant, as in the siahuat0727 code"
-        ),
-    )
-    ranking: Ranking = Field(default=Ranking(), description="how filters are scored")
-    selection: Selection = Field(default=Selection(), description="which of the ranked filters are dropped")
-    reinit: Reinit = Field(default=Reinit(), description="how dropped filters are re-initialised")
+    s1: Annotated[int, Field(ge=1)] = 20
+    """epochs of training the whole network before filters are dropped"""
+    s2: Annotated[int, Field(ge=1)] = 10
+    """epochs of training the sub-network before the dropped filters come back"""
+    cycles: Annotated[int, Field(ge=1)] | None = None
+    """number of cycles of S1 and S2; by default as many as fit"""
+    last_cycle: Literal["whole", "cut"] = "whole"
+    """`whole`: the whole network trains after the last cycle; `cut`: the training may end in a last cycle, with
+    filters dropped, as in the siahuat0727 code"""
+    prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """share of the filters that are dropped"""
+    bias: Literal["masked", "unmasked"] = "masked"
+    """`unmasked` sets only the kernel of a dropped filter to zero: its bias, gamma and beta are trained, and its
+    output is a constant, as in the siahuat0727 code"""
+    ranking: Ranking = Ranking()
+    """how filters are scored"""
+    selection: Selection = Selection()
+    """which of the ranked filters are dropped"""
+    reinit: Reinit = Reinit()
+    """how dropped filters are re-initialised"""
 
     def check(self, epochs: int, held_out: int, compact: bool) -> None:
         """Check that cycles fit into the training, and that there are images for a ranking that needs them."""

@@ -53,18 +53,18 @@ class ConvNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.convnet:convnet"
 
     kind: Literal["convnet"] = "convnet"
-    depth: Depth = Field(default=3, description="convolutions")
-    width: Width = Field(default=32, description="filters of each convolution")
-    kernel: Literal[1, 3, 5, 7] = Field(default=3, description="side of the kernels, in pixels")
-    batch_norm: bool = Field(default=False, description="batch norm after each convolution")
-    pool: Literal["none", "max2", "max3"] = Field(
-        default="none",
-        description="max-pooling over 2 x 2 or 3 x 3 pixels after each ReLU, or none",
-    )
-    init: Literal["default", "truncated_normal"] = Field(
-        default="default",
-        description="PyTorch's initial weights, or a truncated normal distribution",
-    )
+    depth: Depth = 3
+    """convolutions"""
+    width: Width = 32
+    """filters of each convolution"""
+    kernel: Literal[1, 3, 5, 7] = 3
+    """side of the kernels, in pixels"""
+    batch_norm: bool = False
+    """batch norm after each convolution"""
+    pool: Literal["none", "max2", "max3"] = "none"
+    """max-pooling over 2 x 2 or 3 x 3 pixels after each ReLU, or none"""
+    init: Literal["default", "truncated_normal"] = "default"
+    """PyTorch's initial weights, or a truncated normal distribution"""
     dropout: Fraction = _DROPOUT
     spatial_dropout: Fraction = _SPATIAL
 
@@ -85,11 +85,10 @@ class ResNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.resnet:resnet"
 
     kind: Literal["resnet"]
-    depth: Annotated[Depth, Field(ge=8)] = Field(default=20, description="layers: 20, 32, 44, 56, 110, ...")
-    shortcut: Literal["pad", "projection"] = Field(
-        default="pad",
-        description="shortcut to more channels: padded with zeros, or projected by a 1x1 convolution",
-    )
+    depth: Annotated[Depth, Field(ge=8)] = 20
+    """layers: 20, 32, 44, 56, 110, ..."""
+    shortcut: Literal["pad", "projection"] = "pad"
+    """shortcut to more channels: padded with zeros, or projected by a 1x1 convolution"""
     dropout: Fraction = _DROPOUT
     spatial_dropout: Fraction = _SPATIAL
 
@@ -113,8 +112,10 @@ class DenseNet(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.densenet:densenet"
 
     kind: Literal["densenet"]
-    depth: Annotated[Depth, Field(ge=7)] = Field(default=40, description="layers: 40, 100, ...")
-    growth: Width = Field(default=12, description="channels that each layer adds")
+    depth: Annotated[Depth, Field(ge=7)] = 40
+    """layers: 40, 100, ..."""
+    growth: Width = 12
+    """channels that each layer adds"""
     dropout: Fraction = _DROPOUT
     spatial_dropout: Fraction = _SPATIAL
 
@@ -137,7 +138,8 @@ class Vgg(ModelSettings):
     builds: ClassVar[str] = "repr_ray.models.vgg:vgg"
 
     kind: Literal["vgg"]
-    depth: Literal[11, 13, 16] = Field(default=16, description="layers with weights, as in the paper's names")
+    depth: Literal[11, 13, 16] = 16
+    """layers with weights, as in the paper's names"""
     dropout: Fraction = _DROPOUT
     spatial_dropout: Fraction = _SPATIAL
 
@@ -157,11 +159,12 @@ class Library(ModelSettings):
     under `state_dict` or `model`. If the last layer is for other classes, it is random.
     """
 
-    name: str = Field(description="the network's name in the library")
-    options: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="keyword arguments of the network, as its library documents them"
-    )
-    weights: str | None = Field(default=None, description="a file of weights to start from, on every node")
+    name: str
+    """the network's name in the library"""
+    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """keyword arguments of the network, as its library documents them"""
+    weights: str | None = None
+    """a file of weights to start from, on every node"""
 
     @field_validator("weights")
     @classmethod
@@ -177,94 +180,29 @@ class Library(ModelSettings):
         return re.sub(r"[^\w.=-]+", "-", "-".join([str(self.kind), self.name, *options, *start]))
 
 
+_TORCHVISION = (
+    "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169"
+    " densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5"
+    " efficientnet_b6 efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3"
+    " maxvit_t mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small"
+    " regnet_x_16gf regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf"
+    " regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf"
+    " regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d"
+    " shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b"
+    " swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn"
+    " vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2"
+)
+"""Networks of torchvision.models, by name."""
+
+
 class Torchvision(Library):
     """A network of torchvision."""
 
     builds: ClassVar[str] = "repr_ray.models.zoo:torchvision"
 
     kind: Literal["torchvision"]
-    name: Literal[
-        "alexnet",
-        "convnext_base",
-        "convnext_large",
-        "convnext_small",
-        "convnext_tiny",
-        "densenet121",
-        "densenet161",
-        "densenet169",
-        "densenet201",
-        "efficientnet_b0",
-        "efficientnet_b1",
-        "efficientnet_b2",
-        "efficientnet_b3",
-        "efficientnet_b4",
-        "efficientnet_b5",
-        "efficientnet_b6",
-        "efficientnet_b7",
-        "efficientnet_v2_l",
-        "efficientnet_v2_m",
-        "efficientnet_v2_s",
-        "googlenet",
-        "inception_v3",
-        "maxvit_t",
-        "mnasnet0_5",
-        "mnasnet0_75",
-        "mnasnet1_0",
-        "mnasnet1_3",
-        "mobilenet_v2",
-        "mobilenet_v3_large",
-        "mobilenet_v3_small",
-        "regnet_x_16gf",
-        "regnet_x_1_6gf",
-        "regnet_x_32gf",
-        "regnet_x_3_2gf",
-        "regnet_x_400mf",
-        "regnet_x_800mf",
-        "regnet_x_8gf",
-        "regnet_y_128gf",
-        "regnet_y_16gf",
-        "regnet_y_1_6gf",
-        "regnet_y_32gf",
-        "regnet_y_3_2gf",
-        "regnet_y_400mf",
-        "regnet_y_800mf",
-        "regnet_y_8gf",
-        "resnet101",
-        "resnet152",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnext101_32x8d",
-        "resnext101_64x4d",
-        "resnext50_32x4d",
-        "shufflenet_v2_x0_5",
-        "shufflenet_v2_x1_0",
-        "shufflenet_v2_x1_5",
-        "shufflenet_v2_x2_0",
-        "squeezenet1_0",
-        "squeezenet1_1",
-        "swin_b",
-        "swin_s",
-        "swin_t",
-        "swin_v2_b",
-        "swin_v2_s",
-        "swin_v2_t",
-        "vgg11",
-        "vgg11_bn",
-        "vgg13",
-        "vgg13_bn",
-        "vgg16",
-        "vgg16_bn",
-        "vgg19",
-        "vgg19_bn",
-        "vit_b_16",
-        "vit_b_32",
-        "vit_h_14",
-        "vit_l_16",
-        "vit_l_32",
-        "wide_resnet101_2",
-        "wide_resnet50_2",
-    ] = Field(description="the network's name in torchvision.models")
+    name: Literal[tuple(_TORCHVISION.split())]  # type: ignore[valid-type]
+    """the network's name in torchvision.models"""
 
 
 class Timm(Library):
@@ -273,9 +211,8 @@ class Timm(Library):
     builds: ClassVar[str] = "repr_ray.models.zoo:timm"
 
     kind: Literal["timm"]
-    name: Annotated[str, Field(pattern=r"^[\w.]+$", max_length=200)] = Field(
-        description="the network's name in timm.list_models()"
-    )
+    name: Annotated[str, Field(pattern=r"^[\w.]+$", max_length=200)]
+    """the network's name in timm.list_models()"""
 
 
 Model = Annotated[ModelSettings, ByKind()]

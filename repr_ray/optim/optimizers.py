@@ -18,10 +18,8 @@ class OptimizerSettings(Component):
     family: ClassVar[str] = "optimizer"
     given: ClassVar[frozenset[str]] = frozenset({"params", "lr", "fused"})
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.01,
-        description="the learning rate before the schedule",
-    )
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """the learning rate before the schedule"""
 
     def optimizer(self, parameters: Iterable[Any]) -> Any:
         """The optimizer (torch.optim.Optimizer) over all parameters, fused into one kernel per step if it can be."""
@@ -39,9 +37,12 @@ class Sgd(OptimizerSettings):
     builds: ClassVar[str] = "torch.optim:SGD"
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Fraction = Field(default=0.0, description="share of the last update that is added")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="L2 penalty on all parameters")
-    nesterov: bool = Field(default=False, description="Nesterov's momentum")
+    momentum: Fraction = 0.0
+    """share of the last update that is added"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty on all parameters"""
+    nesterov: bool = False
+    """Nesterov's momentum"""
 
     @property
     def momenta(self) -> int:
@@ -50,18 +51,12 @@ class Sgd(OptimizerSettings):
 
 
 class _Adaptive(OptimizerSettings):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.001,
-        description="the learning rate before the schedule",
-    )
-    betas: tuple[Fraction, Fraction] = Field(
-        default=(0.9, 0.999),
-        description="decay of the averages of gradients and of their squares",
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=0.0,
-        description="L2 penalty (adam), or decay of the weights themselves (adamw)",
-    )
+    learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    """the learning rate before the schedule"""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """decay of the averages of gradients and of their squares"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty (adam), or decay of the weights themselves (adamw)"""
 
 
 class Adam(_Adaptive):
@@ -86,10 +81,14 @@ class RmsProp(OptimizerSettings):
     builds: ClassVar[str] = "torch.optim:RMSprop"
 
     kind: Literal["rmsprop"]
-    alpha: Fraction = Field(default=0.99, description="decay of the mean of squared gradients")
-    momentum: Fraction = Field(default=0.0, description="share of the last update that the next one keeps")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="L2 penalty on all parameters")
-    centered: bool = Field(default=False, description="divide by the standard deviation of gradients")
+    alpha: Fraction = 0.99
+    """decay of the mean of squared gradients"""
+    momentum: Fraction = 0.0
+    """share of the last update that the next one keeps"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty on all parameters"""
+    centered: bool = False
+    """divide by the standard deviation of gradients"""
 
     @property
     def momenta(self) -> int:
@@ -121,17 +120,16 @@ class Lars(_OfTimm):
     builds: ClassVar[str] = "timm.optim:Lars"
 
     kind: Literal["lars"]
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=1.0,
-        description="the learning rate before the schedule",
-    )
-    momentum: Fraction = Field(default=0.9, description="share of the last update that is added")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=5e-4,
-        description="L2 penalty on all parameters; without one timm scales no step",
-    )
-    nesterov: bool = Field(default=False, description="Nesterov's momentum")
-    trust_coeff: Annotated[float, Field(gt=0)] = Field(default=0.001, description="the paper's eta")
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """the learning rate before the schedule"""
+    momentum: Fraction = 0.9
+    """share of the last update that is added"""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """L2 penalty on all parameters; without one timm scales no step"""
+    nesterov: bool = False
+    """Nesterov's momentum"""
+    trust_coeff: Annotated[float, Field(gt=0)] = 0.001
+    """the paper's eta"""
 
 
 class Lion(_OfTimm):
@@ -143,15 +141,12 @@ class Lion(_OfTimm):
     builds: ClassVar[str] = "timm.optim:Lion"
 
     kind: Literal["lion"]
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=1e-4,
-        description="the learning rate before the schedule",
-    )
-    betas: tuple[Fraction, Fraction] = Field(
-        default=(0.9, 0.99),
-        description="weight of the average in a step, and its decay",
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="decay of the weights themselves")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """the learning rate before the schedule"""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    """weight of the average in a step, and its decay"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """decay of the weights themselves"""
 
 
 Optimizer = Annotated[OptimizerSettings, ByKind()]

@@ -36,9 +36,12 @@ class Steps(RateSettings):
     """The learning rate is multiplied by `factor` at each of `epochs`, or every `every_steps` optimizer steps."""
 
     kind: Literal["steps"]
-    epochs: tuple[Count, ...] = Field(default=(), description="epochs at which the rate changes")
-    every_steps: Count | None = Field(default=None, description="optimizer steps between two changes")
-    factor: Annotated[float, Field(gt=0)] = Field(default=0.1, description="factor of the rate at each change")
+    epochs: tuple[Count, ...] = ()
+    """epochs at which the rate changes"""
+    every_steps: Count | None = None
+    """optimizer steps between two changes"""
+    factor: Annotated[float, Field(gt=0)] = 0.1
+    """factor of the rate at each change"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """`base` times `factor` for each change that has passed."""
@@ -52,7 +55,8 @@ class Cosine(RateSettings):
     """Half a cosine down to zero over the whole training, after a linear warm-up."""
 
     kind: Literal["cosine"]
-    warmup_epochs: Natural = Field(default=0, description="epochs of linear warm-up")
+    warmup_epochs: Natural = 0
+    """epochs of linear warm-up"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Up to `base` in the warm-up, then down to zero."""
@@ -69,8 +73,10 @@ class CosineRestarts(RateSettings):
     """
 
     kind: Literal["cosine_restarts"]
-    first: Count = Field(default=10, description="epochs of the first cosine, T_0")
-    factor: Annotated[int, Field(ge=1, le=1_000)] = Field(default=2, description="growth of the next cosine, T_mult")
+    first: Count = 10
+    """epochs of the first cosine, T_0"""
+    factor: Annotated[int, Field(ge=1, le=1_000)] = 2
+    """growth of the next cosine, T_mult"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Half a cosine from `base` over the steps of the present period."""
@@ -87,11 +93,12 @@ class OneCycle(RateSettings):
     """
 
     kind: Literal["one_cycle"]
-    rising: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.3, description="share of steps in which the rate rises"
-    )
-    start: Annotated[float, Field(ge=1)] = Field(default=25.0, description="ratio of the highest rate to the first")
-    end: Annotated[float, Field(ge=1)] = Field(default=1e4, description="ratio of the first rate to the last")
+    rising: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """share of steps in which the rate rises"""
+    start: Annotated[float, Field(ge=1)] = 25.0
+    """ratio of the highest rate to the first"""
+    end: Annotated[float, Field(ge=1)] = 1e4
+    """ratio of the first rate to the last"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Between base/start, base and base/start/end."""

@@ -23,42 +23,28 @@ class ConfigError(ValueError):
 class Train(Settings):
     """Optimisation."""
 
-    epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(default=128, description="images of a step, over all workers")
-    optimizer: Optimizer = Field(default=Sgd(), description="the optimizer and its learning rate")
-    schedule: Rate = Field(default=Constant(), description="learning-rate schedule")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto",
-        description=(
-            "precision of forward and backward passes; `auto` is bf16 if the hardware multiplies it faster, else fp32"
-        ),
-    )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None,
-        description=(
-            "decay per step of an exponential moving average of the weights, which is evaluated beside them, "
-            "for example 0.999; none by default"
-        ),
-    )
-    evaluate_every: Count = Field(
-        default=1,
-        description="epochs between two evaluations; the last epoch is always evaluated",
-    )
-    sync_batch_norm: bool = Field(
-        default=False,
-        description="share the statistics of batch norm between workers (GPUs only)",
-    )
-    compact_sub_network: bool = Field(
-        default=False,
-        description=(
-            "train S2 on a smaller copy of the network, equal to the masked one up to floating-point order: "
-            "faster on the paper's nets with a global ranking (benchmarks/README.md)"
-        ),
-    )
-    deterministic: bool = Field(
-        default=False,
-        description="use PyTorch's deterministic algorithms, which are slower, also on a GPU",
-    )
+    epochs: Count
+    """passes over the training images"""
+    batch_size: Count = 128
+    """images of a step, over all workers"""
+    optimizer: Optimizer = Sgd()
+    """the optimizer and its learning rate"""
+    schedule: Rate = Constant()
+    """learning-rate schedule"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """precision of forward and backward passes; `auto` is bf16 if the hardware multiplies it faster, else fp32"""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """decay per step of an exponential moving average of the weights, which is evaluated beside them, for example
+    0.999; none by default"""
+    evaluate_every: Count = 1
+    """epochs between two evaluations; the last epoch is always evaluated"""
+    sync_batch_norm: bool = False
+    """share the statistics of batch norm between workers (GPUs only)"""
+    compact_sub_network: bool = False
+    """train S2 on a smaller copy of the network, equal to the masked one up to floating-point order: faster on the
+    paper's nets with a global ranking (benchmarks/README.md)"""
+    deterministic: bool = False
+    """use PyTorch's deterministic algorithms, which are slower, also on a GPU"""
 
     @model_validator(mode="after")
     def _averages_whole_networks(self) -> "Train":
@@ -72,37 +58,24 @@ class Train(Settings):
 class Resources(Settings):
     """Where and how a trial runs. Nothing here changes its result beyond floating-point order."""
 
-    workers: Count = Field(default=1, description="ranks that train one trial together (DistributedDataParallel)")
-    cpus_per_worker: Count = Field(default=1, description="threads of a rank")
-    gpus_per_worker: Natural | Literal["auto"] = Field(
-        default="auto",
-        description="GPUs of a rank; `auto` is one if the cluster has GPUs, else none",
-    )
-    trials_per_gpu: Count | Literal["auto"] = Field(
-        default=1,
-        description=(
-            "one-worker trials that share a GPU; `auto` is as many as its memory and the machine's cores allow"
-        ),
-    )
-    concurrent: Count | None = Field(
-        default=None,
-        description="largest number of trials at once; by default as many as fit",
-    )
-    wait_minutes: Annotated[float, Field(ge=0)] = Field(
-        default=30.0,
-        description="how long a launch waits for a cluster that cannot hold a trial",
-    )
-    checkpoint_every: Count | Literal["auto"] = Field(
-        default="auto",
-        description="epochs between two checkpoints; `auto` spends half a percent of the time on them",
-    )
-    hour_price: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="price of an hour of one GPU, or of one core, for the estimate of a dry run"
-    )
-    cuda_graph: bool = Field(
-        default=False,
-        description="record the training step of a one-worker trial on a GPU as a CUDA graph, and replay it",
-    )
+    workers: Count = 1
+    """ranks that train one trial together (DistributedDataParallel)"""
+    cpus_per_worker: Count = 1
+    """threads of a rank"""
+    gpus_per_worker: Natural | Literal["auto"] = "auto"
+    """GPUs of a rank; `auto` is one if the cluster has GPUs, else none"""
+    trials_per_gpu: Count | Literal["auto"] = 1
+    """one-worker trials that share a GPU; `auto` is as many as its memory and the machine's cores allow"""
+    concurrent: Count | None = None
+    """largest number of trials at once; by default as many as fit"""
+    wait_minutes: Annotated[float, Field(ge=0)] = 30.0
+    """how long a launch waits for a cluster that cannot hold a trial"""
+    checkpoint_every: Count | Literal["auto"] = "auto"
+    """epochs between two checkpoints; `auto` spends half a percent of the time on them"""
+    hour_price: Annotated[float, Field(ge=0)] | None = None
+    """price of an hour of one GPU, or of one core, for the estimate of a dry run"""
+    cuda_graph: bool = False
+    """record the training step of a one-worker trial on a GPU as a CUDA graph, and replay it"""
 
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
@@ -115,18 +88,11 @@ class Resources(Settings):
 class Looks(Settings):
     """Seeds 0, 1, 2, ... are added look by look until a scheme has a verdict."""
 
-    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)] = Field(
-        description=(
-            "numbers of seeds at each look, fixed in advance: the bounds are computed for them (docs/statistics.md)"
-        ),
-    )
-    margin: Annotated[float, Field(gt=0, le=100)] | None = Field(
-        default=None,
-        description=(
-            "a scheme whose whole interval lies within this many percentage points of the baseline is practically "
-            "equal; without a margin this verdict is not given"
-        ),
-    )
+    looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)]
+    """numbers of seeds at each look, fixed in advance: the bounds are computed for them (docs/statistics.md)"""
+    margin: Annotated[float, Field(gt=0, le=100)] | None = None
+    """a scheme whose whole interval lies within this many percentage points of the baseline is practically equal;
+    without a margin this verdict is not given"""
 
     @field_validator("looks")
     @classmethod
@@ -139,35 +105,31 @@ class Looks(Settings):
 class Experiment(Settings):
     """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
-        description="the folder of the results, and the study's name in tables",
-    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """the folder of the results, and the study's name in tables"""
     seeds: Annotated[
         Annotated[tuple[Seed, ...], Field(min_length=1), Tag("list")] | Annotated[Looks, Tag("until_decided")],
         Discriminator(lambda value: "until_decided" if isinstance(value, dict | Looks) else "list"),
-    ] = Field(description="seeds of every scheme, or the looks at which the study may be decided")
-    data: Data = Field(description="the images")
-    model: Model = Field(default=ConvNet(), description="the network")
-    train: Train = Field(description="the training, the same for all schemes")
-    schemes: Annotated[dict[str, AnyScheme], Field(min_length=1)] = Field(
-        description="the schemes that are compared, by their names in tables",
-    )
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
-        default_factory=dict,
-        description=(
-            "`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, "
-            "32]`"
-        ),
-    )
-    tuning: Tuning | None = Field(
-        default=None, description="tuning of every scheme by validation accuracy before the comparison"
-    )
-    baseline: str = Field(default="standard", description="the scheme that the others are compared with")
-    resources: Resources = Field(default=Resources(), description="where and how a trial runs")
-    most_trials: Count = Field(
-        default=10_000,
-        description="largest number of trials; more are refused, as by a typing error in a grid",
-    )
+    ]
+    """seeds of every scheme, or the looks at which the study may be decided"""
+    data: Data
+    """the images"""
+    model: Model = ConvNet()
+    """the network"""
+    train: Train
+    """the training, the same for all schemes"""
+    schemes: Annotated[dict[str, AnyScheme], Field(min_length=1)]
+    """the schemes that are compared, by their names in tables"""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, 32]`"""
+    tuning: Tuning | None = None
+    """tuning of every scheme by validation accuracy before the comparison"""
+    baseline: str = "standard"
+    """the scheme that the others are compared with"""
+    resources: Resources = Resources()
+    """where and how a trial runs"""
+    most_trials: Count = 10_000
+    """largest number of trials; more are refused, as by a typing error in a grid"""
 
     @property
     def every_seed(self) -> tuple[int, ...]:

@@ -23,8 +23,10 @@ SOURCE = ByName("source", {})
 class ChannelStatistics(Settings):
     """Normalisation by channel: (pixel - mean) / std, with pixels from 0 to 1."""
 
-    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(description="one number per channel")
-    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...] = Field(description="one number per channel")
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    """one number per channel"""
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1)], ...]
+    """one number per channel"""
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> "ChannelStatistics":
@@ -36,20 +38,21 @@ class ChannelStatistics(Settings):
 class Splits(Settings):
     """The names of the splits in a source, if they are not found."""
 
-    train: str | None = Field(default=None, description="training split")
-    validation: str | None = Field(default=None, description="validation split")
-    test: str | None = Field(default=None, description="test split")
+    train: str | None = None
+    """training split"""
+    validation: str | None = None
+    """validation split"""
+    test: str | None = None
+    """test split"""
 
 
 class RandomResizedCrop(Settings):
     """A part of the image of a random area and shape, scaled to `data.size`."""
 
-    scale: tuple[PositiveShare, PositiveShare] = Field(
-        default=(0.08, 1.0), description="smallest and largest share of the image's area"
-    )
-    ratio: tuple[Positive, Positive] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest ratio of width to height"
-    )
+    scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    """smallest and largest share of the image's area"""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """smallest and largest ratio of width to height"""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RandomResizedCrop":
@@ -59,24 +62,24 @@ class RandomResizedCrop(Settings):
 class ColorJitter(Settings):
     """Random factors for brightness, contrast and saturation, then a rotation of the hue; not for grey images."""
 
-    brightness: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
-    contrast: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
-    saturation: Share = Field(default=0.0, description="the factor is drawn from [1 - this, 1 + this]")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.0, description="largest rotation, as a share of the circle"
-    )
+    brightness: Share = 0.0
+    """the factor is drawn from [1 - this, 1 + this]"""
+    contrast: Share = 0.0
+    """the factor is drawn from [1 - this, 1 + this]"""
+    saturation: Share = 0.0
+    """the factor is drawn from [1 - this, 1 + this]"""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """largest rotation, as a share of the circle"""
 
 
 class RandAugment(Settings):
     """Operations out of fourteen, all of one magnitude (arXiv 1909.13719)."""
 
     kind: Literal["rand_augment"]
-    operations: Annotated[int, Field(ge=1, le=10)] = Field(
-        default=2, description="number of operations, one after another"
-    )
-    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
-        default=9, description="magnitude of each operation, from 0 to 30"
-    )
+    operations: Annotated[int, Field(ge=1, le=10)] = 2
+    """number of operations, one after another"""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """magnitude of each operation, from 0 to 30"""
 
 
 class TrivialAugment(Settings):
@@ -88,13 +91,12 @@ class TrivialAugment(Settings):
 class RandomErasing(Settings):
     """A rectangle of a random area and shape becomes the mean colour (arXiv 1708.04896)."""
 
-    probability: Share = Field(default=0.5, description="share of the images that are changed")
-    scale: tuple[PositiveShare, PositiveShare] = Field(
-        default=(0.02, 0.33), description="smallest and largest share of the image's area"
-    )
-    ratio: tuple[Positive, Positive] = Field(
-        default=(0.3, 3.3), description="smallest and largest ratio of height to width"
-    )
+    probability: Share = 0.5
+    """share of the images that are changed"""
+    scale: tuple[PositiveShare, PositiveShare] = (0.02, 0.33)
+    """smallest and largest share of the image's area"""
+    ratio: tuple[Positive, Positive] = (0.3, 3.3)
+    """smallest and largest ratio of height to width"""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RandomErasing":
@@ -115,24 +117,20 @@ def _ordered(ranges: Ranges) -> Ranges:
 class Augment(Settings):
     """Augmentation beside `data.crop_padding` and `data.flip`, in this order."""
 
-    random_resized_crop: RandomResizedCrop | None = Field(
-        default=None, description="random part of the image, in place of `data.crop_padding`; needs `data.size`"
-    )
-    policy: Annotated[RandAugment | TrivialAugment, Field(discriminator="kind")] | None = Field(
-        default=None, description="random operations on colour and shape"
-    )
-    color_jitter: ColorJitter | None = Field(default=None, description="random colours")
-    random_erasing: RandomErasing | None = Field(default=None, description="random rectangles")
-    cutout: Side | None = Field(
-        default=None, description="side of a square that becomes the mean colour (arXiv 1708.04552)"
-    )
-    mixup: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.0, description="alpha of the Beta distribution of shares in mixed images (arXiv 1710.09412)"
-    )
-    cutmix: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=0.0,
-        description="the same for images mixed by area (arXiv 1905.04899); with `mixup` an image gets one of the two",
-    )
+    random_resized_crop: RandomResizedCrop | None = None
+    """random part of the image, in place of `data.crop_padding`; needs `data.size`"""
+    policy: Annotated[RandAugment | TrivialAugment, Field(discriminator="kind")] | None = None
+    """random operations on colour and shape"""
+    color_jitter: ColorJitter | None = None
+    """random colours"""
+    random_erasing: RandomErasing | None = None
+    """random rectangles"""
+    cutout: Side | None = None
+    """side of a square that becomes the mean colour (arXiv 1708.04552)"""
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """alpha of the Beta distribution of shares in mixed images (arXiv 1710.09412)"""
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """the same for images mixed by area (arXiv 1905.04899); with `mixup` an image gets one of the two"""
 
 
 class Data(Settings):
@@ -144,72 +142,54 @@ class Data(Settings):
             " source and is read as it is found"
         )
     )
-    source: str = Field(
-        default="torchvision",
-        description=(
-            "`torchvision` (downloaded when missing), `torchvision:CLASS`, `digits`, `hf:OWNER/NAME[@REVISION]`, or a"
-            " folder or URL: of Parquet, of a folder per class (below `train`, `val`, `test`, or none), or of"
-            " torchvision's own files; or a plug-in, `my_module:name`"
-        ),
-    )
-    image: str | None = Field(default=None, description="column of images in Parquet, if it is not found")
-    label: str | None = Field(default=None, description="column of labels in Parquet, if it is not found")
-    splits: Splits = Field(default=Splits(), description="names of the splits in the source")
-    partial: bool = Field(
-        default=False,
-        description="allow fewer images or classes than the name implies, and splits that lack a class",
-    )
-    store: Literal["auto", "memory_map", "stream"] = Field(
-        default="auto",
-        description=(
-            "decode the images once into a file that is mapped into memory, or as they are needed, from a file of"
-            " encoded ones; `auto` decodes at once what takes 100 GB or less. Random resized crops are of the whole"
-            " image where it streams, else of what `resize` leaves"
-        ),
-    )
-    channels: Literal[1, 3] | None = Field(default=None, description="make images grey (1) or coloured (3)")
-    size: Side | None = Field(
-        default=None, description="side of the square images that networks get; required if images differ in size"
-    )
-    resize: Side | None = Field(
-        default=None, description="length of the shorter side before the crop; by default `size`"
-    )
-    evaluation_resize: Side | None = Field(
-        default=None, description="the same for validation and test images, cropped from the middle"
-    )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="share of the images, drawn by class, for a test split if the source has none"
-    )
-    skip_damaged: Natural = Field(
-        default=0, description="number of images that may be left out because they cannot be decoded"
-    )
-    train_images: Count | None = Field(
-        default=None,
-        description="number of training images, the first ones without the validation images; by default all",
-    )
-    validation_images: Natural = Field(
-        default=0,
-        description=(
-            "images held out for validation, drawn by class; for digits, cifar10 and cifar100 the last ones of the"
-            " training set"
-        ),
-    )
-    split_by_seed: bool = Field(default=False, description="draw other validation images for each seed, by class")
-    label_noise: Fraction = Field(
-        default=0.0, description="share of training labels that are replaced by another class, drawn by the seed"
-    )
-    crop_padding: Annotated[int, Field(ge=0, le=1_000)] = Field(
-        default=0, description="padding of training images before a random crop, in pixels"
-    )
-    flip: bool = Field(default=False, description="mirror training images with probability 1/2")
-    augment: Augment = Field(default=Augment(), description="further augmentation of training images")
+    source: str = "torchvision"
+    """`torchvision` (downloaded when missing), `torchvision:CLASS`, `digits`, `hf:OWNER/NAME[@REVISION]`, or a folder
+    or URL: of Parquet, of a folder per class (below `train`, `val`, `test`, or none), or of torchvision's own files;
+    or a plug-in, `my_module:name`"""
+    image: str | None = None
+    """column of images in Parquet, if it is not found"""
+    label: str | None = None
+    """column of labels in Parquet, if it is not found"""
+    splits: Splits = Splits()
+    """names of the splits in the source"""
+    partial: bool = False
+    """allow fewer images or classes than the name implies, and splits that lack a class"""
+    store: Literal["auto", "memory_map", "stream"] = "auto"
+    """decode the images once into a file that is mapped into memory, or as they are needed, from a file of encoded
+    ones; `auto` decodes at once what takes 100 GB or less. Random resized crops are of the whole image where it
+    streams, else of what `resize` leaves"""
+    channels: Literal[1, 3] | None = None
+    """make images grey (1) or coloured (3)"""
+    size: Side | None = None
+    """side of the square images that networks get; required if images differ in size"""
+    resize: Side | None = None
+    """length of the shorter side before the crop; by default `size`"""
+    evaluation_resize: Side | None = None
+    """the same for validation and test images, cropped from the middle"""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """share of the images, drawn by class, for a test split if the source has none"""
+    skip_damaged: Natural = 0
+    """number of images that may be left out because they cannot be decoded"""
+    train_images: Count | None = None
+    """number of training images, the first ones without the validation images; by default all"""
+    validation_images: Natural = 0
+    """images held out for validation, drawn by class; for digits, cifar10 and cifar100 the last ones of the training
+    set"""
+    split_by_seed: bool = False
+    """draw other validation images for each seed, by class"""
+    label_noise: Fraction = 0.0
+    """share of training labels that are replaced by another class, drawn by the seed"""
+    crop_padding: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """padding of training images before a random crop, in pixels"""
+    flip: bool = False
+    """mirror training images with probability 1/2"""
+    augment: Augment = Augment()
+    """further augmentation of training images"""
     normalise: Annotated[
         Annotated[Literal["channel", "none"], Tag("name")] | Annotated[ChannelStatistics, Tag("statistics")],
         Discriminator(lambda value: "name" if isinstance(value, str) else "statistics"),
-    ] = Field(
-        default="channel",
-        description="mean and standard deviation of each channel: of the training set, given ones, or none",
-    )
+    ] = "channel"
+    """mean and standard deviation of each channel: of the training set, given ones, or none"""
 
     @field_validator("source")
     @classmethod

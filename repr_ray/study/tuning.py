@@ -21,16 +21,14 @@ Point = dict[str, Any]
 class Range(Settings):
     """The values that a field is tuned over: one of a uniform or log-uniform range, whole numbers, or a choice."""
 
-    uniform: Pair | None = Field(default=None, description="smallest and largest number")
-    log_uniform: Pair | None = Field(
-        default=None,
-        description="smallest and largest number, above 0, drawn evenly on a logarithmic scale",
-    )
-    integer: tuple[int, int] | None = Field(default=None, description="whole numbers, both ends included")
-    choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = Field(
-        default=None,
-        description="one of these values",
-    )
+    uniform: Pair | None = None
+    """smallest and largest number"""
+    log_uniform: Pair | None = None
+    """smallest and largest number, above 0, drawn evenly on a logarithmic scale"""
+    integer: tuple[int, int] | None = None
+    """whole numbers, both ends included"""
+    choice: Annotated[tuple[Any, ...], Field(min_length=2)] | None = None
+    """one of these values"""
 
     @model_validator(mode="after")
     def _one(self) -> "Range":
@@ -68,31 +66,22 @@ class Tuning(Settings):
     the better points reach the full length.
     """
 
-    space: dict[str, Range] = Field(
-        default_factory=dict, description="search space of all schemes: dotted fields of train, model or data"
-    )
-    schemes: dict[str, dict[str, Range]] = Field(
-        default_factory=dict, description="further search space of a scheme, by its name: its own fields"
-    )
-    budget: Annotated[int, Field(ge=2, le=10_000)] = Field(description="number of points of each scheme")
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        default=(1_000_000,), description="seeds of each point; none may be a seed of the comparison"
-    )
-    searcher: Literal["quasi_random", "optuna"] = Field(
-        default="quasi_random",
-        description="a scrambled Sobol sequence, or Optuna's sampler, whose points depend on earlier ones",
-    )
-    together: Count = Field(
-        default=4, description="points that optuna proposes at once, before their accuracy is known"
-    )
-    halve_after: tuple[Count, ...] = Field(
-        default=(),
-        description=(
-            "epochs after which only the better half of a scheme's points trains on, by validation accuracy; there "
-            "the points must be in the same phase of a cycle, with all filters, because RePr loses accuracy at each "
-            "drop on purpose. Not with optuna, which learns from full-length trials. None by default"
-        ),
-    )
+    space: dict[str, Range] = Field(default_factory=dict)
+    """search space of all schemes: dotted fields of train, model or data"""
+    schemes: dict[str, dict[str, Range]] = Field(default_factory=dict)
+    """further search space of a scheme, by its name: its own fields"""
+    budget: Annotated[int, Field(ge=2, le=10_000)]
+    """number of points of each scheme"""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1_000_000,)
+    """seeds of each point; none may be a seed of the comparison"""
+    searcher: Literal["quasi_random", "optuna"] = "quasi_random"
+    """a scrambled Sobol sequence, or Optuna's sampler, whose points depend on earlier ones"""
+    together: Count = 4
+    """points that optuna proposes at once, before their accuracy is known"""
+    halve_after: tuple[Count, ...] = ()
+    """epochs after which only the better half of a scheme's points trains on, by validation accuracy; there the
+    points must be in the same phase of a cycle, with all filters, because RePr loses accuracy at each drop on
+    purpose. Not with optuna, which learns from full-length trials. None by default"""
 
     @model_validator(mode="after")
     def _halves(self) -> "Tuning":

@@ -27,26 +27,18 @@ class DSDSettings(SchemeSettings):
     earlier_defaults: ClassVar[Mapping[str, Any]] = {"exclude": []}
 
     kind: Literal["dsd"] = "dsd"
-    sparsity: Share = Field(default=0.3, description="share of each layer's weights that are kept at zero")
-    sparse_at: Count | None = Field(
-        default=None,
-        description=(
-            "epoch, counted from 0, before which the smallest weights become zero; by default after a third of the "
-            "training"
-        ),
-    )
-    dense_at: Count | None = Field(
-        default=None,
-        description="epoch from which all weights train again; by default after two thirds of the training",
-    )
-    final_rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.1,
-        description="factor of the learning rate from then on",
-    )
+    sparsity: Share = 0.3
+    """share of each layer's weights that are kept at zero"""
+    sparse_at: Count | None = None
+    """epoch, counted from 0, before which the smallest weights become zero; by default after a third of the training
+    """
+    dense_at: Count | None = None
+    """epoch from which all weights train again; by default after two thirds of the training"""
+    final_rate: Annotated[float, Field(gt=0)] = 0.1
+    """factor of the learning rate from then on"""
 
-    exclude: tuple[str, ...] = Field(
-        default=("first",), description="names of layers that are never masked; `first` is the first convolution"
-    )
+    exclude: tuple[str, ...] = ("first",)
+    """names of layers that are never masked; `first` is the first convolution"""
 
     def phases(self, epochs: int) -> tuple[int, int]:
         """The first sparse epoch and the first dense one after it. Raises ValueError if they do not fit."""
@@ -83,8 +75,10 @@ class SoftFilterPruningSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.soft_filter_pruning:SoftFilterPruning"
 
     kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
-    prune_ratio: Share = Field(default=0.3, description="share of each layer's filters that are set to zero")
-    every: Count = Field(default=1, description="epochs between two prunings")
+    prune_ratio: Share = 0.3
+    """share of each layer's filters that are set to zero"""
+    every: Count = 1
+    """epochs between two prunings"""
 
     def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
         """The place since filters last became zero."""
@@ -97,14 +91,10 @@ class RenewalSettings(SchemeSettings):
     generations: ClassVar[int] = 10
     """Parts of the training if `every` is not given."""
 
-    every: Count | None = Field(
-        default=None,
-        description="epochs between two re-initialisations; by default a fixed share of the training",
-    )
-    optimizer_state: Literal["reset", "keep"] = Field(
-        default="reset",
-        description="optimizer state (momentum, Adam's averages) of what is re-initialised",
-    )
+    every: Count | None = None
+    """epochs between two re-initialisations; by default a fixed share of the training"""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """optimizer state (momentum, Adam's averages) of what is re-initialised"""
 
     def interval(self, epochs: int) -> int:
         """Epochs between two re-initialisations. Raises ValueError if there would be none."""
@@ -134,14 +124,10 @@ class ShrinkPerturbSettings(RenewalSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:ShrinkPerturb"
 
     kind: Literal["shrink_perturb"] = "shrink_perturb"
-    shrink: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.4,
-        description="factor of every parameter",
-    )
-    perturb: Annotated[float, Field(ge=0)] = Field(
-        default=0.1,
-        description="factor of the parameters of a newly initialised network, which are added",
-    )
+    shrink: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """factor of every parameter"""
+    perturb: Annotated[float, Field(ge=0)] = 0.1
+    """factor of the parameters of a newly initialised network, which are added"""
 
 
 class LaterLayerForgettingSettings(RenewalSettings):
@@ -158,15 +144,10 @@ class LaterLayerForgettingSettings(RenewalSettings):
     earlier_defaults: ClassVar[Mapping[str, Any]] = {"batch_norm": "reset"}
 
     kind: Literal["later_layer_forgetting"] = "later_layer_forgetting"
-    from_layer: str | None = Field(
-        default=None,
-        description=(
-            "first layer that is re-initialised, by its name or that of its block; by default the second half of them"
-        ),
-    )
-    batch_norm: Literal["keep", "reset"] = Field(
-        default="keep", description="batch norms among these layers, with their running statistics"
-    )
+    from_layer: str | None = None
+    """first layer that is re-initialised, by its name or that of its block; by default the second half of them"""
+    batch_norm: Literal["keep", "reset"] = "keep"
+    """batch norms among these layers, with their running statistics"""
 
 
 class RifleSettings(RenewalSettings):
@@ -196,16 +177,14 @@ class ContinualBackpropSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.continual_backprop:ContinualBackprop"
 
     kind: Literal["continual_backprop"] = "continual_backprop"
-    replacement_rate: Share = Field(
-        default=1e-4,
-        description="share of a layer's mature filters that is replaced per step",
-    )
-    decay: Fraction = Field(default=0.99, description="decay per step of the average of a filter's utility")
-    maturity: Count = Field(default=1_000, description="steps before a new filter may be replaced")
-    optimizer_state: Literal["reset", "keep"] = Field(
-        default="reset",
-        description="optimizer state (momentum, Adam's averages) of new filters",
-    )
+    replacement_rate: Share = 1e-4
+    """share of a layer's mature filters that is replaced per step"""
+    decay: Fraction = 0.99
+    """decay per step of the average of a filter's utility"""
+    maturity: Count = 1_000
+    """steps before a new filter may be replaced"""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """optimizer state (momentum, Adam's averages) of new filters"""
 
 
 class ReDoSettings(SchemeSettings):
@@ -219,12 +198,9 @@ class ReDoSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.redo:ReDo"
 
     kind: Literal["redo"] = "redo"
-    threshold: Annotated[float, Field(ge=0)] = Field(
-        default=0.025,
-        description="a filter is dormant if its mean |activation| is at most this times the layer's mean",
-    )
-    every: Count = Field(default=1_000, description="steps between two checks")
-    optimizer_state: Literal["reset", "keep"] = Field(
-        default="reset",
-        description="optimizer state (momentum, Adam's averages) of new filters",
-    )
+    threshold: Annotated[float, Field(ge=0)] = 0.025
+    """a filter is dormant if its mean |activation| is at most this times the layer's mean"""
+    every: Count = 1_000
+    """steps between two checks"""
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """optimizer state (momentum, Adam's averages) of new filters"""
