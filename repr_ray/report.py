@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repr_ray.storage.folder import Folder, Remote, light, opened, redact
 from repr_ray.storage.foreign import obstacle
@@ -62,44 +62,47 @@ def report(
         claimed = published.check(comparison, known)
         failed = [failure for path in paths for failure in store.failures(path)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
-        checked = tables.claims_sheet(claimed)
         exact, others = (tables.claims_sheet(part) for part in published.by_match(claimed))
         details = beside.details(comparison, gathered)
         overall = across(comparison.table, comparison.baseline)
-        more = {"Over data sets and networks": beside.across_sheet(overall)} if overall else {}
-        more |= {"Schemes": schemes}
-        more |= (grids := grid_sheets(comparison))
-        more |= {"How large, how fast, at what cost": beside.details_sheet(details)} if len(details) else {}
-        more |= {"Tuning": tuned.tuned_sheet(points)} if len(points := tuned.tried(gathered)) else {}
-        needed = beside.power_sheet(comparison)
-        more |= {"Seeds that a verdict would take": needed}
-        sheets = [*more.items(), ("Claimed against measured", exact)]
+        needed, grids = beside.power_sheet(comparison), grid_sheets(comparison)
+        printed = dict(grids)  # after the comparison
+        main = {}
+        if overall:
+            main["Over data sets and networks"] = printed["overall"] = beside.across_sheet(overall)
+        main |= {"Schemes": schemes, **grids}
+        if len(details):
+            main["How large, how fast, at what cost"] = beside.details_sheet(details)
+        if len(points := tuned.tried(gathered)):
+            main["Tuning"] = printed["tuning"] = tuned.tuned_sheet(points)
+        main["Seeds that a verdict would take"] = needed
+        sheets = [*main.items(), ("Claimed against measured", exact)]
         folded = [(f"{len(others.rows)} published figures of other settings, without a verdict", others)]
         written: list[str] = []
 
-        def write(name: str, make: Callable[[Path], None]) -> None:
+        def write(name: str, make: Callable[..., Any], *content: Any) -> None:
             try:
                 if reason := obstacle(target / name):
                     raise FileExistsError(f"{target / name} {reason}: left as it is")
-                make(target / name)
+                make(target / name, *content)
                 written.append(name)
             except FileExistsError as error:
                 comparison.notes.append(redact(error))
 
         for name in store.SCHEMAS:
-            write(f"{name}.parquet", lambda path: gathered.publish(path))
-        write("comparison.parquet", lambda path: tables.write_parquet(path, comparison.table))
+            write(f"{name}.parquet", gathered.publish)
+        write("comparison.parquet", tables.write_parquet, comparison.table)
         if len(details):
-            write("details.parquet", lambda path: tables.write_parquet(path, details))
+            write("details.parquet", tables.write_parquet, details)
             if "csv" in formats:
-                write("details.csv", lambda path: tables.write_csv(path, details))
+                write("details.csv", tables.write_csv, details)
         if len(claimed):
-            write("claims.parquet", lambda path: tables.write_parquet(path, claimed))
+            write("claims.parquet", tables.write_parquet, claimed)
         if "csv" in formats:
-            write("comparison.csv", lambda path: tables.write_csv(path, comparison.table))
+            write("comparison.csv", tables.write_csv, comparison.table)
         if "tex" in formats:
-            write("comparison.tex", lambda path: tables.write_latex(path, sheets))
-            write("comparison-short.tex", lambda path: tables.write_latex(path, [("Schemes", schemes)], tables.SHORT))
+            write("comparison.tex", tables.write_latex, sheets)
+            write("comparison-short.tex", tables.write_latex, [("Schemes", schemes)], tables.SHORT)
         if "html" in formats:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that is read-only
             from repr_ray.results import html, plots
@@ -107,26 +110,18 @@ def report(
             drawn: list[plots.Picture] = []
             write("plots", lambda path: drawn.extend(plots.draw(gathered, comparison, path, pictures, workers)))
             command = html.report_command(paths, comparison.baseline)
-            write(
-                "report.html",
-                lambda path: html.write_page(path, gathered, comparison, claimed, failed, drawn, command, more),
-            )
+            write("report.html", html.write_page, gathered, comparison, claimed, failed, drawn, command, main)
         if "md" in formats:
             everything = [*sheets, ("Failed trials", failures)]
-            write("comparison.md", lambda path: tables.write_markdown(path, comparison, everything, folded))
+            write("comparison.md", tables.write_markdown, comparison, everything, folded)
     if console:
-        tables.print_comparison(console, comparison, schemes, checked)
-        for sheet in grids.values():
+        tables.print_comparison(console, comparison, schemes, tables.claims_sheet(claimed))
+        for sheet in printed.values():
             tables.print_sheet(console, sheet)
-        if overall:
-            tables.print_sheet(console, more["Over data sets and networks"])
-        if "Tuning" in more:
-            tables.print_sheet(console, more["Tuning"])
-        if power:
-            if needed.rows:
-                tables.print_sheet(console, needed)
-            else:
-                tables.print_text(console, "no scheme with two pairs or more is still open")
+        if power and needed.rows:
+            tables.print_sheet(console, needed)
+        elif power:
+            tables.print_text(console, "no scheme with two pairs or more is still open")
         tables.print_text(console, f"written to {redact(target)}: {', '.join(written)}")
         if failed:
             console.print()

@@ -2,7 +2,7 @@
 
 Differences are of last-epoch test accuracy between trials of the same data, model, training settings and
 seed. The interval is Student's t over three differences or more (scipy.stats.ttest_1samp), p the exact two-sided
-sign-flip test (scipy.stats.permutation_test), corrected by Holm (statsmodels multipletests) over all comparisons that
+sign-flip test (scipy.stats.permutation_test), corrected by Holm over all comparisons that
 are made together: every scheme of every data set, model and variant. A scheme is called better or worse only if the
 interval excludes 0 and the corrected p is at most 0.05. With six pairs or more, but too few for the corrected exact p
 to reach 0.05, the corrected p of the paired t-test is used instead, and the sentence says so.
@@ -16,23 +16,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from repr_ray.records import flatten
 from repr_ray.results.by_looks import judge, said_of
+from repr_ray.results.decide import LEVEL
 from repr_ray.results.design import Design
 from repr_ray.results.power import seeds_needed
+from repr_ray.results.sequential import Array, holm
 from repr_ray.results.settings import whole
 from repr_ray.results.store import UNFINISHED, Tables
 
 BLOCK = ["dataset", "model", "variant"]
 GROUP = [*BLOCK, "scheme"]
-LEVEL = 0.05
 FEWEST_FOR_INTERVAL = 3  # pairs below which no interval is computed
 _FEWEST = 6  # pairs below which there is no verdict: no exact two-sided test reaches 0.05 with five
 _EXACT = 20  # pairs up to which all 2^n sign flips are enumerated
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -138,29 +136,12 @@ _MEASURES = (
 _PARTS = ("mean", "sd", "low", "high")
 _STATUS = ["done", "running", "waiting", "failed", "collapsed"]
 COLUMNS = [
-    *GROUP,
-    "is_baseline",
-    "epochs",
-    "n",
+    *(*GROUP, "is_baseline", "epochs", "n"),
     *(f"{name}_{part}" for name in _MEASURES for part in _PARTS),
-    "pairs",
-    "missing_seeds",
-    *(f"difference_{part}" for part in _PARTS),
-    "p",
-    "p_exact",
-    "p_smallest",
-    "p_holm",
-    "p_holm_smallest",
-    "p_equal_holm",
-    "looked",
-    "margin",
-    "verdict",
-    "generalisation_gap",
-    "wall_seconds",
-    "images_per_second",
-    "precision",
-    *_STATUS,
-    "status",
+    *("pairs", "missing_seeds", *(f"difference_{part}" for part in _PARTS)),
+    *("p", "p_exact", "p_smallest", "p_holm", "p_holm_smallest", "p_equal_holm"),
+    *("looked", "margin", "verdict", "generalisation_gap", "wall_seconds", "images_per_second", "precision"),
+    *(*_STATUS, "status"),
 ]
 """Columns of the comparison table. `low` and `high` are ends of 95% intervals of the mean; `p_smallest` and
 `p_holm_smallest` are the smallest p possible with this number of pairs; `val_accuracy` is that of the last epoch,
@@ -204,17 +185,6 @@ def sign_flip(differences: Array) -> Array:
         rng=0,
     )
     return np.atleast_1d(result.pvalue)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction. NaN (a test still to come) stays NaN but counts in the family."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not len(p):
-        return []
-    values = np.array(p, dtype=float)
-    corrected = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
-    return [float(value) for value in np.where(np.isnan(values), np.nan, corrected)]
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -290,13 +260,13 @@ def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return kept
 
 
-def _finished(group: pd.DataFrame) -> pd.DataFrame:
+def finished(group: pd.DataFrame) -> pd.DataFrame:
     """Trials with a last-epoch test accuracy, including collapsed ones: without them a mean would be too high."""
     return group[(group["status"] == "done") & group["test_accuracy"].notna()]
 
 
 def _describe(group: pd.DataFrame) -> dict[str, Any]:
-    done = _finished(group)
+    done = finished(group)
     row: dict[str, Any] = {key: group[key].iloc[0] for key in GROUP}
     row |= {"epochs": "/".join(str(int(e)) for e in sorted(group["epochs"].dropna().unique())), "n": len(done)}
     done = done.assign(selected_on_test_accuracy=done["best_test_accuracy"])
@@ -329,7 +299,7 @@ def _interval(name: str, values: Array) -> dict[str, float]:
 
 def _pair(group: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """Differences to the baseline of the seeds that both have finished."""
-    ours, theirs = (_finished(part).set_index("seed")["test_accuracy"] for part in (group, base))
+    ours, theirs = (finished(part).set_index("seed")["test_accuracy"] for part in (group, base))
     # Accuracies are counts over a test set: rounding makes equal differences equal.
     difference = (ours - theirs).dropna().sort_index().round(12)
     return pd.DataFrame({"seed": difference.index, "difference": difference.to_numpy()})
@@ -389,64 +359,46 @@ def points(fraction: float, signed: bool = False) -> str:
 
 def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Sequence[float]) -> str:
     where = f" on {', '.join(block)}" if block else ""
-    scheme = row["scheme"]
+    scheme, verdict = row["scheme"], row["verdict"]
     if not row["n"]:
         return f"No trial of {scheme}{where} has finished yet ({row['status']})."
     if pd.isna(row["pairs"]):
         return f"There is no {baseline} to compare {scheme} with{where}."
+    unsure = f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}"
     if row["pairs"] < 2:
-        pairs = "a single paired seed" if row["pairs"] else "no paired seed"
-        return f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {pairs}."
+        return f"{unsure}: {'a single paired seed' if row['pairs'] else 'no paired seed'}."
     fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
     if row["pairs"] < FEWEST_FOR_INTERVAL:
-        said = " and ".join(points(value, True) for value in seeds)
-        unsure = f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}"
-        return f"{unsure}: {said} points in two seeds.{fallen}"
-    if not pd.isna(row["looked"]):
-        return _sentence_by_looks(row, baseline, where)
-    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
-    evidence = f"95% interval {low} to {high}, n={row['pairs']}, p={row['p']:.2g}"
-    if row["p_holm"] > row["p"]:
-        evidence += f", {row['p_holm']:.2g} after Holm's correction over all comparisons"
-    if row["p_holm_smallest"] > LEVEL:
-        evidence += f"; n is too small to reach {LEVEL}"
-        if row["verdict"] != "cannot tell":
-            evidence += " in the exact test, judged by the interval's t-test"
-    if row["verdict"] == "cannot tell":
-        difference = points(row["difference_mean"], True)
-        return (
-            f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}:"
-            f" {difference} points ({evidence}).{fallen}"
-        )
-    size = points(abs(row["difference_mean"]))
-    return f"{scheme} is {size} points {row['verdict']} than {baseline}{where} ({evidence}).{fallen}"
-
-
-def _sentence_by_looks(row: dict[str, Any], baseline: str, where: str) -> str:
-    scheme, verdict = row["scheme"], row["verdict"]
-    difference, margin = points(row["difference_mean"], True), points(row["margin"])
-    if not row["looked"]:
-        return (
-            f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}: {difference} points in"
-            f" {row['pairs']} seeds, the first look is still to come."
-        )
-    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
-    evidence = f"95% interval over all looks {low} to {high}, look at {row['looked']} seeds, p={row['p']:.2g}"
-    if row["p_holm"] > row["p"]:
-        evidence += f", {row['p_holm']:.2g} after Holm's correction"
-    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
+        return f"{unsure}: {' and '.join(points(value, True) for value in seeds)} points in two seeds.{fallen}"
+    difference = points(row["difference_mean"], True)
+    if not pd.isna(row["looked"]) and not row["looked"]:
+        return f"{unsure}: {difference} points in {row['pairs']} seeds, the first look is still to come."
+    found = f"{difference} points ({_evidence(row)}).{fallen}"
+    if verdict == "cannot tell" and not pd.isna(row["margin"]):
+        what = "better or worse than, or practically equal to,"
+        return f"Cannot tell yet whether {scheme} is {what} {baseline}{where}: {found}"
     if verdict == "cannot tell":
-        what = "better or worse than" if pd.isna(row["margin"]) else "better or worse than, or practically equal to,"
-        return (
-            f"Cannot tell yet whether {scheme} is {what} {baseline}{where}: {difference} points ({evidence}).{fallen}"
-        )
+        return f"{unsure}: {found}"
     if verdict == "practically equal":
-        return (
-            f"{scheme} is practically equal to {baseline}{where}, within {margin} points: {difference} points"
-            f" ({evidence}).{fallen}"
-        )
+        margin = points(row["margin"])
+        return f"{scheme} is practically equal to {baseline}{where}, within {margin} points: {found}"
     size = points(abs(row["difference_mean"]))
-    return f"{scheme} is {size} points {verdict} than {baseline}{where} ({evidence}).{fallen}"
+    return f"{scheme} is {size} points {verdict} than {baseline}{where} ({_evidence(row)}).{fallen}"
+
+
+def _evidence(row: dict[str, Any]) -> str:
+    """Interval, number of seeds and p values in words."""
+    looks = not pd.isna(row["looked"])
+    over, seen = (" over all looks", f"look at {row['looked']} seeds") if looks else ("", f"n={row['pairs']}")
+    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
+    said = f"95% interval{over} {low} to {high}, {seen}, p={row['p']:.2g}"
+    if row["p_holm"] > row["p"]:
+        said += f", {row['p_holm']:.2g} after Holm's correction{'' if looks else ' over all comparisons'}"
+    if row["p_holm_smallest"] > LEVEL:
+        said += f"; n is too small to reach {LEVEL}"
+        if row["verdict"] != "cannot tell":
+            said += " in the exact test, judged by the interval's t-test"
+    return said
 
 
 def _what_it_takes(needed: dict[str, float]) -> str:

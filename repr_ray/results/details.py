@@ -1,14 +1,18 @@
 """Details beside the verdicts: odds of a run, time to the baseline's accuracy, cost, and seeds for a verdict."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
 from repr_ray.results.across import Across
-from repr_ray.results.compare import GROUP, Comparison, points, records
+from repr_ray.results.compare import GROUP, Comparison, finished, points, records
 from repr_ray.results.effects import beats, beats_of_same_seed, device_hours, median, reaching
 from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
-from repr_ray.results.tables import NONE, Cell, Column, Row, Sheet, bounded, heading, rounded_time
+from repr_ray.results.tables.comparison import difference
+from repr_ray.results.tables.sheet import NONE, Cell, Column, Row, Sheet, Shown, heading, number, rounded_time, text
 
 DETAILS_LEGEND = (
     "A run beats one of the baseline: probability over all pairs of runs, ties half, with the 95% bootstrap interval"
@@ -30,8 +34,7 @@ ACROSS_LEGEND = (
 
 def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
     """One row per scheme with a pair; accuracies and shares are fractions."""
-    trials = comparison.trials
-    done = trials[(trials["status"] == "done") & trials["test_accuracy"].notna()]
+    done = finished(comparison.trials)
     done = done.assign(device_hours=device_hours(done))
     groups = dict(iter(done.groupby(GROUP, sort=False)))
     epochs = tables.read("epochs", ["epoch", "test_accuracy", "seconds"], done["trial"])
@@ -48,7 +51,7 @@ def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
         accuracies = both["test_accuracy"].to_numpy(), both["test_accuracy_base"].to_numpy()
         line: Row = dict(zip(GROUP, key, strict=True)) | {"n": len(both)}
         line |= dict(zip(("beats", "beats_low", "beats_high"), beats(*accuracies), strict=True))
-        line["beats_same_seed"] = beats_of_same_seed(*accuracies)[0]
+        line["beats_same_seed"] = beats_of_same_seed(*accuracies)
         target = float(theirs["test_accuracy"].mean())
         for prefix, group in (("", ours), ("baseline_", theirs)):
             frames = [curves[name] for name in group["trial"] if name in curves]
@@ -64,94 +67,80 @@ def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
 
 def details_sheet(found: pd.DataFrame) -> Sheet:
     """Size of the effect, time and cost, one row per scheme."""
-    columns = [
-        Column("Scheme", number=False),
-        Column("n"),
-        Column("Beats a baseline run [95%]"),
-        Column("Same seed", 2),
-        Column("Epochs to baseline's accuracy"),
-        Column("Time to it"),
-        Column("Baseline itself", 3),
-        Column("Device hours", 4),
-        Column("Cost"),
-    ]
-    rows = []
-    for row in records(found):
-        said = f"{row['beats']:.0%}"
-        if not pd.isna(row["beats_low"]):
-            said += f" [{row['beats_low']:.0%}, {row['beats_high']:.0%}]"
-        own = f"{_count(row['baseline_epochs_to_baseline'])}, {rounded_time(row['baseline_seconds_to_baseline'])}"
-        reached = f" ({row['reached']}/{row['trials']})"
-        rows.append(
-            [
-                Cell(row["scheme"], row["scheme"]),
-                Cell(str(row["n"]), row["n"]),
-                Cell(said, row["beats"]),
-                Cell(f"{row['beats_same_seed']:.0%}", row["beats_same_seed"]),
-                Cell(_count(row["epochs_to_baseline"]) + reached, row["epochs_to_baseline"]),
-                Cell(rounded_time(row["seconds_to_baseline"]), row["seconds_to_baseline"]),
-                Cell(own, row["baseline_epochs_to_baseline"]),
-                Cell(_figure(row["device_hours"], "{:.3g}"), row["device_hours"]),
-                Cell(_figure(row["cost"], "{:.2f}"), row["cost"]),
-            ]
-        )
-    return Sheet(columns, rows, [heading(row) for row in records(found)], [DETAILS_LEGEND])
+    rows = records(found)
+    return Sheet.of(_DETAILS, rows, map(heading, rows), [DETAILS_LEGEND])
 
 
 def power_sheet(comparison: Comparison) -> Sheet:
     """Seeds that a verdict would need, one row per scheme without one."""
-    names = ("Scheme", "Pairs", "Difference", "sd", "Seeds to differ", "Seeds to be practically equal", "More seeds")
-    rows, headings = [], []
-    open_rows = [row for row in records(comparison.table) if row["verdict"] == "cannot tell" and row["pairs"] > 1]
-    for row in open_rows:
-        needed = seeds_needed(row, len(open_rows), comparison.design)
-        least = np.nanmin([*needed.values(), np.inf])
-        more = max(0.0, least - row["pairs"])
-        equal = NONE if pd.isna(row["margin"]) else _seeds(needed["seeds_to_equal"])
-        cells = [
-            (row["scheme"], row["scheme"]),
-            (str(row["pairs"]), row["pairs"]),
-            (points(row["difference_mean"], True), row["difference_mean"]),
-            (f"{100 * row['difference_sd']:.2f}", row["difference_sd"]),
-            (_seeds(needed["seeds_to_differ"]), needed["seeds_to_differ"]),
-            (equal, needed["seeds_to_equal"]),
-            (_seeds(more if np.isfinite(more) else np.nan), more),
-        ]
-        rows.append([Cell(*cell) for cell in cells])
-        headings.append(heading(row))
-    return Sheet([Column(name, number=name != "Scheme") for name in names], rows, headings, [POWER_LEGEND])
+    rows = [row for row in records(comparison.table) if row["verdict"] == "cannot tell" and row["pairs"] > 1]
+    for row in rows:
+        needed = seeds_needed(row, len(rows), comparison.design)
+        row |= needed | {"more": max(0.0, np.nanmin([*needed.values(), np.inf]) - row["pairs"])}
+    return Sheet.of(_POWER, rows, map(heading, rows), [POWER_LEGEND])
 
 
 def across_sheet(found: Across) -> Sheet:
     """Schemes over data sets and networks, the best mean rank first."""
-    names = ("Scheme", "Mean rank", "Difference [95%]", "Ahead of the baseline", "p")
-    rows = []
-    for row in records(found.table):
-        is_baseline = row["scheme"] == found.baseline
-        difference = bounded(row["difference_mean"], row["difference_low"], row["difference_high"])
-        rows.append(
-            [
-                Cell(row["scheme"], row["scheme"]),
-                Cell(f"{row['rank']:.2f}", row["rank"]),
-                Cell("baseline" if is_baseline else difference, row["difference_mean"]),
-                Cell(NONE if is_baseline else f"{row['ahead']} of {row['of']}", row["ahead"]),
-                Cell(_figure(row["p_baseline"], "{:.2g}"), row["p_baseline"]),
-            ]
-        )
     tested = f"{found.test} over {len(found.accuracies)} data sets and networks: p={found.p:.2g}."
     if not np.isnan(found.critical):
         tested += f" Mean ranks differ at 5% from {found.critical:.2f} on (Nemenyi)."
-    columns = [Column(name, number=name != "Scheme") for name in names]
-    return Sheet(columns, rows, [""] * len(rows), [tested, ACROSS_LEGEND, *found.notes])
+    rows = [row | {"is_baseline": row["scheme"] == found.baseline} for row in records(found.table)]
+    return Sheet.of(_ACROSS, rows, footnotes=[tested, ACROSS_LEGEND, *found.notes])
 
 
-def _count(value: float) -> str:
-    return _figure(value, "{:.0f}")
+def _beats(row: Row) -> Cell:
+    said, share = number("beats", "{:.0%}".format)(row)
+    interval: str = "" if pd.isna(row["beats_low"]) else f" [{row['beats_low']:.0%}, {row['beats_high']:.0%}]"
+    return Cell(said + interval, share)
 
 
-def _figure(value: float, form: str) -> str:
-    return NONE if pd.isna(value) else form.format(value)
+def _epochs(row: Row) -> Cell:
+    said, epochs = number("epochs_to_baseline", "{:.0f}".format)(row)
+    return Cell(f"{said} ({row['reached']}/{row['trials']})", epochs)
 
 
-def _seeds(value: float) -> str:
-    return f">{MOST}" if pd.isna(value) else f"{value:.0f}"
+def _baseline(row: Row) -> Cell:
+    said, epochs = number("baseline_epochs_to_baseline", "{:.0f}".format)(row)
+    return Cell(f"{said}, {rounded_time(row['baseline_seconds_to_baseline'])}", epochs)
+
+
+def _ahead(row: Row) -> Cell:
+    return Cell(NONE if row["is_baseline"] else f"{row['ahead']} of {row['of']}", row["ahead"])
+
+
+def _seeds(name: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(f"{row[name]:.0f}" if np.isfinite(row[name]) else f">{MOST}", row[name])
+
+
+def _seeds_to_equal(row: Row) -> Cell:
+    return Cell(NONE, np.nan) if pd.isna(row["margin"]) else _seeds("seeds_to_equal")(row)
+
+
+_DETAILS: list[Shown] = [
+    (Column("Scheme", number=False), text("scheme")),
+    (Column("n"), number("n", str)),
+    (Column("Beats a baseline run [95%]"), _beats),
+    (Column("Same seed", 2), number("beats_same_seed", "{:.0%}".format)),
+    (Column("Epochs to baseline's accuracy"), _epochs),
+    (Column("Time to it"), number("seconds_to_baseline", rounded_time)),
+    (Column("Baseline itself", 3), _baseline),
+    (Column("Device hours", 4), number("device_hours", "{:.3g}".format)),
+    (Column("Cost"), number("cost", "{:.2f}".format)),
+]
+_POWER: list[Shown] = [
+    (Column("Scheme", number=False), text("scheme")),
+    (Column("Pairs"), number("pairs", str)),
+    (Column("Difference"), number("difference_mean", partial(points, signed=True))),
+    (Column("sd"), number("difference_sd", lambda sd: f"{100 * sd:.2f}")),
+    (Column("Seeds to differ"), _seeds("seeds_to_differ")),
+    (Column("Seeds to be practically equal"), _seeds_to_equal),
+    (Column("More seeds"), _seeds("more")),
+]
+_ACROSS: list[Shown] = [
+    (Column("Scheme", number=False), text("scheme")),
+    (Column("Mean rank"), number("rank", "{:.2f}".format)),
+    (Column("Difference [95%]"), difference),
+    (Column("Ahead of the baseline"), _ahead),
+    (Column("p"), number("p_baseline", "{:.2g}".format)),
+]

@@ -10,46 +10,37 @@ from repr_ray.results.sequential import Array
 RESAMPLES = 4000
 
 
-def beats(ours: Array, theirs: Array, level: float = 0.05) -> tuple[float, float, float]:
-    """The probability that a run of ours beats a run of theirs, and the ends of its bootstrap interval.
+def beats(ours: Array, theirs: Array) -> tuple[float, float, float]:
+    """The probability that a run of ours beats a run of theirs, and the ends of its 95% bootstrap interval.
 
     Both have shape (seeds,), with the same seed at each place. Every run of ours is compared with each of theirs,
     ties count half (the Mann-Whitney statistic over the number of comparisons): a user's single run shares no seed.
     The bootstrap draws seeds, each with both of its runs, because these are not independent. Percentiles, from a
     fixed random seed; NaN for fewer than two seeds.
     """
-    return _bootstrap(_meetings, ours, theirs, level)
-
-
-def beats_of_same_seed(ours: Array, theirs: Array, level: float = 0.05) -> tuple[float, float, float]:
-    """The share of seeds whose run of ours beats theirs, ties half, and its interval; otherwise as `beats`."""
-    return _bootstrap(_of_same_seed, ours, theirs, level)
-
-
-def _meetings(ours: Array, theirs: Array, axis: int = -1) -> Any:
-    return (1 + np.sign(ours[..., :, None] - theirs[..., None, :]).mean(axis=(-2, -1))) / 2
-
-
-def _of_same_seed(ours: Array, theirs: Array, axis: int = -1) -> Any:
-    return (1 + np.sign(ours - theirs).mean(axis=axis)) / 2
-
-
-def _bootstrap(statistic: Any, ours: Array, theirs: Array, level: float) -> tuple[float, float, float]:
     from scipy import stats
 
+    def share(ours: Array, theirs: Array, axis: int = -1) -> Any:
+        return (1 + np.sign(ours[..., :, None] - theirs[..., None, :]).mean(axis=(-2, -1))) / 2
+
     if len(ours) < 2:
-        return (float(statistic(ours, theirs)) if len(ours) else np.nan, np.nan, np.nan)
+        return (float(share(ours, theirs)) if len(ours) else np.nan, np.nan, np.nan)
     found = stats.bootstrap(
         (ours, theirs),
-        statistic,
+        share,
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        confidence_level=1 - level,
+        confidence_level=0.95,
         method="percentile",
         rng=0,
     ).confidence_interval
-    return float(statistic(ours, theirs)), float(found.low), float(found.high)
+    return float(share(ours, theirs)), float(found.low), float(found.high)
+
+
+def beats_of_same_seed(ours: Array, theirs: Array) -> float:
+    """The share of seeds whose run of ours beats theirs, ties half; NaN for no seed."""
+    return float((1 + np.sign(ours - theirs).mean()) / 2) if len(ours) else np.nan
 
 
 def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:

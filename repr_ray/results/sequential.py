@@ -88,8 +88,9 @@ def two_sided(mean: ArrayLike, error: ArrayLike, n: ArrayLike) -> Array:
         return np.where(n < 2, np.nan, 2 * special.stdtr(n - 1, -t))
 
 
-def holm(p: Array) -> Array:
-    """Holm's correction along the last axis; NaN (a test still to come) stays NaN but counts."""
+def holm(p: ArrayLike) -> Array:
+    """Holm's correction along the last axis; NaN (a test still to come) stays NaN but counts in the family."""
+    p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, axis=-1)  # NaN last
     steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
     corrected = np.minimum(np.maximum.accumulate(steps, axis=-1), 1)

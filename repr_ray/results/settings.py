@@ -1,7 +1,6 @@
 """The settings of stored trials and of shipped recipes, as flat, comparable values."""
 
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from repr_ray.records import flatten
 from repr_ray.study.config import Train
 from repr_ray.study.data import Data
 from repr_ray.study.plan import plan
-from repr_ray.study.reading import load
+from repr_ray.study.reading import load, shipped
 
 _BLOCKS = {"data": Data, "model": Model, "train": Train, "scheme": AnyScheme}
 
@@ -60,20 +59,11 @@ def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
 
     A recipe is the name of a shipped config (`recipes/paper`) or a path (`mine.yaml`).
     """
-    path = Path(recipe) if recipe.endswith(".yaml") else shipped(recipe)
-    if not path.exists():
+    if recipe not in shipped() and not (recipe.endswith(".yaml") and Path(recipe).exists()):
         return ()
-    experiment = load(path)
-    trials = plan(experiment)
+    trials = plan(load(recipe))
     return tuple(
         (trial.data.name, trial.model.label, trial.scheme.split(" ")[0], comparable(trial.record()["settings"]))
         for trial in trials
         if trial.seed == trials[0].seed
     )
-
-
-def shipped(name: str) -> Path:
-    """Where the config of this name comes with the package, or lies in its checkout."""
-    inside = Path(str(resources.files("repr_ray"))) / "configs"
-    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
-    return folder / f"{name}.yaml"

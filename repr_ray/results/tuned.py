@@ -1,15 +1,16 @@
 """The points that tuning tried and chose, from trials whose seeds the comparison never uses."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from repr_ray.records import STOPPED_EARLY
-from repr_ray.results.compare import points, records
+from repr_ray.results.compare import points
 from repr_ray.results.sequential import Array
 from repr_ray.results.store import Tables
-from repr_ray.results.tables import NONE, Cell, Column, Sheet
+from repr_ray.results.tables.sheet import NONE, Column, Row, Sheet, Shown, number, text
 from repr_ray.results.tuning import sensitivity
 
 TUNED_LEGEND = (
@@ -53,51 +54,37 @@ def accuracies(points_: pd.DataFrame) -> dict[tuple[str, ...], Array]:
 
 def tuned_sheet(points_: pd.DataFrame) -> Sheet:
     """The chosen settings of every scheme, and its sensitivity to them."""
-    columns = [
-        Column("Scheme", number=False),
-        Column("Points"),
-        Column("Chosen", number=False),
-        Column("Val., %"),
-        Column("Median, %", 2),
-        Column("Worst, %", 3),
-        Column("Near best", 1),
-        Column("Diverged", 4),
-    ]
-    any_stopped = bool(points_["stopped"].any())
-    if any_stopped:
-        columns.append(Column("Stopped", 1))
-    rows = []
-    for key, group in points_.groupby(CELL, sort=False):
-        name = " ".join(str(part) for part in key[1:] if part)
-        whole = group[~group["stopped"]]
-        known = whole["accuracy"].dropna().to_numpy(dtype=float)
-        if not len(known):
-            rows.append([Cell(name, name), Cell(str(len(group)), len(group)), *[Cell(NONE, "")] * (len(columns) - 2)])
-            continue
-        found = sensitivity(known)
-        best = records(whole.loc[[whole["accuracy"].idxmax()]])[0]
-        chosen = ", ".join(
-            f"{field.rpartition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else value}"
-            for field, value in json.loads(best["tuned"]).items()
-        )
-        missing = int(np.isnan(group["accuracy"]).sum())
-        chosen = f"{missing} of {len(group)} points not tried yet" if missing else chosen or "nothing to tune"
-        failed, stopped = int(group["failed"].sum()), len(group) - len(whole)
-        if stopped:
-            found = {"best": found["best"]}
-        rows.append(
-            [
-                Cell(name, name),
-                Cell(str(len(group)), len(group)),
-                Cell(chosen, chosen),
-                *(
-                    Cell(points(found[part]), found[part]) if part in found else Cell(NONE, "")
-                    for part in ("best", "median", "worst")
-                ),
-                Cell(f"{found['near_best']:.0%}", found["near_best"]) if "near_best" in found else Cell(NONE, ""),
-                Cell(str(failed), failed),
-                *([Cell(str(stopped), stopped)] if any_stopped else []),
-            ]
-        )
-    legend = [TUNED_LEGEND, *([STOPPED_LEGEND] if any_stopped else [])]
-    return Sheet(columns, rows, [""] * len(rows), legend if rows else [])
+    rows = [_row(key, group) for key, group in points_.groupby(CELL, sort=False)]
+    stopped = any(row["stopped"] for row in rows)
+    legend = [TUNED_LEGEND, *([STOPPED_LEGEND] if stopped else [])]
+    return Sheet.of([*_COLUMNS, *([_STOPPED] if stopped else [])], rows, footnotes=legend if rows else [])
+
+
+def _row(key: Any, group: pd.DataFrame) -> Row:
+    """The figures of the points of one scheme; after early stops there is no spread over all points."""
+    row = {"name": " ".join(str(part) for part in key[1:] if part), "points": len(group), "chosen": NONE}
+    row |= {"failed": int(group["failed"].sum()), "stopped": int(group["stopped"].sum())}
+    row |= dict.fromkeys(("best", "median", "worst", "near_best"), np.nan)
+    tried = group[~group["stopped"]].dropna(subset="accuracy")
+    if not len(tried):
+        return row
+    found = sensitivity(tried["accuracy"].to_numpy(dtype=float))
+    row |= {"best": found["best"]} if row["stopped"] else found
+    chosen = json.loads(tried["tuned"].iloc[int(tried["accuracy"].argmax())]).items()
+    said = (f"{f.rpartition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else value}" for f, value in chosen)
+    missing = int(group["accuracy"].isna().sum())
+    row["chosen"] = ", ".join(said) or "nothing to tune"
+    return row | ({"chosen": f"{missing} of {len(group)} points not tried yet"} if missing else {})
+
+
+_COLUMNS: list[Shown] = [
+    (Column("Scheme", number=False), text("name")),
+    (Column("Points"), number("points", str)),
+    (Column("Chosen", number=False), text("chosen")),
+    (Column("Val., %"), number("best", points)),
+    (Column("Median, %", 2), number("median", points)),
+    (Column("Worst, %", 3), number("worst", points)),
+    (Column("Near best", 1), number("near_best", "{:.0%}".format)),
+    (Column("Diverged", 4), number("failed", str)),
+]
+_STOPPED: Shown = (Column("Stopped", 1), number("stopped", str))

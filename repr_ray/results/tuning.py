@@ -42,37 +42,13 @@ def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
 def sensitivity(accuracies: Array) -> dict[str, float]:
     """The sensitivity of a scheme to its settings, from trials over its search space; see `tuning_curve`.
 
-    `best`, `median` and `worst` validation accuracy, the range between the quartiles, and the share of trials within
-    a point of the best: a scheme that needs no tuning has a small range and a large share.
+    `best`, `median` and `worst` validation accuracy, and the share of trials within a point of the best, which is
+    large for a scheme that needs no tuning.
     """
     values = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0)
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {
         "best": float(values.max()),
-        "median": float(median),
+        "median": float(np.median(values)),
         "worst": float(values.min()),
-        "quartiles": float(high - low),
         "near_best": float((values >= values.max() - NEAR).mean()),
-        "failed": int(np.isnan(np.asarray(accuracies, dtype=np.float64)).sum()),
     }
-
-
-def importance(accuracies: Array, settings: pd.DataFrame) -> pd.Series:
-    """|Spearman's rank correlation| of each numeric setting with the accuracy; of others the share explained (eta).
-
-    `settings` has one row per trial. Between 0 and 1, by name, the largest first, without settings that do not vary.
-    Only monotonic effects are measured: a setting whose best value lies inside its range may get a small value.
-    """
-    from scipy import stats
-
-    ranks = stats.rankdata(np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0))
-    found = {}
-    for name, column in settings.items():
-        if column.nunique() < 2 or np.ptp(ranks) == 0:
-            continue
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            found[str(name)] = abs(float(stats.spearmanr(column, ranks).statistic))
-        else:
-            means = pd.Series(ranks).groupby(column.astype(str).to_numpy()).transform("mean")
-            found[str(name)] = float(np.sqrt(means.var(ddof=0) / ranks.var()))
-    return pd.Series(found, dtype="float64").sort_values(ascending=False)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from studies import make_trial
 
-from repr_ray.results import claims, settings, store
+from repr_ray.results import claims, store
 from repr_ray.results.compare import compare
 from repr_ray.study import reading
 from repr_ray.study.plan import Trial, plan
@@ -101,7 +101,7 @@ RECIPES = {
 @cache
 def recipe_cell(recipe: str, arm: str) -> Trial:
     """The first trial of the cell of CIFAR-10 and the 3x32 net of a shipped recipe."""
-    trials = plan(reading.load(settings.shipped(recipe)))
+    trials = plan(reading.load(recipe))
     found = [t for t in trials if t.data.name == "cifar10" and t.model.label.startswith("convnet-3x32")]
     return next(t for t in found if t.scheme == arm)
 
@@ -135,7 +135,7 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_only_the_whole_recipe_is_an_exact_match(tmp_path: Path, recipe: str) -> None:
-    if not settings.shipped(recipe).exists():
+    if recipe not in reading.shipped():
         pytest.skip("not shipped yet")
     for source, arm, claimed in RECIPES[recipe]:
         changes = {k: v for k, v in CHANGES.items() if arm != "standard" or not k.startswith("scheme.")}
@@ -174,7 +174,7 @@ def test_equal_numbers_of_other_arms_are_claims_of_their_own(tmp_path: Path) -> 
 def test_every_recipe_that_a_claim_names_trains_it() -> None:
     own = claims.load()
     for row in own[own["recipe"] != ""].to_dict("records"):
-        if settings.shipped(row["recipe"]).exists():
+        if row["recipe"] in reading.shipped():
             stated = {k: yaml.safe_load(v) for k, v in (part.split("=", 1) for part in row["settings"].split())}
             assert claims._cell(row, stated), row
 

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from repr_ray.results.compare import LEVEL, Array, points, records
+from repr_ray.results.compare import points, records
+from repr_ray.results.decide import LEVEL
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.style import (
     BLUE,
@@ -27,6 +28,7 @@ from repr_ray.results.plots.style import (
     short,
     some,
 )
+from repr_ray.results.sequential import Array
 
 _TOGETHER = len(COLOURS)  # schemes that share axes; more get a panel each
 _SUB = (Patch(color=SHADE), "sub-network (S2)")

@@ -1,5 +1,6 @@
 """A table of cells to be shown, whatever the format, and how its numbers are written."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +29,20 @@ class Column:
     number: bool = True
 
 
+Shown = tuple[Column, Callable[[Row], Cell]]
+"""A column, and its cell in a row."""
+
+
+def text(name: str) -> Callable[[Row], Cell]:
+    """The text of a row under this name, as a cell."""
+    return lambda row: Cell(row[name], row[name])
+
+
+def number(name: str, say: Callable[[Any], str]) -> Callable[[Row], Cell]:
+    """The number of a row under this name, as a cell; NaN is a dash."""
+    return lambda row: Cell(NONE if pd.isna(row[name]) else say(row[name]), row[name])
+
+
 @dataclass(frozen=True)
 class Sheet:
     """A table to be shown; a new `heading` of a row starts a new block."""
@@ -36,6 +51,14 @@ class Sheet:
     rows: list[list[Cell]]
     headings: list[str]
     footnotes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, shown: Sequence[Shown], rows: Sequence[Row], headings: Iterable[str] = (), footnotes: Iterable[str] = ()
+    ) -> "Sheet":
+        """These columns of some rows; one block without `headings`."""
+        cells = [[cell(row) for _, cell in shown] for row in rows]
+        return cls([column for column, _ in shown], cells, [*headings] or [""] * len(rows), [*footnotes])
 
 
 def blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
