@@ -36,10 +36,7 @@ def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -
         return experiment
     _refuse_other(folder, stored, experiment)
     return experiment.model_copy(
-        update={
-            "seeds": _seeds(folder, stored, experiment),
-            "schemes": stored.schemes | experiment.schemes,
-        }
+        update={"seeds": _seeds(folder, stored, experiment), "schemes": stored.schemes | experiment.schemes}
     )
 
 

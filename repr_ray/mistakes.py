@@ -89,33 +89,24 @@ _MESSAGES = {
 """Messages for types of pydantic's errors."""
 
 
-_SYNONYMS = {
-    "lr": "learning_rate",
-    "wd": "weight_decay",
-    "bs": "batch_size",
-    "batch": "batch_size",
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "opt": "optimizer",
-    "optim": "optimizer",
-    "scheduler": "schedule",
-    "lr_schedule": "schedule",
-    "lr_scheduler": "schedule",
-    "dtype": "precision",
-    "amp": "precision",
-    "pool_size": "pool",
-    "padding": "crop_padding",
-    "ratio": "prune_ratio",
-    "sparsity": "prune_ratio",
-    "gpus": "gpus_per_worker",
-    "num_gpus": "gpus_per_worker",
-    "cpus": "cpus_per_worker",
-    "num_workers": "workers",
-    "dataset": "data",
-    "arch": "model",
-    "net": "model",
-    "network": "model",
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "weight_decay": "wd",
+    "batch_size": "bs batch",
+    "epochs": "num_epochs max_epochs",
+    "optimizer": "opt optim",
+    "schedule": "scheduler lr_schedule lr_scheduler",
+    "precision": "dtype amp",
+    "pool": "pool_size",
+    "crop_padding": "padding",
+    "prune_ratio": "ratio sparsity",
+    "gpus_per_worker": "gpus num_gpus",
+    "cpus_per_worker": "cpus",
+    "workers": "num_workers",
+    "data": "dataset",
+    "model": "arch net network",
 }
+_SYNONYMS = {other: field for field, others in _OTHER_NAMES.items() for other in others.split()}
 """Common other names of fields."""
 
 

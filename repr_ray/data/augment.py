@@ -159,7 +159,8 @@ class Augmentation:
         if settings.random_erasing:
             draws["erase"] = _rectangles(n, self.size, settings.random_erasing, of["random_erasing"])
         if settings.cutout:
-            draws["cutout"] = _squares(n, self.size, settings.cutout, of["cutout"])
+            centre = of["cutout"].integers(self.size, size=(n, 2))
+            draws["cutout"] = _around(centre, np.full(n, settings.cutout), self.size)
         if self.mixes:
             draws |= self._mixtures(n, of["mixup"], of["cutmix"])
         return draws
@@ -179,8 +180,8 @@ class Augmentation:
 
     def __call__(self, images: Tensor, draws: Draws, places: Places) -> Tensor:
         """Augment images (b x h x w x c, uint8) by the draws for some places of an epoch."""
-        every = draws.by_name.items()
-        own = {name: draw[places if name == "policy" else self._here(places)] for name, draw in every}
+        here = places.to(self.device) if isinstance(places, Tensor) else places
+        own = {name: draw[places if name == "policy" else here] for name, draw in draws.by_name.items()}
         flip = own.get("flip")
         if "box" in own:
             images = resized_crops(images, own["box"], flip, self.size).round_()
@@ -196,9 +197,6 @@ class Augmentation:
             if name in own:
                 images = torch.where(self._inside(own[name]), self.fill, images.float())
         return images
-
-    def _here(self, places: Places) -> Places:
-        return places.to(self.device) if isinstance(places, Tensor) else places
 
     def _cropped(self, images: Tensor, crops: Tensor | None, flips: Tensor | None) -> Tensor:
         """Random crop from the zero-padded image, random left-right flip: one gather for both."""
@@ -244,10 +242,6 @@ def _rectangles(n: int, side: int, erasing: RandomErasing, rng: np.random.Genera
     sides = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], -1))).astype(np.int64).clip(1, side)
     corner = (rng.random((n, 2)) * (side - sides + 1)).astype(np.int64)
     return np.where((rng.random(n) < erasing.probability)[:, None], np.concatenate([corner, sides], 1), 0)
-
-
-def _squares(n: int, side: int, hole: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return _around(rng.integers(side, size=(n, 2)), np.full(n, hole), side)
 
 
 def _around(centre: NDArray[np.int64], hole: NDArray[np.int64], side: int) -> NDArray[np.int64]:
@@ -320,20 +314,8 @@ def _turned(images: Tensor, by: Tensor) -> Tensor:
 
 
 _OPERATIONS = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness"),
+    *("color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
 )
 
 

@@ -11,13 +11,7 @@ STAGES: Mapping[int, tuple[int, ...]] = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2
 
 
 def vgg(
-    *,
-    depth: int,
-    classes: int,
-    channels: int,
-    image_size: int,
-    dropout: float = 0.0,
-    spatial_dropout: float = 0.0,
+    *, depth: int, classes: int, channels: int, image_size: int, dropout: float = 0.0, spatial_dropout: float = 0.0
 ) -> nn.Module:
     """VGG with batch norm and a single linear layer, as is usual for CIFAR.
 

@@ -59,11 +59,7 @@ _COMMON_SIZES = (224, 256, 299, 384)
 
 
 def _fitting(
-    name: str,
-    make: Callable[[Mapping[str, Any]], nn.Module],
-    options: Mapping[str, Any],
-    channels: int,
-    size: int,
+    name: str, make: Callable[[Mapping[str, Any]], nn.Module], options: Mapping[str, Any], channels: int, size: int
 ) -> nn.Module:
     """The network, made for images of `size` pixels a side if it takes no such images otherwise.
 

@@ -40,13 +40,8 @@ _LABELS |= {("paper", name): f"torchvision-{name}" for name in ("resnet18", "res
 _LABELS[("siahuat0727", "convnet-3x32-nopool")] = "convnet-3x32"
 _LABELS[("SweetWind1996", "convnet-3x32")] = "convnet-3x32 with layers that are not stated"
 COLUMNS = [
-    *GROUP,
-    "source",
-    "quantity",
-    *("claimed", "measured", "measured_low", "measured_high", "n"),
-    "verdict",
-    "match",
-    "remark",
+    *(*GROUP, "source", "quantity"),
+    *("claimed", "measured", "measured_low", "measured_high", "n", "verdict", "match", "remark"),
 ]
 """Columns of the table of claims; accuracies and gains are fractions."""
 

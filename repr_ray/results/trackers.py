@@ -15,16 +15,8 @@ from repr_ray.results.store import UNFINISHED, gather
 from repr_ray.storage.text import line, lines
 
 _TAGS = (
-    "dataset",
-    "model",
-    "scheme",
-    "variant",
-    "fingerprint",
-    "status",
-    "commit",
-    "precision",
-    "versions",
-    "hardware",
+    *("dataset", "model", "scheme", "variant", "fingerprint"),
+    *("status", "commit", "precision", "versions", "hardware"),
 )
 
 

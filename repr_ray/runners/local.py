@@ -12,12 +12,7 @@ from repr_ray.study.plan import Trial
 from repr_ray.training.messages import Tell
 
 
-def run(
-    trials: Sequence[Trial],
-    results: Path | str,
-    tell: Tell,
-    origin: dict[str, Any],
-) -> None:
+def run(trials: Sequence[Trial], results: Path | str, tell: Tell, origin: dict[str, Any]) -> None:
     """Run every trial; a failure is recorded in the trial's folder, and the next trial starts.
 
     After a signal the trial has up to `SAVE_SECONDS` to save. Raises ConfigError for resources that one process

@@ -64,9 +64,7 @@ class Ranks:
                 resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
             ),
             run_config=ray.train.RunConfig(
-                name=f"ranks-{self.key}",
-                storage_path=launch.scratch,
-                failure_config=ray.train.FailureConfig(**once),
+                name=f"ranks-{self.key}", storage_path=launch.scratch, failure_config=ray.train.FailureConfig(**once)
             ),
         )
         try:

@@ -14,6 +14,7 @@ Each takes a `block.Block` and returns a figure in the style of `style.py`. Accu
 sub-network have a grey band.
 """
 
+import itertools
 import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -71,16 +72,13 @@ def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30
     else:
         made = [draw_block(place) for place in range(blocks)]
     with styled():
-        studies = [
-            save(figure, folder / f"ablation-{place:02d}", title, alt)
-            for place, (figure, title, alt) in enumerate(ablations(comparison), 1)
-        ]
-        for name, figure, title, alt in tuning_curves(tried(tables)):
-            studies.append(save(figure, folder / name, title, alt))
-        if found := across(comparison.table, comparison.baseline):
-            studies = [
-                save(figure, folder / name, title, alt) for name, figure, title, alt in overview(found)
-            ] + studies
+        found = across(comparison.table, comparison.baseline)
+        figures = itertools.chain(
+            overview(found) if found else (),
+            ((f"ablation-{place:02d}", *drawn) for place, drawn in enumerate(ablations(comparison), 1)),
+            tuning_curves(tried(tables)),
+        )
+        studies = [save(figure, folder / name, title, alt) for name, figure, title, alt in figures]
     return studies + [picture for pictures in made for picture in pictures]
 
 

@@ -25,6 +25,7 @@ from repr_ray.results.plots.style import (
     Maker,
     Panels,
     arrange,
+    limits,
     short,
     some,
 )
@@ -88,7 +89,7 @@ def apart(kind: str) -> Maker:
                 _curve(axis, test.get(baseline), of_baseline, seeds=False)
             axis.set_title(short(scheme))
         values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
-        panels.share(panels.axes, span(epochs), _scale(panels.axes, kind, values))
+        panels.share(span(epochs), _scale(panels.axes, kind, values))
         return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _said(block)
 
     return make
@@ -165,9 +166,8 @@ def _scale(axes: Sequence[Axes], kind: str, values: Array) -> tuple[float, float
     """The y scale of panels that show `values`; a few diverged epochs do not change it."""
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.0, 1.0 if kind == "accuracy" else 0.99]) if len(values) else (0.0, 1.0)
-    room = 0.05 * (high - low) or 0.01
-    axes[0].set_ylim(low - room, high + room)
+    axes[0].set_ylim(limits(low, high))
     if kind == "accuracy":
         for axis in axes:
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
-    return float(low - room), float(high + room)
+    return limits(low, high)

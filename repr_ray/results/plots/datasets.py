@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from repr_ray.results.across import Across
 from repr_ray.results.compare import points, records
-from repr_ray.results.plots.grid import luminance
-from repr_ray.results.plots.style import BLUE, LETTER, Panels, short, some
+from repr_ray.results.plots.grid import heat_map
+from repr_ray.results.plots.style import BLUE, Panels, inches, short, some
 
 _MOST = 40  # columns of the map
 
@@ -28,20 +28,9 @@ def overview(found: Across) -> Iterator[tuple[str, Figure, str, str]]:
 
 def _ranks(found: Across) -> Figure:
     names = [short(name, 34) for name in found.table["scheme"]]
-    longest = max(len(line) for name in names for line in name.split("\n"))
-    panels = Panels.make(
-        1,
-        1,
-        (6.0, 0.5 + 0.32 * len(names)),
-        left=0.4 + LETTER * longest,
-        x_label="Mean rank, 1 is best; schemes whose bars do not overlap differ at 5% (Nemenyi)",
-    )
-    [axis] = panels.axes
+    panels = Panels.listing(names, "Mean rank, 1 is best; schemes whose bars do not overlap differ at 5% (Nemenyi)")
     ranks, places = found.table["rank"].to_numpy(dtype=float), np.arange(len(names))
-    axis.errorbar(ranks, places, xerr=found.critical / 2, fmt="o", color=BLUE, capsize=3)
-    axis.set_yticks(places, names)
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(False, axis="y")
+    panels.axes[0].errorbar(ranks, places, xerr=found.critical / 2, fmt="o", color=BLUE, capsize=3)
     return panels.figure
 
 
@@ -50,22 +39,19 @@ def _map(found: Across) -> Figure:
     shown = 100 * found.differences[order].iloc[:_MOST].T
     columns = [short(" ".join(str(part) for part in key), 18) for key in shown.columns]
     names = [short(name, 24) for name in order]
-    limit = float(np.abs(shown.to_numpy()).max()) or 1.0
-    scale, colours = Normalize(-limit, limit), mpl.colormaps["PuOr"]
+    values = shown.to_numpy()
+    limit = float(np.abs(values).max()) or 1.0
     panels = Panels.make(
         1,
         1,
         (0.62 * len(columns) + 0.4, 0.42 * len(names) + 0.3),
-        left=0.5 + LETTER * max(len(line) for name in names for line in name.split("\n")),
-        ticks=0.3 + LETTER * max(len(line) for name in columns for line in name.split("\n")),
+        left=0.5 + inches(names),
+        ticks=0.3 + inches(columns),
         x_label=f"Difference to {found.baseline}, points",
     )
     [axis] = panels.axes
-    axis.imshow(shown.to_numpy(), aspect="auto", norm=scale, cmap=colours)
-    for (row, column), value in np.ndenumerate(shown.to_numpy()):
-        ink = "white" if luminance(colours(scale(value))) < 0.18 else "black"
-        axis.text(column, row, points(value / 100, True), ha="center", va="center", fontsize=8, color=ink)
+    texts = [[points(value / 100, True) for value in row] for row in values]
+    heat_map(axis, values, texts, (Normalize(-limit, limit), mpl.colormaps["PuOr"]))
     axis.set_xticks(range(len(columns)), columns, rotation=90)
     axis.set_yticks(range(len(names)), names)
-    axis.grid(False)
     return panels.figure

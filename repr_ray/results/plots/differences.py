@@ -25,21 +25,12 @@ def differences(block: Block) -> Made:
         return None
     base = block.comparison.baseline
     names = [short(row["scheme"], 34) for row in rows]
-    longest = max(len(line) for name in names for line in name.split("\n"))
     legend = [(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4), "a seed")]
     given = {row["verdict"] for row in rows}
     for verdict, (colour, marker, face) in _VERDICTS.items():
-        if verdict not in given:
-            continue
-        legend.append((Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2), verdict))
-    panels = Panels.make(
-        1,
-        1,
-        (6.0, 0.5 + 0.32 * len(rows)),
-        left=0.4 + 0.07 * longest,
-        x_label=f"Test accuracy less that of {base}, percentage points",
-        legend=legend,
-    )
+        if verdict in given:
+            legend.append((Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linewidth=2), verdict))
+    panels = Panels.listing(names, f"Test accuracy less that of {base}, percentage points", legend)
     [axis] = panels.axes
     axis.axvline(0, color="black", linewidth=0.9)
     dots = [(value, place + 0.17) for place, row in enumerate(rows) for value in seeds[row["scheme"]]]
@@ -53,9 +44,6 @@ def differences(block: Block) -> Made:
             )
             axis.hlines(y, low, high, color=colour, linewidth=2)
             axis.plot(mean, y, marker, color=colour, markerfacecolor=face, markersize=6)
-    axis.set_yticks(range(len(rows)), names)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.grid(False, axis="y")
     said = some([f"{row['scheme']} {points(row['difference_mean'], True)}" for row in rows])
     alt = f"Difference of last-epoch test accuracy to {base}, paired by seed, in points: {said}."
     return panels.figure, "Paired differences: every seed, mean, 95% interval", alt

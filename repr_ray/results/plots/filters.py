@@ -49,7 +49,7 @@ def filters(block: Block) -> Made:
         named = every(np.unique(layers), 18)
         middles = [np.flatnonzero(layers == place).mean() for place in named]
         axis.set_yticks(middles, [plain(str(names[place])[-18:]) for place in named], fontsize=7)
-    panels.share(panels.axes, None, None)
+    panels.share(None, None)
     shares = drops.groupby("scheme", observed=True)["dropped"].mean()
     said = some([f"{scheme} {shares[scheme]:.0%}" for scheme in schemes])
     alt = f"Filters on and off, one row per filter, one column per cycle. Share dropped a cycle: {said}."

@@ -1,19 +1,21 @@
 """Accuracy over a grid of settings: a line over one field, a heat map over two, several maps for more."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from repr_ray.results.compare import Comparison, points
 from repr_ray.results.grids import Study, sort_key, studies
-from repr_ray.results.plots.style import BLUE, LETTER, Panels, every, plain, short
+from repr_ray.results.plots.style import BLUE, Panels, every, inches, plain, short
+from repr_ray.results.sequential import Array
 
 _MAPS = 12  # heat maps in a picture
 _LINE = (6.0, 2.6)  # inches of a line's axes
@@ -45,7 +47,7 @@ def _line(study: Study, measure: str, what: str) -> Figure:
     even = not numbers or (wide and not logarithmic)
     named = every(np.arange(len(levels[field])), _NUMBERS if numbers else len(levels[field])).tolist()
     names = [short(levels[field][place], 14) for place in named]
-    longest = max(len(line) for name in names for line in name.split("\n")) * LETTER
+    longest = inches(names)
     upright = even and longest * len(names) > _LINE[0]
     ticks = 0.25 + longest if upright else 0.45 if even else 0.3
     cells = sorted(study.cells, key=lambda cell: sort_key(cell[0].get(field, "")))
@@ -98,20 +100,17 @@ def _maps(study: Study, measure: str, what: str) -> Figure:
         x_label=f"Left to right {', then '.join(shown.values())}; *: test better or worse, beyond chance",
     )
     for axis, (other, measure) in zip(panels.axes, itertools.product(others, shown), strict=True):
-        signed, (scale, colours) = measure == "difference", looks[measure]
         image = np.full((len(levels[down]), len(levels[across])), np.nan)
+        texts = [[""] * len(levels[across]) for _ in levels[down]]
         for (i, y), (j, x) in itertools.product(enumerate(levels[down]), enumerate(levels[across])):
             if (row := cells.get((x, y, *other))) and not pd.isna(row[f"{measure}_mean"]):
                 image[i, j] = 100 * row[f"{measure}_mean"]
                 sure = "*" if row["verdict"] in ("better", "worse") and measure != "val_accuracy" else ""
-                text = points(image[i, j] / 100, signed) + sure
-                ink = "white" if luminance(colours(scale(image[i, j]))) < 0.18 else "black"
-                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
-        axis.imshow(image, aspect="auto", norm=scale, cmap=colours)
+                texts[i][j] = points(row[f"{measure}_mean"], measure == "difference") + sure
+        heat_map(axis, image, texts, looks[measure])
         axis.set_xticks(range(len(levels[across])), [short(x, 8) for x in levels[across]])
         axis.set_yticks(range(len(levels[down])), [short(y, 12) for y in levels[down]])
         axis.set(xlabel=plain(study.name(across)), ylabel=plain(study.name(down)))
-        axis.grid(False)
         which = "validation" if measure == "val_accuracy" else "test"
         axis.set_title(plain(", ".join([which, *(f"{study.name(f)}={v}" for f, v in zip(rest, other, strict=True))])))
     return panels.figure
@@ -124,6 +123,17 @@ def _colours(measure: str, rows: list[dict[str, Any]]) -> tuple[Normalize, Color
         limit = np.nanmax(np.abs(means)) or 1.0
         return Normalize(-limit, limit), mpl.colormaps["PuOr"]
     return Normalize(np.nanmin(means), np.nanmax(means)), mpl.colormaps["cividis"]
+
+
+def heat_map(axis: Axes, values: Array, texts: Sequence[Sequence[str]], colours: tuple[Normalize, Colormap]) -> None:
+    """Values as colours with their texts on them, NaN left blank."""
+    scale, palette = colours
+    axis.imshow(values, aspect="auto", norm=scale, cmap=palette)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ink = "white" if luminance(palette(scale(value))) < 0.18 else "black"
+            axis.text(column, row, texts[row][column], ha="center", va="center", fontsize=8, color=ink)
+    axis.grid(False)
 
 
 def luminance(colour: tuple[float, ...]) -> float:

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.curves import shade, span
-from repr_ray.results.plots.style import DASHES, Made, Panels, arrange, short, spaced
+from repr_ray.results.plots.style import DASHES, Made, Panels, arrange, limits, short, spaced
 
 _LAYERS = 6  # layers drawn
 
@@ -37,10 +37,7 @@ def overlap(block: Block) -> Made:
                 line = means[scheme, layer]
                 axis.plot(line.index, line.to_numpy(), color=colour, linestyle=dashes, linewidth=1.3)
         axis.set_title(short(scheme))
-    room = 0.05 * float(means.max() - means.min()) or 0.01
-    limits = float(means.min()) - room, float(means.max()) + room
-    panels.axes[0].set_ylim(limits)
-    panels.share(panels.axes, span(rows), limits)
+    panels.share(span(rows), limits(means.min(), means.max()))
     some = f" Layers shown: {len(shown)} of {len(layers)}." if len(shown) < len(layers) else ""
     alt = f"Mean off-diagonal absolute cosine between the filters of a layer, per epoch, mean over seeds.{some}"
     return panels.figure, "Overlap of filters: mean off-diagonal |cos|, lower is more orthogonal", alt

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from repr_ray.results.plots.block import Block
-from repr_ray.results.plots.style import BLUE, VERMILION, Made, Panels, arrange, every, plain, short, spaced
+from repr_ray.results.plots.style import BLUE, VERMILION, Made, Panels, arrange, every, limits, plain, short, spaced
 
 _CYCLES = 4  # cycles shown
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -66,13 +66,10 @@ def scores(block: Block) -> Made:
         axis.set_xticks(named, names, fontsize=7, rotation=90 if upright else 0)
         axis.grid(False, axis="x")
         axis.set_title(short(scheme))
-    low, high = spreads.to_numpy().min(), spreads.to_numpy().max()
-    room = 0.05 * (high - low) or 0.01
-    between = places[:-1] + 0.5 if few else np.array([])
-    for axis in panels.axes:
-        axis.vlines(between, low - room, high + room, color="#d0d0d0", linewidth=0.6)
-    panels.axes[0].set_ylim(low - room, high + room)
-    panels.share(panels.axes, (-0.5, len(places) - 0.5), (low - room, high + room))
+    ends = limits(spreads.to_numpy().min(), spreads.to_numpy().max())
+    for axis in panels.axes if few else ():
+        axis.vlines(places[:-1] + 0.5, *ends, color="#d0d0d0", linewidth=0.6)
+    panels.share((-0.5, len(places) - 0.5), ends)
     alt = "Scores of the filters when they are ranked, kept and dropped ones apart, by layer and cycle: median,"
     alt += " quartiles and the middle 90% over all seeds."
     return panels.figure, "Filter scores: median, quartiles, 5% to 95%", alt

@@ -157,16 +157,27 @@ class Panels:
             axes.append(figure.add_axes((x / width, y / height, size[0] / width, size[1] / height)))
         return cls(figure, axes, columns)
 
-    def share(self, axes: Sequence[Axes], x: tuple[float, float] | None, y: tuple[float, float] | None) -> None:
-        """One scale for rows of panels, with ticks at the left and the bottom only: ticks take most of the time."""
-        for place, axis in enumerate(axes):
+    @classmethod
+    def listing(cls, names: Sequence[str], x_label: str, legend: Sequence[tuple[Any, str]] = ()) -> "Panels":
+        """One panel with a row for each name, the first at the top."""
+        left = 0.4 + inches(names)
+        panels = cls.make(1, 1, (6.0, 0.5 + 0.32 * len(names)), left=left, x_label=x_label, legend=legend)
+        [axis] = panels.axes
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.grid(False, axis="y")
+        return panels
+
+    def share(self, x: tuple[float, float] | None, y: tuple[float, float] | None) -> None:
+        """One scale for all panels, with ticks at the left and the bottom only: ticks take most of the time."""
+        for place, axis in enumerate(self.axes):
             if x:
                 axis.set_xlim(x)
             if y:
                 axis.set_ylim(y)
-            first, last = place % self.columns == 0, place + self.columns >= len(axes)
+            first, last = place % self.columns == 0, place + self.columns >= len(self.axes)
             if not first:
-                levels = [level for level in axes[0].get_yticks() if y and y[0] <= level <= y[1]]
+                levels = [level for level in self.axes[0].get_yticks() if y and y[0] <= level <= y[1]]
                 axis.yaxis.set_major_locator(NullLocator())
                 axis.hlines(levels, *axis.get_xlim(), color="#e4e4e4", linewidth=0.6, zorder=0.5)
             if not last:
@@ -179,6 +190,17 @@ def arrange(count: int) -> tuple[int, tuple[float, float]]:
         return count, (min(9.0 / count, 5.0), 2.6)
     rows = -(-count // _COLUMNS)
     return -(-count // rows), _PANEL
+
+
+def inches(names: Sequence[str]) -> float:
+    """The width of the longest line of some names."""
+    return LETTER * max(len(line) for name in names for line in name.split("\n"))
+
+
+def limits(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis for these values, with a margin."""
+    room = 0.05 * (high - low) or 0.01
+    return float(low - room), float(high + room)
 
 
 def some(texts: Sequence[str]) -> str:

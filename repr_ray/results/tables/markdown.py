@@ -33,10 +33,7 @@ def markdown_sheet(sheet: Sheet) -> str:
 
 
 def write_markdown(
-    path: Path,
-    comparison: Comparison,
-    sheets: Sequence[tuple[str, Sheet]],
-    folded: Sequence[tuple[str, Sheet]] = (),
+    path: Path, comparison: Comparison, sheets: Sequence[tuple[str, Sheet]], folded: Sequence[tuple[str, Sheet]] = ()
 ) -> None:
     """The answer, the sheets under their titles, the notes, and sheets that are closed at first."""
     parts = [f"<!-- {MARK} {repr_ray.__version__} -->\n# Comparison with {markdown(comparison.baseline)}\n"]
