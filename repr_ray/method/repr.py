@@ -278,21 +278,25 @@ class RePr(Scheme):
             return
         for part in parts:
             tensor = tensors[part.tensor]
-            kernel = tensors[part.tensor.removesuffix("bias") + "weight"] if part.role == "bias" else tensor
-            fresh = self._fresh(layer, part, tensor, kernel[0].numel(), generator)
+            kernel = tensors.get(part.tensor.removesuffix("bias") + "weight") if part.role == "bias" else tensor
+            fan_in = kernel[0].numel() if kernel is not None and kernel.dim() > 1 else None
+            fresh = self._fresh(layer, part, tensor, fan_in, generator)
             if fresh is not None:
                 tensor.copy_(torch.where(part.mask(tensor.shape, dropped), fresh, tensor))
 
     def _fresh(
-        self, layer: ConvLayer, part: Part, tensor: Tensor, fan_in: int, generator: torch.Generator
+        self, layer: ConvLayer, part: Part, tensor: Tensor, fan_in: int | None, generator: torch.Generator
     ) -> Tensor | None:
-        """The new values of `part`, in the tensor's shape; None leaves it unchanged."""
+        """The new values of `part`, in the tensor's shape; None leaves it unchanged.
+
+        A bias without a kernel, and so without `fan_in`, has no default and becomes zero.
+        """
         reinit = self.settings.reinit
         choice: str = {"input": reinit.next_layer, "bias": reinit.bias}.get(part.role, reinit.norm_state)
         if choice == "keep":
             trained = part.role not in {"mean", "variance"} and part not in self.masks.silenced[layer.name]
             return None if part.role == "input" or trained else self._before[part.tensor]
-        if choice == "default":
+        if choice == "default" and fan_in:
             return default_init(tensor.shape, fan_in, generator).to(tensor)
         return torch.full_like(tensor, part.role in ("gamma", "variance"))
 
