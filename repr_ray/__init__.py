@@ -36,21 +36,7 @@ _WHERE = {
     "SoftFilterPruning": "method.rivals.soft_filter_pruning",
 }
 
-__all__ = [
-    "DSD",
-    "ContinualBackprop",
-    "LaterLayerForgetting",
-    "LayerEvent",
-    "LossTerm",
-    "ReDo",
-    "RePr",
-    "RePrSettings",
-    "Rifle",
-    "Scheme",
-    "SchemeSettings",
-    "ShrinkPerturb",
-    "SoftFilterPruning",
-]
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:

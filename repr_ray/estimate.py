@@ -165,7 +165,10 @@ def _time_line(trials: list[Trial], results: Path, arguments: Sequence[str]) -> 
             f"time: not known for {what}: none has finished in {results.parent}; run one epoch to measure it: "
             + shlex.join(["python", "-m", "repr_ray.launch", *arguments, *_one_epoch(first)])
         )
-    images = sum(_epochs_left(trial, results) * _images(trial) for trial in trials)
+    images = 0
+    for trial in trials:
+        done, _ = checkpoint.newest_place(TrialFolder(results, trial).path)
+        images += (trial.train.epochs - done) * shape_of(trial.data).train_images
     hours = images * speed.per_image / 3600
     price = first.resources.hour_price
     cost = "" if price is None else f", {hours * price:,.0f} at {price:g} an hour,"
@@ -213,14 +216,6 @@ def measured(trial: Trial, root: Path) -> Speed | None:
         return None
     speeds, names = zip(*found[device], strict=True)
     return Speed(median(speeds), device, ", ".join(sorted(set(names))), len(speeds))
-
-
-def _images(trial: Trial) -> int:
-    return shape_of(trial.data).train_images
-
-
-def _epochs_left(trial: Trial, results: Path) -> int:
-    return trial.train.epochs - checkpoint.newest_place(TrialFolder(results, trial).path)[0]
 
 
 def _held(folder: Path) -> int:

@@ -337,44 +337,36 @@ def _by_policy(images: Tensor, drawn: Tensor, narrow: bool) -> Tensor:
 def magnitude(name: str, level: int, narrow: bool, side: int) -> float:
     """The magnitude of a level from 0 to 30: in RandAugment's range, or in the wide one of TrivialAugment."""
     share = level / (LEVELS - 1)
-    if name.startswith("translate"):
-        return share * (150 / 331 * side if narrow else 32)
-    if name.startswith("shear"):
-        return share * (0.3 if narrow else 0.99)
-    if name == "rotate":
-        return share * (30 if narrow else 135)
     if name == "posterize":
         return 8 - round(share * (4 if narrow else 6))
     if name == "solarize":
         return 1 - share
-    return share * (0.9 if narrow else 0.99)
+    largest = {"translate": (150 / 331 * side, 32), "shear": (0.3, 0.99), "rotate": (30, 135)}
+    return share * largest.get(name.partition("_")[0], (0.9, 0.99))[0 if narrow else 1]
 
 
 def operate(images: Tensor, name: str, by: float) -> Tensor:
     """One operation of a policy on images (b x c x h x w, uint8), by torchvision's functions; `by` has its sign."""
     import torchvision.transforms.v2.functional as tv
 
-    if name.startswith("shear"):
-        degrees = math.degrees(math.atan(by))
-        shear = [degrees, 0.0] if name == "shear_x" else [0.0, degrees]
-        return tv.affine(images, 0.0, [0, 0], 1.0, shear, center=[0.0, 0.0])
-    if name.startswith("translate"):
-        shift = [int(by), 0] if name == "translate_x" else [0, int(by)]
-        return tv.affine(images, 0.0, shift, 1.0, [0.0, 0.0])
-    if name == "rotate":
-        return tv.rotate(images, by)
-    if name == "posterize":
-        return tv.posterize(images, int(abs(by)))
-    if name == "solarize":
-        return tv.solarize(images, abs(by) * 255)
-    if name in ("autocontrast", "equalize"):
-        return tv.autocontrast(images) if name == "autocontrast" else tv.equalize(images)
-    if (name == "color" and images.shape[1] == 1) or name == "identity":
-        return images
-    adjust = {
-        "brightness": tv.adjust_brightness,
-        "color": tv.adjust_saturation,
-        "contrast": tv.adjust_contrast,
-        "sharpness": tv.adjust_sharpness,
-    }[name]
-    return adjust(images, 1 + by)
+    match name:
+        case "shear_x" | "shear_y":
+            degrees = math.degrees(math.atan(by))
+            shear = [degrees, 0.0] if name == "shear_x" else [0.0, degrees]
+            return tv.affine(images, 0.0, [0, 0], 1.0, shear, center=[0.0, 0.0])
+        case "translate_x" | "translate_y":
+            shift = [int(by), 0] if name == "translate_x" else [0, int(by)]
+            return tv.affine(images, 0.0, shift, 1.0, [0.0, 0.0])
+        case "rotate":
+            return tv.rotate(images, by)
+        case "posterize":
+            return tv.posterize(images, int(abs(by)))
+        case "solarize":
+            return tv.solarize(images, abs(by) * 255)
+        case "autocontrast" | "equalize":
+            return getattr(tv, name)(images)
+        case "brightness" | "contrast" | "sharpness":
+            return getattr(tv, f"adjust_{name}")(images, 1 + by)
+        case "color" if images.shape[1] == 3:
+            return tv.adjust_saturation(images, 1 + by)
+    return images  # identity, and colour of grey images

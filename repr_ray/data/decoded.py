@@ -209,16 +209,13 @@ def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
             raise unusable(error) from None
     if facts is None:
         raise ConfigError(f"{folder}: what was decoded into it cannot be read back; name another REPR_RAY_CACHE")
-    if data.facts:
-        for split in (
-            "train",
-            "test",
-        ):  # the name is part of the copy's identity, so that only a partial set gets here
-            if facts["counts"][split] < getattr(data.facts, split) and not data.partial:
-                raise ConfigError(
-                    f"data.source={data.source}: it has {facts['counts'][split]:,} {split} images, {data.name} has"
-                    f" {getattr(data.facts, split):,}; give it another data.name, or say data.partial=true"
-                )
+    # the name is part of the copy's identity, so that only a partial set gets here
+    for split in ("train", "test") if data.facts and not data.partial else ():
+        if (there := facts["counts"][split]) < (expected := getattr(data.facts, split)):
+            raise ConfigError(
+                f"data.source={data.source}: it has {there:,} {split} images, {data.name} has {expected:,}; give it"
+                " another data.name, or say data.partial=true"
+            )
     return folder, facts
 
 
@@ -246,10 +243,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     if not folder.exists() and not folder.is_symlink():
         return
-    foreign = [] if folder.is_dir() and not folder.is_symlink() else [folder]
-    if not foreign:
-        foreign = [path for path in folder.iterdir() if path.suffix not in (".npy", ".json")]
-    if foreign:
+    inside = [folder] if folder.is_symlink() or not folder.is_dir() else folder.iterdir()
+    if foreign := [path for path in inside if path.suffix not in (".npy", ".json")]:
         raise ConfigError(f"{foreign[0]}: is not of this program; name another REPR_RAY_CACHE, or remove it")
     shutil.rmtree(folder)
 
@@ -381,11 +376,8 @@ def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Lo
 def _one_size(looks: list[Look], data: Data) -> int:
     sizes = sorted({(one.width, one.height) for one in looks})
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
-        of = (
-            f"from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-            if len(sizes) > 1
-            else (f"of {sizes[0][0]} x {sizes[0][1]}")
-        )
+        first, last = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
+        of = f"from {first} to {last}" if len(sizes) > 1 else f"of {first}"
         raise ConfigError(f"data.size: images {of} pixels become squares; say of which side, as in data.size=64")
     return sizes[0][0]
 

@@ -23,21 +23,14 @@ class Masks:
             for layer in self.layers
         }
         self.dropped = {
-            layer.name: torch.zeros(layer.filters, dtype=torch.bool, device=tensors[layer.kernel].device)
-            for layer in self.layers
+            layer.name: tensors[layer.kernel].new_zeros(layer.filters, dtype=torch.bool) for layer in self.layers
         }
         # Several layers share a batch norm after a concatenation, two filters an entry after a product.
         names = dict.fromkeys(part.tensor for layer in self.layers for part in self.silenced[layer.name])
+        own = {name: tensors[name] for name in names}
         self._masked = {
-            name: (
-                tensors[name],
-                torch.zeros(
-                    (len(tensors[name]), *[1] * (tensors[name].dim() - 1)),
-                    dtype=torch.bool,
-                    device=tensors[name].device,
-                ),
-            )
-            for name in names
+            name: (tensor, tensor.new_zeros(len(tensor), *[1] * (tensor.dim() - 1), dtype=torch.bool))
+            for name, tensor in own.items()
         }
         self.any = False
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from repr_ray.models.init import he_normal_
+from repr_ray.models.init import finish_
 
 
 class DenseLayer(nn.Module):
@@ -51,10 +51,4 @@ def densenet(
         if block < 3:
             model.add_module(f"transition{block}", nn.Conv2d(width, width, 1, bias=False))
             model.add_module(f"pool{block}", nn.AvgPool2d(2))
-    model.add_module("pool3", nn.AdaptiveAvgPool2d(1))
-    model.add_module("flatten", nn.Flatten())
-    if dropout:
-        model.add_module("dropout", nn.Dropout(dropout))
-    model.add_module("linear", nn.Linear(width, classes))
-    he_normal_(model)
-    return model
+    return finish_(model, width, classes, dropout)

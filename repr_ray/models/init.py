@@ -1,4 +1,4 @@
-"""Initialisations other than PyTorch's own."""
+"""What networks share: initialisations other than PyTorch's own, and the end of those for CIFAR."""
 
 from torch import nn
 
@@ -17,3 +17,14 @@ def he_normal_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def finish_(model: nn.Sequential, inputs: int, classes: int, dropout: float) -> nn.Sequential:
+    """Append global average pooling, dropout and a linear layer, and initialise all convolutions."""
+    model.add_module("average", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    if dropout:
+        model.add_module("dropout", nn.Dropout(dropout))
+    model.add_module("linear", nn.Linear(inputs, classes))
+    he_normal_(model)
+    return model

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repr_ray.models.init import he_normal_
+from repr_ray.models.init import finish_
 
 
 class Pad(nn.Module):
@@ -15,9 +15,8 @@ class Pad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """n x c x h x w -> n x (c + more) x h/stride x w/stride."""
-        pixels = F.avg_pool2d(
-            x, 1, self.stride
-        )  # as x[:, :, ::stride, ::stride], but its gradient stays channels last
+        # as x[:, :, ::stride, ::stride], but its gradient stays channels last
+        pixels = F.avg_pool2d(x, 1, self.stride)
         return F.pad(pixels, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
 
 
@@ -67,10 +66,4 @@ def resnet(
     model.add_module("norm", nn.BatchNorm2d(16))
     model.add_module("relu", nn.ReLU(inplace=True))
     model.add_module("blocks", nn.Sequential(*stages))
-    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    model.add_module("flatten", nn.Flatten())
-    if dropout:
-        model.add_module("dropout", nn.Dropout(dropout))
-    model.add_module("linear", nn.Linear(64, classes))
-    he_normal_(model)
-    return model
+    return finish_(model, 64, classes, dropout)

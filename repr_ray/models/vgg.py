@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from repr_ray.models.init import he_normal_
+from repr_ray.models.init import finish_
 
 STAGES: Mapping[int, tuple[int, ...]] = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 """Convolutions of each stage, by depth (arXiv 1409.1556, table 1)."""
@@ -30,10 +30,4 @@ def vgg(
                 model.add_module(f"spatial{stage}_{i}", nn.Dropout2d(spatial_dropout))
             inputs = width
         model.add_module(f"pool{stage}", nn.MaxPool2d(2))
-    model.add_module("average", nn.AdaptiveAvgPool2d(1))
-    model.add_module("flatten", nn.Flatten())
-    if dropout:
-        model.add_module("dropout", nn.Dropout(dropout))
-    model.add_module("linear", nn.Linear(inputs, classes))
-    he_normal_(model)
-    return model
+    return finish_(model, inputs, classes, dropout)

@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -46,17 +46,23 @@ class Splits(Settings):
     """test split"""
 
 
-class RandomResizedCrop(Settings):
+class _Ranges(Settings):
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for field in ("scale", "ratio"):
+            least, largest = getattr(self, field)
+            if least > largest:
+                raise ValueError(f"{field}: the smaller number first")
+        return self
+
+
+class RandomResizedCrop(_Ranges):
     """A part of the image of a random area and shape, scaled to `data.size`."""
 
     scale: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
     """smallest and largest share of the image's area"""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """smallest and largest ratio of width to height"""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "RandomResizedCrop":
-        return _ordered(self)
 
 
 class ColorJitter(Settings):
@@ -88,7 +94,7 @@ class TrivialAugment(Settings):
     kind: Literal["trivial_augment"]
 
 
-class RandomErasing(Settings):
+class RandomErasing(_Ranges):
     """A rectangle of a random area and shape becomes the mean colour (arXiv 1708.04896)."""
 
     probability: Share = 0.5
@@ -97,21 +103,6 @@ class RandomErasing(Settings):
     """smallest and largest share of the image's area"""
     ratio: tuple[Positive, Positive] = (0.3, 3.3)
     """smallest and largest ratio of height to width"""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "RandomErasing":
-        return _ordered(self)
-
-
-Ranges = TypeVar("Ranges", RandomResizedCrop, RandomErasing)
-
-
-def _ordered(ranges: Ranges) -> Ranges:
-    for field in ("scale", "ratio"):
-        least, largest = getattr(ranges, field)
-        if least > largest:
-            raise ValueError(f"{field}: the smaller number first")
-    return ranges
 
 
 class Augment(Settings):

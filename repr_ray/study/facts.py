@@ -33,52 +33,27 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _DIGITS = _names("0 1 2 3 4 5 6 7 8 9")
+_FASHION = ("T-shirt/top", *_names("Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"), "Ankle boot")
+_CIFAR10 = _names("airplane automobile bird cat deer dog frog horse ship truck")
+_CIFAR100 = _names(
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel"
+    " can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur"
+    " dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion"
+    " lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree"
+    " pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea"
+    " seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table"
+    " tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman"
+    " worm"
+)
 
 FACTS: Mapping[str, Facts] = {
     "digits": Facts(10, 1, 8, 1_437, 360, _DIGITS, tail=True),
-    "cifar10": Facts(
-        10,
-        3,
-        32,
-        50_000,
-        10_000,
-        _names("airplane automobile bird cat deer dog frog horse ship truck"),
-        "CIFAR10",
-        "hf:uoft-cs/cifar10",
-        tail=True,
-    ),
+    "cifar10": Facts(10, 3, 32, 50_000, 10_000, _CIFAR10, "CIFAR10", "hf:uoft-cs/cifar10", tail=True),
     "cifar100": Facts(
-        100,
-        3,
-        32,
-        50_000,
-        10_000,
-        _names(
-            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel"
-            " can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur"
-            " dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion"
-            " lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree"
-            " pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea"
-            " seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table"
-            " tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman"
-            " worm"
-        ),
-        "CIFAR100",
-        "hf:uoft-cs/cifar100",
-        "fine_label",
-        tail=True,
+        100, 3, 32, 50_000, 10_000, _CIFAR100, "CIFAR100", "hf:uoft-cs/cifar100", "fine_label", tail=True
     ),
     "mnist": Facts(10, 1, 28, 60_000, 10_000, _DIGITS, "MNIST", "hf:ylecun/mnist"),
-    "fashion_mnist": Facts(
-        10,
-        1,
-        28,
-        60_000,
-        10_000,
-        ("T-shirt/top", *_names("Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"), "Ankle boot"),
-        "FashionMNIST",
-        "hf:zalando-datasets/fashion_mnist",
-    ),
+    "fashion_mnist": Facts(10, 1, 28, 60_000, 10_000, _FASHION, "FashionMNIST", "hf:zalando-datasets/fashion_mnist"),
     "svhn": Facts(10, 3, 32, 73_257, 26_032, _DIGITS, "SVHN", "hf:ufldl-stanford/svhn"),
     "stl10": Facts(
         10, 3, 96, 5_000, 8_000, _names("airplane bird car cat deer dog horse monkey ship truck"), "STL10"

@@ -1,5 +1,6 @@
 """The trials of an experiment, all known and named before anything runs."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -120,26 +121,23 @@ class Cell:
             resolved = _resolve(resolved.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}, values)
         settings = resolved.schemes[self.scheme]
 
-        def trial(seed: int, label: str, settings: SchemeSettings, teacher: Trial | None = None) -> Trial:
-            return Trial(
-                experiment=resolved.name,
-                scheme=label,
-                variant=self.variant,
-                seed=seed,
-                data=resolved.data,
-                model=resolved.model,
-                train=resolved.train,
-                settings=settings,
-                resources=resolved.resources,
-                stage=stage,
-                tuned=tuple(values.items()),
-                teacher=teacher,
-            )
-
+        trial = Trial(
+            experiment=resolved.name,
+            scheme=self.label,
+            variant=self.variant,
+            seed=0,
+            data=resolved.data,
+            model=resolved.model,
+            train=resolved.train,
+            settings=settings,
+            resources=resolved.resources,
+            stage=stage,
+            tuned=tuple(values.items()),
+        )
         if not settings.needs_teacher:
-            return [trial(seed, self.label, settings) for seed in seeds]
-        baseline = self._teaching(resolved)
-        return [trial(s, self.label, settings, trial(s, resolved.baseline, baseline)) for s in seeds]
+            return [dataclasses.replace(trial, seed=seed) for seed in seeds]
+        teacher = dataclasses.replace(trial, scheme=resolved.baseline, settings=self._teaching(resolved))
+        return [dataclasses.replace(trial, seed=s, teacher=dataclasses.replace(teacher, seed=s)) for s in seeds]
 
     def _teaching(self, resolved: Experiment) -> SchemeSettings:
         """The baseline's settings. Raises ConfigError if no trial of the baseline can be the teacher."""
