@@ -16,6 +16,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, reduce
@@ -124,16 +125,11 @@ class ByKind:
             if not isinstance(value, dict):
                 raise PydanticCustomError("mapping", "expected a mapping with a kind")
             if "kind" not in value:
-                raise _wrong(
-                    "kind_missing",
-                    f"missing; there are {', '.join(k for k in family.kinds if ':' not in k)}",
-                    "kind",
-                    None,
-                )
+                raise _wrong("kind_missing", f"missing; there are {', '.join(filter(_is_short, family.kinds))}")
             try:
                 found = kind_of(family, value["kind"])
             except ValueError as error:
-                raise _wrong("kind", str(error), "kind", value["kind"]) from None
+                raise _wrong("kind", str(error), value["kind"]) from None
             return found.model_validate(value)
 
         return core_schema.no_info_plain_validator_function(validate, metadata={"family": family})
@@ -142,17 +138,12 @@ class ByKind:
         """Any of the built-in kinds, which editors complete and check, or one that is not built in."""
         family: type[Component] = schema["metadata"]["family"]
         built_in = []
-        for kind in dict.fromkeys(c for name, c in family.kinds.items() if ":" not in name):
+        for kind in dict.fromkeys(family.kinds[name] for name in family.kinds if _is_short(name)):
             built_in.append(handler(kind.__pydantic_core_schema__))
-            handler.resolve_ref_schema(built_in[-1])["required"] = sorted(
-                {"kind", *handler.resolve_ref_schema(built_in[-1]).get("required", ())}
-            )
-        own = {
-            "title": family.family,
-            "type": "object",
-            "properties": {"kind": _own_names(family.family)},
-            "required": ["kind"],
-        }
+            fields = handler.resolve_ref_schema(built_in[-1])
+            fields["required"] = sorted({"kind", *fields.get("required", ())})
+        properties = {"kind": _own_names(family.family)}
+        own = {"title": family.family, "type": "object", "properties": properties, "required": ["kind"]}
         return {"anyOf": [*built_in, own]}
 
 
@@ -207,10 +198,9 @@ def imported(path: str) -> Any:
 
 def digests(settings: Any) -> dict[str, str]:
     """The digest of the source of every plug-in that plain settings name, by its name."""
-    if isinstance(settings, dict):
-        return {name: digest for value in settings.values() for name, digest in digests(value).items()}
-    if isinstance(settings, list | tuple):
-        return {name: digest for value in settings for name, digest in digests(value).items()}
+    if isinstance(settings, dict | list | tuple):
+        inner = settings.values() if isinstance(settings, dict) else settings
+        return {name: digest for value in inner for name, digest in digests(value).items()}
     if isinstance(settings, str) and (module := _plug_ins.get(settings)):
         return {settings: _digest(module)}
     return {}
@@ -220,12 +210,8 @@ def plug_in_behind(error: BaseException | None) -> str | None:
     """The plug-in in whose source an exception was raised, innermost call first; None outside plug-ins."""
     files = {inspect.getfile(sys.modules[module]): name for name, module in _plug_ins.items()}
     while error is not None:
-        frames, trace = [], error.__traceback__
-        while trace is not None:
-            frames.append(trace.tb_frame.f_code.co_filename)
-            trace = trace.tb_next
-        for file in reversed(frames):
-            if file in files:
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            if (file := frame.f_code.co_filename) in files:
                 return files[file]
         error = error.__cause__ or error.__context__
     return None
@@ -257,6 +243,11 @@ def kind_of(family: type[Component], kind: Any) -> type[Component]:
     return family.kinds[kind]
 
 
+def _is_short(name: str) -> bool:
+    """Whether a name is not `module:object`: that of a built-in component."""
+    return ":" not in name
+
+
 def is_path(name: str) -> bool:
     """Whether a name has the form `module:object`."""
     return re.fullmatch(_PATH, name) is not None
@@ -266,7 +257,7 @@ def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
     """`module:object` of a component that is not built in. Raises ValueError when there is none."""
     path = name if ":" in name else _installed(family).get(name)
     if path is None or not is_path(path):
-        known = [*(key for key in builtin if ":" not in key), *_installed(family)]
+        known = [*filter(_is_short, builtin), *_installed(family)]
         there = ", ".join(map(repr, known))
         raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
     found = imported(path)
@@ -297,10 +288,8 @@ def _settings_of(target: Any, family: type[Component], kind: str) -> type[Compon
     nested = own.get("Settings") if "__init__" in own else getattr(target, "Settings", None)
     fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
     options: dict[str, Any] = {"arbitrary_types_allowed": True}
-    if isinstance(nested, type) and issubclass(nested, family):
-        base: type[Component] = nested
-    else:
-        base = family
+    base: type[Component] = nested if isinstance(nested, type) and issubclass(nested, family) else family
+    if base is family:
         fields |= dict(_fields(target, family))
         if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
             options["extra"] = "allow"
@@ -371,12 +360,8 @@ def _revived(family: type[Component], values: dict[str, Any], expected: dict[str
 
 def _where(error: Exception) -> str:
     """`file:line: ` of the line that raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError):
-        return f"{Path(error.filename or '?').name}:{error.lineno}: "
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}: " if trace else ""
+    last = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename or '?').name}:{last.lineno}: "
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -384,6 +369,7 @@ def _near(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _wrong(kind: str, message: str, field: str, value: Any) -> ValidationError:
-    details = InitErrorDetails(type=PydanticCustomError(kind, message), loc=(field,), input=value)
+def _wrong(error: str, message: str, kind: Any = None) -> ValidationError:
+    """A pydantic error of the field `kind`."""
+    details = InitErrorDetails(type=PydanticCustomError(error, message), loc=("kind",), input=kind)
     return ValidationError.from_exception_data("kind", [details])

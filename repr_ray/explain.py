@@ -34,13 +34,10 @@ def explain(path: str) -> str:
     `schemes.my_module:Shrink`). Raises ValueError for a path that does not exist.
     """
     root, node = find(schema(), path)
-    blocks = _blocks(root, node)
-    lines = [f"{path}: {_type(root, node)}"]
-    if "properties" in node:  # a block: its own name and description are enough
-        lines = []
-    elif "default" in node:
-        lines[0] += f"; default: {_default(node)}"
-    lines += [] if "properties" in node else _paragraphs(node)
+    blocks, lines = _blocks(root, node), list[str]()
+    if "properties" not in node:  # of a block its own name and description are enough
+        default = f"; default: {_default(node)}" if "default" in node else ""
+        lines = [f"{path}: {_type(root, node)}{default}", *_paragraphs(node)]
     for block in blocks:
         lines += ["", f"kind: {_kind(block)}"] if _kind(block) else []
         lines += _paragraphs(block)
@@ -70,13 +67,8 @@ def find(root: Schema, path: str) -> tuple[Schema, Schema]:
         else:
             known = [name for name in (*kinds, *fields) if name and name != "kind"]
             near = nearest(part, known, {})
-            hint = (
-                f"did you mean {near}?"
-                if near
-                else f"there are {', '.join(known)}"
-                if known
-                else "nothing is set below it"
-            )
+            there = f"there are {', '.join(known)}" if known else "nothing is set below it"
+            hint = f"did you mean {near}?" if near else there
             raise ValueError(f"{f'{walked}.{part}'.strip('.')}: no such setting; {hint}")
         walked = f"{walked}.{part}".strip(".")
     return root, _resolved(root, node)
@@ -185,9 +177,9 @@ def _field(root: Schema, block: Schema, name: str) -> str:
 def _paragraphs(node: Schema, width: int | None = WIDTH, indent: str = "") -> list[str]:
     """A description, each paragraph filled to a width, or on one line."""
     texts = [" ".join(text.split()) for text in node.get("description", "").split("\n\n") if text]
-    return (
-        [textwrap.fill(t, width, initial_indent=indent, subsequent_indent=indent) for t in texts] if width else texts
-    )
+    if width is None:
+        return texts
+    return [textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent) for text in texts]
 
 
 def _default(field: Schema, required: bool = False) -> str:
@@ -211,7 +203,8 @@ def _one_type(root: Schema, node: Schema) -> str:
         return " | ".join(map(str, node.get("enum") or [node["const"]]))
     match node.get("type"):
         case "object" if "properties" in node:
-            return _kind(node) or _own(node) or "a block"
+            is_own = "pattern" in node["properties"].get("kind", {})
+            return _kind(node) or ("my_module:Name" if is_own else "a block")
         case "object" if isinstance(node.get("additionalProperties"), dict):
             return f"NAME: {_type(root, node['additionalProperties'])}"
         case "array" if "prefixItems" in node:
@@ -229,10 +222,6 @@ def _one_type(root: Schema, node: Schema) -> str:
         case "null":
             return "none"
     return "anything"
-
-
-def _own(node: Schema) -> str:
-    return "my_module:Name" if "pattern" in node["properties"].get("kind", {}) else ""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m repr_ray.explain") -> int:

@@ -28,7 +28,6 @@ class Constant(RateSettings):
     kind: Literal["constant"] = "constant"
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """`base`."""
         return base
 
 
@@ -44,7 +43,6 @@ class Steps(RateSettings):
     """factor of the rate at each change"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """`base` times `factor` for each change that has passed."""
         passed = sum(step >= epoch * steps_per_epoch for epoch in self.epochs)
         if self.every_steps:
             passed += step // self.every_steps
@@ -59,7 +57,6 @@ class Cosine(RateSettings):
     """epochs of linear warm-up"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Up to `base` in the warm-up, then down to zero."""
         warmup, total = self.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
         if step < warmup:
             return base * (step + 1) / warmup
@@ -79,7 +76,6 @@ class CosineRestarts(RateSettings):
     """growth of the next cosine, T_mult"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Half a cosine from `base` over the steps of the present period."""
         length = self.first * steps_per_epoch
         while step >= length:
             step, length = step - length, length * self.factor
@@ -101,7 +97,6 @@ class OneCycle(RateSettings):
     """ratio of the first rate to the last"""
 
     def rate(self, base: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Between base/start, base and base/start/end."""
         last = steps_per_epoch * epochs - 1
         top = self.rising * (last + 1) - 1
         low, lowest = base / self.start, base / self.start / self.end
