@@ -2,31 +2,19 @@
 
 A component is a class or function with settings of its own. Built-in settings name what they build as
 `module:object`, so that a config is checked before torch is imported. A user names a component of their own in the
-same way, `kind: my_module:Shrink`; its module is found from the working folder. Its settings are the class's nested
-`Settings`, or else the keyword arguments of the class or function. An installed package gives its components short
-names through the entry-point group `repr_ray.FAMILY`.
+same way, `kind: my_module:Shrink` (see `plug_ins`). Its settings are the class's nested `Settings`, or else the
+keyword arguments of the class or function.
 """
 
-import ast
-import difflib
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import os
-import re
-import sys
-import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, reduce
-from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from repr_ray import plug_ins
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Natural = Annotated[int, Field(ge=0, le=10**9)]
@@ -96,7 +84,7 @@ class Component(Settings):
 
     def build(self, *arguments: Any, **given: Any) -> Any:
         """Call the component with `arguments`, its settings, and those arguments of `given` that it takes."""
-        target = imported(self.builds) if isinstance(self.builds, str) else self.builds
+        target = plug_ins.imported(self.builds) if isinstance(self.builds, str) else self.builds
         taken = inspect.signature(target).parameters
         return target(*arguments, **{name: given[name] for name in given if name in taken}, **self.own)
 
@@ -108,7 +96,7 @@ class Component(Settings):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle plain values: another process imports a plug-in class by its name."""
         values = self.model_dump()
-        return _revived, (self._family(), values, digests(values))
+        return _revived, (self._family(), values, plug_ins.digests(values))
 
     @classmethod
     def _family(cls) -> type["Component"]:
@@ -125,7 +113,9 @@ class ByKind:
             if not isinstance(value, dict):
                 raise PydanticCustomError("mapping", "expected a mapping with a kind")
             if "kind" not in value:
-                raise _wrong("kind_missing", f"missing; there are {', '.join(filter(_is_short, family.kinds))}")
+                raise _wrong(
+                    "kind_missing", f"missing; there are {', '.join(filter(plug_ins.is_short, family.kinds))}"
+                )
             try:
                 found = kind_of(family, value["kind"])
             except ValueError as error:
@@ -138,11 +128,11 @@ class ByKind:
         """Any of the built-in kinds, which editors complete and check, or one that is not built in."""
         family: type[Component] = schema["metadata"]["family"]
         built_in = []
-        for kind in dict.fromkeys(family.kinds[name] for name in family.kinds if _is_short(name)):
+        for kind in dict.fromkeys(family.kinds[name] for name in family.kinds if plug_ins.is_short(name)):
             built_in.append(handler(kind.__pydantic_core_schema__))
             fields = handler.resolve_ref_schema(built_in[-1])
             fields["required"] = sorted({"kind", *fields.get("required", ())})
-        properties = {"kind": _own_names(family.family)}
+        properties = {"kind": plug_ins.names(family.family)}
         own = {"title": family.family, "type": "object", "properties": properties, "required": ["kind"]}
         return {"anyOf": [*built_in, own]}
 
@@ -156,80 +146,25 @@ class ByName:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def validate(name: str) -> str:
             if name not in self.builtin:
-                _own(self.family, name, self.builtin)
+                plug_ins.resolved(self.family, name, self.builtin)
             return name
 
         return core_schema.no_info_after_validator_function(validate, core_schema.str_schema(strict=True))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """One of the built-in names, or one that is not built in."""
-        return {"anyOf": [{"type": "string", "enum": list(self.builtin)}, _own_names(self.family)]}
+        return {"anyOf": [{"type": "string", "enum": list(self.builtin)}, plug_ins.names(self.family)]}
 
     def is_plug_in(self, name: str) -> bool:
         """Whether a name is `module:function`, or that of a function in an installed package."""
-        return is_path(name) or name in _installed(self.family)
+        return plug_ins.is_plug_in(self.family, name)
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function of a name that was validated."""
-        found: Callable[..., Any] = imported(self.builtin.get(name) or _own(self.family, name, self.builtin))
+        found: Callable[..., Any] = plug_ins.imported(
+            self.builtin.get(name) or plug_ins.resolved(self.family, name, self.builtin)
+        )
         return found
-
-
-def imported(path: str) -> Any:
-    """The object that `module:object` names. Raises ValueError saying what is missing, or what the module raised."""
-    name, _, attributes = path.partition(":")
-    here = os.getcwd()  # noqa: PTH109 - what Python itself puts there for `python -m`
-    if here not in sys.path and "" not in sys.path:  # started by the installed command, or in a process of Ray
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"plug-in {name}: {error}") from error
-        raise ValueError(f"there is no module {name} in {here}, and none is installed") from None
-    except Exception as error:
-        raise ValueError(f"plug-in {name}: {_where(error)}{type(error).__name__}: {error}") from error
-    try:
-        return reduce(getattr, attributes.split("."), module)
-    except AttributeError:
-        public = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == name]
-        raise ValueError(f"module {name} has no {attributes}{_near(attributes, public)}") from None
-
-
-def digests(settings: Any) -> dict[str, str]:
-    """The digest of the source of every plug-in that plain settings name, by its name."""
-    if isinstance(settings, dict | list | tuple):
-        inner = settings.values() if isinstance(settings, dict) else settings
-        return {name: digest for value in inner for name, digest in digests(value).items()}
-    if isinstance(settings, str) and (module := _plug_ins.get(settings)):
-        return {settings: _digest(module)}
-    return {}
-
-
-def plug_in_behind(error: BaseException | None) -> str | None:
-    """The plug-in in whose source an exception was raised, innermost call first; None outside plug-ins."""
-    files = {inspect.getfile(sys.modules[module]): name for name, module in _plug_ins.items()}
-    while error is not None:
-        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-            if (file := frame.f_code.co_filename) in files:
-                return files[file]
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def first_line(error: BaseException) -> str:
-    """The type and the first line of an error's text."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def in_one_line(error: BaseException) -> str:
-    """The first line of an error, after the name of the plug-in in whose source it was raised."""
-    plug_in = plug_in_behind(error)
-    return f"plug-in {plug_in}: {first_line(error)}" if plug_in else first_line(error)
-
-
-_plug_ins: dict[str, str] = {}
-"""The module of every plug-in that was used in this process, by the name that the config gives it."""
 
 
 def kind_of(family: type[Component], kind: Any) -> type[Component]:
@@ -237,49 +172,10 @@ def kind_of(family: type[Component], kind: Any) -> type[Component]:
     if not isinstance(kind, str):
         raise ValueError("a kind is a name")
     if kind not in family.kinds:
-        target = imported(_own(family.family, kind, family.kinds))
+        target = plug_ins.imported(plug_ins.resolved(family.family, kind, family.kinds))
         family.accept(target)
         _settings_of(target, family, kind)
     return family.kinds[kind]
-
-
-def _is_short(name: str) -> bool:
-    """Whether a name is not `module:object`: that of a built-in component."""
-    return ":" not in name
-
-
-def is_path(name: str) -> bool:
-    """Whether a name has the form `module:object`."""
-    return re.fullmatch(_PATH, name) is not None
-
-
-def _own(family: str, name: str, builtin: Mapping[str, Any]) -> str:
-    """`module:object` of a component that is not built in. Raises ValueError when there is none."""
-    path = name if ":" in name else _installed(family).get(name)
-    if path is None or not is_path(path):
-        known = [*filter(_is_short, builtin), *_installed(family)]
-        there = ", ".join(map(repr, known))
-        raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
-    found = imported(path)
-    if not callable(found):
-        raise ValueError(f"{path} is no class or function")
-    _plug_ins[name] = path.partition(":")[0]
-    return path
-
-
-def _own_names(family: str) -> dict[str, Any]:
-    """The JSON schema of the names that are not built in: `module:name`, and those of installed packages."""
-    pattern = "|".join([_PATH, *map(re.escape, _installed(family))])
-    return {"type": "string", "pattern": f"^({pattern})$", "title": "one of your own, my_module:name"}
-
-
-_PATH = r"[^\W\d][\w.]*:[^\W\d][\w.]*"
-
-
-@cache
-def _installed(family: str) -> dict[str, str]:
-    """`module:object` of every component that installed packages register."""
-    return {point.name: point.value.replace(" ", "") for point in entry_points(group=f"repr_ray.{family}")}
 
 
 def _settings_of(target: Any, family: type[Component], kind: str) -> type[Component]:
@@ -312,61 +208,11 @@ def _fields(target: Any, family: type[Component]) -> Iterator[tuple[str, Any]]:
         yield name, (hints.get(name, Any), ... if p.default is p.empty else p.default)
 
 
-def _digest(module: str) -> str:
-    """Sixteen hex digits of a module's source and of all modules beside it that it imports."""
-    seen: dict[str, bytes] = {}
-    _read_source(sys.modules[module], seen)
-    text = b"\0".join(name.encode() + b"\0" + seen[name] for name in sorted(seen))
-    return hashlib.sha256(text).hexdigest()[:16]
-
-
-def _read_source(module: ModuleType, seen: dict[str, bytes]) -> None:
-    if module.__name__ in seen:
-        return
-    file = getattr(module, "__file__", None)
-    seen[module.__name__] = source = Path(file).read_bytes() if file and file.endswith(".py") else b""
-    home = _home(module)
-    if home is None:
-        return
-    for node in ast.walk(ast.parse(source)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            within = (module.__package__ or "").split(".")[: -node.level + 1 or None] if node.level else []
-            start = ".".join([*within, node.module or ""]).strip(".")
-            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
-        for name in names:
-            found = sys.modules.get(name)
-            if found is not None and _home(found) == home:
-                _read_source(found, seen)
-
-
-def _home(module: ModuleType) -> Path | None:
-    """The folder of a user's own module; None for an installed one."""
-    file = getattr(module, "__file__", None)
-    if not file or {"site-packages", "dist-packages"} & set(Path(file).parts):
-        return None
-    depth = module.__name__.count(".") + Path(file).name.startswith("__init__.")
-    return Path(file).resolve().parents[depth]
-
-
 def _revived(family: type[Component], values: dict[str, Any], expected: dict[str, str]) -> Component:
     """Settings from their plain values. Raises ValueError if this process has another version of a plug-in."""
     settings = kind_of(family, values["kind"]).model_validate(values)
-    for name, digest in digests(values).items():
-        if digest != expected.get(name):
-            raise ValueError(f"plug-in {name}: this node has another version of {_plug_ins[name]} than the launcher")
+    plug_ins.require_versions(values, expected)
     return settings
-
-
-def _where(error: Exception) -> str:
-    """`file:line: ` of the line that raised."""
-    last = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(last.filename or '?').name}:{last.lineno}: "
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _wrong(error: str, message: str, kind: Any = None) -> ValidationError:

@@ -14,11 +14,11 @@ from statistics import median
 
 import yaml
 
-from repr_ray.components import digests
 from repr_ray.data.cache import cache_folder
 from repr_ray.data.describe import copy_bytes
 from repr_ray.data.shape import shape_of
 from repr_ray.models.settings import ConvNet, ModelSettings
+from repr_ray.plug_ins import digests
 from repr_ray.storage.folder import redact
 from repr_ray.storage.foreign import read_json
 from repr_ray.study.data import Data

@@ -15,7 +15,7 @@ import torch
 import yaml
 from support import EXAMPLES, ROOT, TINY, example_override, launch, results_of, rows, write_config
 
-from repr_ray import components, estimate, report
+from repr_ray import estimate, plug_ins, report
 from repr_ray import launch as launch_module
 from repr_ray.components import Component
 from repr_ray.data.decoded import load as load_images
@@ -114,11 +114,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     before, kinds = set(sys.modules), {family: dict(family.kinds) for family in Component.__subclasses__()}
     for family in kinds:
         family.kinds = {name: kind for name, kind in family.kinds.items() if ":" not in name}
-    for name in {*components._plug_ins.values()}:
+    for name in {*plug_ins.used.values()}:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(components, "_plug_ins", {})
+    monkeypatch.setattr(plug_ins, "used", {})
 
     def module(name: str, source: str) -> Path:
         path = tmp_path / name
@@ -425,8 +425,8 @@ def test_an_installed_package_registers_short_names(
     points = "[repr_ray.model]\ntinynet = mine:net\n[repr_ray.score]\nsmallest = mine : smallest\n"
     write("tinynet-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinynet\nVersion: 1.0\n")
     write("tinynet-1.0.dist-info/entry_points.txt", points)
-    components._installed.cache_clear()
-    monkeypatch.setattr(components, "_installed", components._installed.__wrapped__)
+    plug_ins._installed.cache_clear()
+    monkeypatch.setattr(plug_ins, "_installed", plug_ins._installed.__wrapped__)
     scheme = {"kind": "repr", "s1": 1, "s2": 1, "ranking": {"score": "smallest"}}
     found = experiment(model={"kind": "tinynet", "width": 6}, schemes={"r": scheme}, train={"epochs": 3})
     trials, results = trained(tmp_path / "r", found)
@@ -441,12 +441,12 @@ def test_an_installed_package_registers_a_source(write: Write, monkeypatch: pyte
     write("negatives.py", (ROOT / "examples" / "negatives.py").read_text())
     write("negatives-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: negatives\nVersion: 1.0\n")
     write("negatives-1.0.dist-info/entry_points.txt", "[repr_ray.source]\nnegative-digits = negatives:negatives\n")
-    components._installed.cache_clear()
-    monkeypatch.setattr(components, "_installed", components._installed.__wrapped__)
+    plug_ins._installed.cache_clear()
+    monkeypatch.setattr(plug_ins, "_installed", plug_ins._installed.__wrapped__)
     data = experiment(data={"name": "negatives", "source": "negative-digits", "train_images": 512}).data
     assert data.source == "negative-digits"
     assert len(load_images(data).train) == 512
-    assert set(components.digests(data.model_dump())) == {"negative-digits"}
+    assert set(plug_ins.digests(data.model_dump())) == {"negative-digits"}
 
 
 @pytest.fixture

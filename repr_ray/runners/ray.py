@@ -20,8 +20,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from repr_ray.components import first_line
 from repr_ray.estimate import amount, size
+from repr_ray.plug_ins import first_line
 from repr_ray.runners import ray_private, signals
 from repr_ray.runners.capacity import Room, trials_per_gpu
 from repr_ray.runners.mailbox import Mailbox

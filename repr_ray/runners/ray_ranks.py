@@ -6,7 +6,7 @@ import uuid
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from repr_ray.components import first_line
+from repr_ray.plug_ins import first_line
 from repr_ray.runners.ray_private import errors_of_ranks, show_as
 from repr_ray.runners.ray_trial import Launch
 from repr_ray.study.config import Resources

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from repr_ray.components import digests
 from repr_ray.method.settings import SchemeSettings
 from repr_ray.models.settings import ModelSettings
+from repr_ray.plug_ins import digests
 from repr_ray.study.config import ConfigError, Experiment, Resources, Train
 from repr_ray.study.data import Data
 from repr_ray.study.reading import owner, replace, validate

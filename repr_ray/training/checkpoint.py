@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from repr_ray.components import in_one_line
+from repr_ray.plug_ins import in_one_line
 from repr_ray.storage.atomic import write_atomic
 from repr_ray.storage.foreign import obstacle
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr_ray import distributed
-from repr_ray.components import first_line, plug_in_behind
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
 from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
+from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError, Train
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from repr_ray import distributed
-from repr_ray.components import in_one_line
 from repr_ray.data.stream import StreamStopped
 from repr_ray.method.events import LayerEvent, describe, terms, warnings
+from repr_ray.plug_ins import in_one_line
 from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError

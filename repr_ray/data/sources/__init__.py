@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from repr_ray.components import digests
 from repr_ray.data.source import Source
 from repr_ray.data.sources.digits import digits
 from repr_ray.data.sources.folder import folder
@@ -18,6 +17,7 @@ from repr_ray.data.sources.hub import hub
 from repr_ray.data.sources.own import own
 from repr_ray.data.sources.storage import storage
 from repr_ray.data.sources.torchvision import torchvision
+from repr_ray.plug_ins import digests
 from repr_ray.study.data import SOURCE, Data
 
 SOURCES: Mapping[str, Callable[[Data], Source]] = {

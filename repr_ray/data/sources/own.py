@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from repr_ray.components import first_line
 from repr_ray.data.source import Source, Splits
+from repr_ray.plug_ins import first_line
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import SOURCE, Data
 
