@@ -113,9 +113,8 @@ class ByKind:
             if not isinstance(value, dict):
                 raise PydanticCustomError("mapping", "expected a mapping with a kind")
             if "kind" not in value:
-                raise _wrong(
-                    "kind_missing", f"missing; there are {', '.join(filter(plug_ins.is_short, family.kinds))}"
-                )
+                known = ", ".join(filter(plug_ins.is_short, family.kinds))
+                raise _wrong("kind_missing", f"missing; there are {known}")
             try:
                 found = kind_of(family, value["kind"])
             except ValueError as error:
@@ -161,9 +160,8 @@ class ByName:
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function of a name that was validated."""
-        found: Callable[..., Any] = plug_ins.imported(
-            self.builtin.get(name) or plug_ins.resolved(self.family, name, self.builtin)
-        )
+        path = self.builtin.get(name) or plug_ins.resolved(self.family, name, self.builtin)
+        found: Callable[..., Any] = plug_ins.imported(path)
         return found
 
 

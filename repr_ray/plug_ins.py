@@ -8,7 +8,6 @@ import ast
 import difflib
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
 import re
