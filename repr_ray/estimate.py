@@ -35,7 +35,6 @@ EPOCH, LAYER = 1_200, 290
 NEWEST = 20
 """Finished trials that the speed is estimated from."""
 
-
 SMALL = 1e12
 """Weights times pixels times images that one core trains in the ten seconds that Ray takes to start; measured."""
 
@@ -121,8 +120,7 @@ def disk_line(pending: Sequence[Trial], results: Path | str) -> tuple[str, bool]
     if isinstance(results, str):
         return f"storage: about {amount(sum(map(disk, pending)))} for {len(pending)} trials", True
     needed = sum(max(0, disk(trial) - _held(TrialFolder(results, trial).path)) for trial in pending)
-    folder = next(path for path in (results, *results.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+    folder, free = _free(results)
     said = f"disk: about {amount(needed)} for {len(pending)} trials, {amount(free)} free at {folder}"
     if needed <= free:
         return said, True
@@ -138,7 +136,7 @@ def data_lines(pending: Iterable[Trial]) -> dict[str, bool]:
             said = f"as much as {redact(data.source)} takes for the images of {data.name}"
             lines[f"disk: {said} (on every node)"] = True
         elif needed:
-            free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+            _, free = _free(cache)
             said = f"about {amount(needed)} for the images of {data.name}, {amount(free)} free at {cache}"
             lines[f"disk: {said} (on every node)"] = needed <= free
     return lines
@@ -225,6 +223,12 @@ def _held(folder: Path) -> int:
         with suppress(FileNotFoundError):
             held += path.stat().st_size
     return held
+
+
+def _free(folder: Path) -> tuple[Path, int]:
+    """The folder, or the nearest above it that exists, and the free bytes there."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there, shutil.disk_usage(there).free
 
 
 def amount(size: float) -> str:

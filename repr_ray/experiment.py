@@ -1,12 +1,13 @@
 """The experiment stored in a results folder: merged with the one to launch, or refused when they differ."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from repr_ray.records import flatten
 from repr_ray.storage.atomic import write_atomic
 from repr_ray.storage.folder import Folder, StorageError
 from repr_ray.storage.foreign import Unusable, obstacles, read_mapping
@@ -99,12 +100,12 @@ def read(folder: Path) -> Experiment | None:
 
 def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
     """Raise ConfigError if a setting differs that changes results; seeds, schemes and grid values may be added."""
-    before, after = _flat(stored), _flat(new)
-    shared_schemes = stored.schemes.keys() & new.schemes.keys()
+    shared = stored.schemes.keys() & new.schemes.keys()
+    before, after = (_flat(experiment, shared) for experiment in (stored, new))
     differences = [
-        f"{'.'.join(path)} is {_said(before.get(path))} there and {_said(after.get(path))} here"
-        for path in {**before, **after}
-        if before.get(path) != after.get(path) and (path[0] != "schemes" or path[1] in shared_schemes)
+        f"{name} is {_said(before.get(name))} there and {_said(after.get(name))} here"
+        for name in before | after
+        if before.get(name) != after.get(name)
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -154,15 +155,9 @@ def _said(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _flat(experiment: Experiment) -> dict[tuple[str, ...], Any]:
+def _flat(experiment: Experiment, schemes: Set[str]) -> dict[str, Any]:
+    """The settings that change results, by dotted name; of the schemes those named."""
     raw = experiment.model_dump(mode="json", include={"data", "model", "train", "schemes", "tuning"})
     del raw["data"]["source"], raw["data"]["partial"]
-    return dict(_leaves(raw, ()))
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    else:
-        yield path, value
+    raw["schemes"] = {name: scheme for name, scheme in raw["schemes"].items() if name in schemes}
+    return flatten(raw)

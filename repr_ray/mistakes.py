@@ -72,22 +72,16 @@ def _what_is_wrong(error: Any, raw: Any, root: type[Settings]) -> tuple[str, str
     return f"{field}={shortened(repr(raw))}", f"{message[0].lower()}{message[1:]}"
 
 
-_MESSAGES = {
-    "tuple_type": "expected a list, such as [0, 1, 2]",
-    "list_type": "expected a list, such as [0, 1, 2]",
-    "dict_type": "expected a mapping, such as {name: value}",
-    "model_type": "expected a mapping, such as {name: value}",
-    "int_parsing": "expected an integer",
-    "int_type": "expected an integer",
-    "int_from_float": "expected an integer",
-    "float_parsing": "expected a number",
-    "float_type": "expected a number",
-    "bool_parsing": "expected true or false",
-    "bool_type": "expected true or false",
+_TYPES = {
+    "tuple_type list_type": "expected a list, such as [0, 1, 2]",
+    "dict_type model_type": "expected a mapping, such as {name: value}",
+    "int_parsing int_type int_from_float": "expected an integer",
+    "float_parsing float_type": "expected a number",
+    "bool_parsing bool_type": "expected true or false",
     "string_type": "expected a text",
 }
+_MESSAGES = {kind: message for kinds, message in _TYPES.items() for kind in kinds.split()}
 """Messages for types of pydantic's errors."""
-
 
 _OTHER_NAMES = {
     "learning_rate": "lr",

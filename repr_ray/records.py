@@ -203,7 +203,6 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_MAPPINGS = ("versions", "hardware")
 _LONGEST = 10_000  # characters of a text
 
 
@@ -215,20 +214,23 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     if result.get("status") != "done":
         raise Unusable(f"says status={result.get('status')!r}, not done")
-    if missing := [name for name in Result.__annotations__ if name in _NEEDED and result.get(name) is None]:
+    needed = [name for name in Result.__annotations__ if name in Result.__required_keys__]
+    if missing := [name for name in needed if result.get(name) is None]:
         raise Unusable(f"lacks {', '.join(missing)}")
     for name, kind in columns(Measured).items():
         if (value := result.get(name)) is not None and not _fits(value, kind):
             raise Unusable(f"says {name}={str(value)[:100]!r}, which is no {_KINDS[kind]}")
     for name in ("started", "finished"):
-        _check_time(name, result[name])
-    for name in _MAPPINGS:
+        try:
+            datetime.fromisoformat(result[name]).timestamp()
+        except (ValueError, OverflowError):
+            raise Unusable(f"says {name}={result[name][:100]!r}, which is no time") from None
+    for name in ("versions", "hardware"):
         if not isinstance(result[name], dict):
             raise Unusable(f"says {name}={str(result[name])[:100]!r}, which is no mapping")
     return result
 
 
-_NEEDED = Result.__required_keys__
 _KINDS = {int: "whole number", float: "number", str: "text"}
 
 
@@ -237,10 +239,3 @@ def _fits(value: Any, kind: type) -> bool:
     if kind is str:
         return isinstance(value, str) and len(value) <= _LONGEST
     return is_finite(value) and 0 <= value < 1e15 and (kind is float or isinstance(value, int))
-
-
-def _check_time(name: str, text: str) -> None:
-    try:
-        datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        raise Unusable(f"says {name}={text[:100]!r}, which is no time") from None

@@ -19,6 +19,7 @@ from repr_ray.data.images import Damaged, Look, Shape, decode_all, look_at_all
 from repr_ray.data.source import Rows, Source, Splits, Subset, Track, silent
 from repr_ray.data.sources import source_of
 from repr_ray.data.split import check_classes, check_labels, choose, divide, with_noise
+from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
@@ -94,7 +95,9 @@ def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
     train_index, validation_index = divide(pool.labels, data, seed)
     train = _part(pool, train_index)
     held_out = replace(pool, images=_images(folder, facts, "held_out")) if facts["held_out"] else pool
-    validation, notes = _part(held_out, validation_index), [*facts["notes"], *_told(skipped)]
+    validation, notes = _part(held_out, validation_index), [*facts["notes"]]
+    if skipped:
+        notes.append(f"{len(skipped):,} images that cannot be used are left out: {listed(skipped, 3, '; ')}")
     if facts["validation"] and data.validation_images:
         notes.append("the source's validation split is not used: validation images come from its training images")
     elif facts["validation"]:
@@ -114,7 +117,7 @@ def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
         places = slice(None) if train.index is None else train.index
         noisy[places] = with_noise(train.targets, data.label_noise, facts["classes"], seed)
         train = replace(train, labels=noisy)
-    mean, std = _statistics(data, facts, pool.images.shape[-1])
+    shared, (mean, std) = facts["shared"], _statistics(data, facts, pool.images.shape[-1])
     return Decoded(
         train=train,
         validation=validation,
@@ -126,7 +129,7 @@ def load(data: Data, progress: Track = silent, seed: int = 0) -> Decoded:
         names=tuple(facts["names"]),
         digest=hashlib.sha256(" ".join(digest).encode()).hexdigest()[:16],
         notes=tuple(notes),
-        warning=_shared(facts["shared"], len(test)),
+        warning=f"{shared:,} of {len(test):,} test images occur in the training set as well" if shared else "",
     )
 
 
@@ -152,17 +155,6 @@ def _part(split: Split, index: NDArray[np.int64]) -> Split:
 
 def _sha(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _told(skipped: list[str]) -> list[str]:
-    if not skipped:
-        return []
-    more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
-    return [f"{len(skipped):,} images that cannot be used are left out: {'; '.join(skipped[:3])}{more}"]
-
-
-def _shared(count: int, test: int) -> str:
-    return f"{count:,} of {test:,} test images occur in the training set as well" if count else ""
 
 
 def _too_many_damaged(data: Data, damaged: list[str]) -> ConfigError:

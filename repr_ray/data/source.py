@@ -57,12 +57,10 @@ class ArrayRows:
     labels: NDArray[np.int64]
 
     def image(self, index: int) -> Image.Image:
-        """One image."""
         pixels = self.images[index]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
     def where(self, index: int) -> str:
-        """Its place."""
         return f"image {index}"
 
 
@@ -74,7 +72,6 @@ class FileRows:
     labels: NDArray[np.int64]
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of a file."""
         return self.paths[index].read_bytes()
 
     def image(self, index: int) -> Image.Image:
@@ -82,7 +79,6 @@ class FileRows:
         return open_bytes(self.encoded(index))
 
     def where(self, index: int) -> str:
-        """Its file."""
         return str(self.paths[index])
 
 
@@ -95,7 +91,6 @@ class Subset:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels of the chosen images."""
         return self.rows.labels[self.index]
 
     def encoded(self, index: int) -> bytes | None:
@@ -103,11 +98,9 @@ class Subset:
         return encoded(self.rows, int(self.index[index]))
 
     def image(self, index: int) -> Image.Image:
-        """One of the chosen images."""
         return self.rows.image(int(self.index[index]))
 
     def where(self, index: int) -> str:
-        """Its place among all."""
         return self.rows.where(int(self.index[index]))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repr_ray.data.source import TEST, TRAIN, VALIDATION, Rows, Splits, Subset
+from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
@@ -161,9 +162,8 @@ def check_classes(split: str, labels: NDArray[np.int64], classes: int, names: tu
     if data.partial or not len(labels):
         return
     if len(missing := np.flatnonzero(np.bincount(labels, minlength=classes) == 0)):
-        called = ", ".join(names[label] if names else str(label) for label in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        called = listed([names[label] if names else str(label) for label in missing], 3)
         raise ConfigError(
-            f"data: no {split} image ({len(labels):,} in all) is of class {called}{more}; take more images, another"
+            f"data: no {split} image ({len(labels):,} in all) is of class {called}; take more images, another"
             " split, or say data.partial=true"
         )

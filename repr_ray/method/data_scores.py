@@ -34,14 +34,7 @@ def apoz(measurement: Measurement) -> dict[str, Tensor]:
 
 def gradient(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the mean |dL/dw| of a filter's weights, L the mean loss: filters that learn least are dropped first."""
-    kernels = measurement.kernels()
-    sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
-    images = 0
-    for loss, count in measurement.losses():
-        for total, grad in zip(sums, torch.autograd.grad(loss, kernels), strict=True):
-            total += grad
-        images += count
-    means = measurement.mean_over_images(sums, images)
+    means = measurement.mean_of_kernels(torch.autograd.grad)
     return {name: -grad.abs().flatten(1).mean(1) for name, grad in means.items()}
 
 
@@ -74,20 +67,17 @@ def hessian(measurement: Measurement) -> dict[str, Tensor]:
     The diagonal h of the Hessian of the mean loss is estimated as v * (H v) with random signs v, new ones for every
     batch (Bekas et al. 2007).
     """
-    kernels = measurement.kernels()
-    sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
-    images = 0
-    for loss, count in measurement.losses():
+
+    def diagonal(loss: Tensor, kernels: list[nn.Parameter]) -> Iterator[Tensor | None]:
         signs = [_signs(kernel, measurement.generator) for kernel in kernels]
         grads = torch.autograd.grad(loss, kernels, create_graph=True)
         products = torch.autograd.grad(grads, kernels, signs, allow_unused=True)
-        for total, sign, product in zip(sums, signs, products, strict=True):
-            total += 0 if product is None else sign * product
-        images += count
-    means = measurement.mean_over_images(sums, images)
+        return (p if p is None else sign * p for sign, p in zip(signs, products, strict=True))
+
+    means = measurement.mean_of_kernels(diagonal).items()
     return {
-        name: -(diagonal * kernel.detach() ** 2).flatten(1).sum(1) / 2
-        for (name, diagonal), kernel in zip(means.items(), kernels, strict=True)
+        name: -(mean * kernel.detach() ** 2).flatten(1).sum(1) / 2
+        for (name, mean), kernel in zip(means, measurement.kernels(), strict=True)
     }
 
 

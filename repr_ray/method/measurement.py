@@ -39,10 +39,21 @@ class Measurement:
             for layer, kernel in zip(self.layers, self.kernels(), strict=True)
         }
 
-    def losses(self) -> Iterator[tuple[Tensor, int]]:
-        """Cross entropy summed over each batch, and the number of its images."""
-        for images, labels in self.batches():
-            yield F.cross_entropy(self.model(images).float(), labels, reduction="sum"), len(labels)
+    def mean_of_kernels(
+        self, statistic: Callable[[Tensor, list[nn.Parameter]], Iterable[Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """The mean over images of a statistic in the shape of each kernel, of a batch's summed cross entropy.
+
+        None is zero.
+        """
+        kernels, images = self.kernels(), 0
+        sums = [torch.zeros_like(kernel, dtype=torch.float64) for kernel in kernels]
+        for inputs, labels in self.batches():
+            loss = F.cross_entropy(self.model(inputs).float(), labels, reduction="sum")
+            for total, own in zip(sums, statistic(loss, kernels), strict=True):
+                total += 0 if own is None else own
+            images += len(labels)
+        return self.mean_over_images(sums, images)
 
     @contextmanager
     def hooked(self, hook: Callable[[ConvLayer, Tensor], Tensor | None]) -> Iterator[None]:

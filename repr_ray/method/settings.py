@@ -18,16 +18,8 @@ SCORE = ByName(
 )
 """Scores by name. A function of `weight` and `generator`, or of a `measurement` on images; see these modules."""
 
-DIRECTION = ByName(
-    "direction",
-    {
-        name: f"repr_ray.method.directions:{name}"
-        for name in (
-            *("null_space", "null_space_basis", "survivors_basis", "qr_column"),
-            *("relaxed", "default", "old", "zero"),
-        )
-    },
-)
+_DIRECTIONS = "null_space null_space_basis survivors_basis qr_column relaxed default old zero"
+DIRECTION = ByName("direction", {name: f"repr_ray.method.directions:{name}" for name in _DIRECTIONS.split()})
 """Directions by name: functions of `kernel`, `dropped`, `generator` and `clip`; see that module."""
 
 

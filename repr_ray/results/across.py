@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from repr_ray.results.sequential import Array
+from repr_ray.storage.text import listed
 
 PAIR = ["dataset", "model"]
 
@@ -119,10 +120,5 @@ def _without_gaps(wide: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
             wide = wide.drop(index=wide.index[place : place + 1])
     for names, lacking in ((schemes_out, "not run on all of them"), (rows_out, "not run with all schemes")):
         if names:
-            notes.append(f"left out over data sets, since {lacking}: {_listed(names)}")
+            notes.append(f"left out over data sets, since {lacking}: {listed(names, 6)}")
     return wide
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -28,15 +28,7 @@ _PAGE = 4_800_000  # bytes of the page, of its logs
 _LOGS = 600_000
 _ROOM = 2_000  # for what is written about a picture
 _LOG = 4_000  # bytes of a log at most
-_FACTS = {
-    "commit": "Commit",
-    "versions": "Versions",
-    "hardware": "Hardware",
-    "precision": "Precision",
-    "workers": "Workers",
-    "threads": "Threads",
-    "gpus": "GPUs of a worker",
-}
+_FACTS = ("commit", "versions", "hardware", "precision", "workers", "threads", "gpus")
 _SHOWN = ["trial", "seed", "status", "epochs", "epochs_done", "test_accuracy", "collapsed_epoch", "wall_seconds"]
 _FAILED = 20  # tracebacks shown
 
@@ -147,11 +139,12 @@ def _tail(folder: Path | None, size: int) -> str:
 def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:
     """The commits, versions and hardware the trials ran with, and how many trials each."""
     facts: dict[str, list[str]] = {}
-    for name, label in _FACTS.items():
+    for name in _FACTS:
         counts = trials[name].dropna().value_counts()
         if len(counts):
             said = [value if isinstance(value, str) else f"{value:g}" for value in counts.index]
             plain = [_plain(text) if name in ("versions", "hardware") else text for text in said]
+            label = "GPUs of a worker" if name == "gpus" else name.capitalize()
             facts[label] = [f"{text} ({n} trials)" for text, n in zip(plain, counts, strict=True)][:10]
     return facts
 

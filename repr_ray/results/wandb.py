@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repr_ray.results.trackers import Tracked, ended
+from repr_ray.results.trackers import ended
 from repr_ray.storage.text import line
 
 _OFFLINE = ("offline", "dryrun", "disabled")
@@ -44,7 +44,10 @@ def log_to_wandb(folders: Sequence[Path], project: str) -> int:
                 reinit="create_new",
                 settings=quiet,
             )
-            _fill(run, trial)
+            for epoch, row in trial.curves:
+                run.log(row, step=epoch)
+            run.summary.update(trial.figures | trial.tags)
+            run.finish(exit_code=0 if trial.done else 1)
             logged += 1
     except wandb.Error as error:
         raise ValueError(f"--wandb {project}: {line(error)}") from None
@@ -60,13 +63,6 @@ def connect(project: str) -> Any:
     if os.environ.get("WANDB_MODE") not in _OFFLINE and not wandb.login(prompt=False):
         raise ValueError(f"--wandb {project}: no key; set WANDB_API_KEY, or WANDB_MODE=offline and sync later")
     return wandb
-
-
-def _fill(run: Any, trial: Tracked) -> None:
-    for epoch, row in trial.curves:
-        run.log(row, step=epoch)
-    run.summary.update(trial.figures | trial.tags)
-    run.finish(exit_code=0 if trial.done else 1)
 
 
 def _id(experiment: str, trial: str, done: bool) -> str:

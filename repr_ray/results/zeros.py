@@ -1,10 +1,9 @@
 """Filters that no scheme dropped and whose kernel is all zeros at the end of training."""
 
-import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from repr_ray.results.compare import BLOCK, Comparison
+from repr_ray.results.compare import BLOCK, Comparison, records
 from repr_ray.results.store import Tables
 
 _NAMED = 6  # layers in a note
@@ -22,7 +21,8 @@ def zero_filters(tables: Tables, comparison: Comparison) -> list[str]:
         where = " ".join(filter(None, map(str, block)))
         rows = rows.assign(count=rows["zero"] - rows["dropped"]).sort_values("count", ascending=False, kind="stable")
         layers = rows.drop_duplicates("layer")
-        told = [f"{n} of {of} in {layer}" for n, of, layer in zip(*_columns(layers.head(_NAMED)), strict=True)]
+        most = records(layers.head(_NAMED))
+        told = [f"{row['count']:.0f} of {row['filters']:.0f} in {row['layer']}" for row in most]
         if len(layers) > _NAMED:
             told.append(f"fewer in {len(layers) - _NAMED} more layers")
         every = int((comparison.trials[[*BLOCK, "scheme"]] == [*block, scheme]).all(axis=1).sum())
@@ -31,7 +31,3 @@ def zero_filters(tables: Tables, comparison: Comparison) -> list[str]:
             f" {', '.join(told)} (at most; in {rows['trial'].nunique()} of {every} trials)"
         )
     return notes
-
-
-def _columns(layers: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return layers["count"].astype(int), layers["filters"].astype(int), layers["layer"]

@@ -186,7 +186,6 @@ class Remote(Folder):
         return {name: (info.size, info.mtime_ns) for name, info in names.items() if not _hidden(name)}
 
     def read(self, name: str) -> bytes:
-        """The content of a stored file. Raises FileNotFoundError."""
         path = f"{self.base}/{name}"
         with self._said("read", name):
             with self.files.open_input_file(path) as file:

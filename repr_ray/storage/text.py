@@ -1,6 +1,7 @@
 """Untrusted text, made safe for terminals, logs, pages, tables and spreadsheets."""
 
 import re
+from collections.abc import Sequence
 
 # Unicode's control characters, lone surrogates, line and paragraph separators, and marks that reorder or hide text.
 _HIDDEN = (
@@ -20,6 +21,12 @@ def line(text: object) -> str:
 def lines(text: object) -> str:
     """`text` without control characters but for its line breaks and tabs."""
     return _CONTROL_IN_LINES.sub(" ", str(text).replace("\r\n", "\n"))
+
+
+def listed(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first of some texts, and how many more there are."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
 
 
 def cell(text: object) -> str:

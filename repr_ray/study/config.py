@@ -11,9 +11,7 @@ from repr_ray.models.settings import ConvNet, Model
 from repr_ray.optim.optimizers import Optimizer, Sgd
 from repr_ray.optim.rates import Constant, Rate
 from repr_ray.study.data import Data
-from repr_ray.study.tuning import Tuning
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+from repr_ray.study.tuning import Seed, Tuning
 
 
 class ConfigError(ValueError):

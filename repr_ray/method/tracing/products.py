@@ -65,11 +65,8 @@ def _pass_through(trace: Trace, reads: Tensor, groups: int, bias: Tensor | None,
 
 def matrix_product(trace: Trace, name: str, given: dict[str, Any]) -> Tensor:
     """The labels of a matrix product: zero rows and columns stay zero."""
-    one, other = (
-        (given["self"], given["mat2"])
-        if name in ("mm", "bmm")
-        else ((given["mat1"], given["mat2"]) if name == "addmm" else (given["batch1"], given["batch2"]))
-    )
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(name, ("self", "mat2"))
+    one, other = (given[key] for key in names)
     left, right = trace.labels(one), trace.labels(other)
     for z in (left, right):
         trace.leave_out_constants(z)

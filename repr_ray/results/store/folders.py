@@ -12,7 +12,7 @@ import pyarrow as pa
 from repr_ray.records import RESULT, STOPPED_EARLY, Measured, columns, read_result
 from repr_ray.results.store.schemas import ID, INT, MOST_EPOCHS, SCHEMAS, TEXT
 from repr_ray.storage.foreign import Unusable, check_plain, is_text, obstacle, read_json, read_mapping
-from repr_ray.storage.text import line
+from repr_ray.storage.text import line, listed
 
 UNFINISHED = ("running", "waiting")
 """The status of trials without a result or an error."""
@@ -175,6 +175,5 @@ def describe_foreign(folder: Path) -> str:
         return f"{folder} does not exist"
     if not folder.is_dir():
         return f"{folder} is a file, not a results folder"
-    held = sorted(path.name for path in folder.iterdir())
-    found = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "") if held else "nothing"
-    return f"{folder} has no trials (it holds {found}): a results folder has trials/NAME/config.yaml"
+    held = listed(sorted(path.name for path in folder.iterdir()), 3) or "nothing"
+    return f"{folder} has no trials (it holds {held}): a results folder has trials/NAME/config.yaml"

@@ -109,10 +109,8 @@ def _possible(table: pa.Table) -> NDArray[np.bool_]:
     """Which lines have an epoch, and no impossible accuracy or cycle."""
     epoch = table["epoch"].to_numpy()
     possible = (epoch >= 0) & (epoch < MOST_EPOCHS)  # false for what is missing
-    for name, most in (
-        ("cycle", MOST_EPOCHS),
-        *((key, 1) for key in (*FIGURES, *AVERAGE) if key.endswith("accuracy")),
-    ):
+    accuracies = [key for key in (*FIGURES, *AVERAGE) if key.endswith("accuracy")]
+    for name, most in {"cycle": MOST_EPOCHS, **dict.fromkeys(accuracies, 1)}.items():
         if name in table.column_names:
             values = table[name].to_numpy()
             possible &= ~((values < 0) | (values > most))

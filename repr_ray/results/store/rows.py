@@ -72,9 +72,8 @@ def _layers(trials: pa.Array, index: Index, epochs: pa.Table) -> pa.Table:
         }
         | {key: pa.array(array, from_pandas=True).cast(schema.field(key).type) for key, array in values.items()}
     )
-    return (
-        table.filter(table["filters"].is_valid()).cast(schema) if table["filters"].null_count else table.cast(schema)
-    )
+    whole = table.filter(table["filters"].is_valid()) if table["filters"].null_count else table
+    return whole.cast(schema)
 
 
 def _cycles(trials: pa.Array, index: Index, events: pa.Table) -> pa.Table:
