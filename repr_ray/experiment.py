@@ -22,12 +22,12 @@ from repr_ray.training.folder import TrialFolder
 FILE = "experiment.yaml"
 
 
-def merge(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Experiment:
-    """The experiment, with the seeds and schemes added that `folder` already holds.
+def merge(storage: Folder, experiment: Experiment) -> Experiment:
+    """The experiment, with the seeds and schemes added that a results folder already holds.
 
-    Raises ConfigError if the folder, or the `storage` that it mirrors, holds something else.
+    Raises ConfigError if it holds something else.
     """
-    storage = storage or Folder(folder)
+    folder = storage.path
     _refuse_links(folder)
     storage.pull(FILE)
     stored = read(folder)
@@ -55,13 +55,12 @@ def _seeds(folder: Path, stored: Experiment, new: Experiment) -> tuple[int, ...]
 
 
 @contextmanager
-def hold(folder: Path, experiment: Experiment, storage: Folder | None = None) -> Iterator[None]:
-    """Hold the lease on `folder`, or on the `storage` that it mirrors, and store the experiment there.
+def hold(storage: Folder, experiment: Experiment) -> Iterator[None]:
+    """Hold the lease on a results folder, and store the experiment there.
 
     Raises ConfigError if the folder holds a different experiment, cannot be written, or another launch runs in it.
     """
-    storage = storage or Folder(folder)
-    experiment = merge(folder, experiment, storage)
+    experiment = merge(storage, experiment)
     with ExitStack() as stack:
         try:
             stack.enter_context(lease(storage))
@@ -69,9 +68,9 @@ def hold(folder: Path, experiment: Experiment, storage: Folder | None = None) ->
             raise ConfigError(str(error)) from None
         except StorageError as error:
             raise ConfigError(f"--results: {error}") from None
-        experiment = merge(folder, experiment, storage)  # another launch may have stored one since
+        experiment = merge(storage, experiment)  # another launch may have stored one since
         text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_atomic(folder / FILE, text.encode())
+        write_atomic(storage.path / FILE, text.encode())
         storage.push(FILE)
         yield
 

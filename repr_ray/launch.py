@@ -70,12 +70,12 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         _check_trackers(args)
     with contextlib.ExitStack() as stack:
         storage = stack.enter_context(_open(location))
-        merged = merge(storage.path, experiment, storage)
+        merged = merge(storage, experiment)
         rounds = Rounds(console, experiment, storage, location)
         rounds.load_data(merged)
         runner = rounds.runner(args.runner, stack)
         args.trains = True
-        with hold(storage.path, experiment, storage):
+        with hold(storage, experiment):
             rounds.run(runner, shlex.join([*_COMMAND, *map(redact, arguments)]))
             _report(console, storage, args)
             rounds.show_first_failure()

@@ -61,7 +61,7 @@ def test_there_are_configs() -> None:
         (["resources.wait_minutes=.inf"], ["resources.wait_minutes=inf", "finite"]),
         (["schemes.repr.reinit.gain=.inf"], ["schemes.repr.reinit.gain=inf", "finite"]),
         (["baseline=satndard"], ["baseline: 'satndard' is no scheme; there are repr, standard"]),
-        (["schemes={a: {kind: standard}, a: {kind: repr}}"], ["the key 'a' stands twice"]),
+        (["schemes={a: {kind: standard}, a: {kind: repr}}"], ["the key 'a' occurs twice"]),
         (["model.depth=1000000000"], ["model.depth=1000000000: input should be less than or equal to 1000"]),
         (["model.width=10000000000"], ["model.width=10000000000: input should be less than"]),
         (["train.batch_size=10000000000"], ["train.batch_size=10000000000: input should be less than"]),
@@ -141,7 +141,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("a: [", "not YAML"),
         ("- 1", "expected a mapping"),
         ("", "expected a mapping"),
-        ("name: a\nname: b", r"the key 'name' stands twice \(line 2, column 1\)"),
+        ("name: a\nname: b", r"the key 'name' occurs twice \(line 2, column 1\)"),
         (
             "- x: &a ["
             + "x, " * 9

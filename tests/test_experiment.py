@@ -15,6 +15,7 @@ from support import ROOT, TINY, results_of, tiny, write_config
 from repr_ray.data import decoded
 from repr_ray.experiment import hold, read
 from repr_ray.runners import local
+from repr_ray.storage.folder import Folder
 from repr_ray.study.config import ConfigError
 from repr_ray.study.reading import validate
 
@@ -24,17 +25,17 @@ EXPERIMENT = validate(TINY, "tiny")
 def test_a_claimed_folder_holds_the_experiment_and_is_free_afterwards(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     for _ in range(2):
-        with hold(folder, EXPERIMENT):
+        with hold(Folder(folder), EXPERIMENT):
             assert read(folder) == EXPERIMENT
             with pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is running this experiment"):
-                hold(folder, EXPERIMENT).__enter__()
+                hold(Folder(folder), EXPERIMENT).__enter__()
         assert not (folder / ".holder").exists()
 
 
 def test_a_folder_is_free_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), hold(tmp_path / "tiny", EXPERIMENT):
+    with pytest.raises(RuntimeError), hold(Folder(tmp_path / "tiny"), EXPERIMENT):
         raise RuntimeError
-    with hold(tmp_path / "tiny", EXPERIMENT):
+    with hold(Folder(tmp_path / "tiny"), EXPERIMENT):
         pass
 
 
@@ -122,7 +123,7 @@ def assert_resumes(results: Path, tmp_path: Path) -> None:
 
 def test_a_scheme_with_a_dot_in_its_name_is_compared_like_any_other(tmp_path: Path) -> None:
     before, after = ({"kind": "repr", "s1": 2, "s2": s2} for s2 in (2, 1))
-    with hold(tmp_path / "tiny", validate(TINY | {"schemes": {"v1.5": before}}, "x")):
+    with hold(Folder(tmp_path / "tiny"), validate(TINY | {"schemes": {"v1.5": before}}, "x")):
         pass
     with pytest.raises(ConfigError, match=r"schemes\.v1\.5\.s2 is 2 there and 1 here"):
-        hold(tmp_path / "tiny", validate(TINY | {"schemes": {"v1.5": after}}, "x")).__enter__()
+        hold(Folder(tmp_path / "tiny"), validate(TINY | {"schemes": {"v1.5": after}}, "x")).__enter__()

@@ -210,7 +210,7 @@ def test_of_two_launches_at_the_same_moment_one_goes_on(
         storage = remote_at(location, tmp_path / name)
         together.wait()
         try:
-            with experiment.hold(storage.path, EXPERIMENT, storage):
+            with experiment.hold(storage, EXPERIMENT):
                 entered.append(name)
                 time.sleep(3)
         except ConfigError as error:
@@ -237,7 +237,7 @@ def test_a_launch_that_was_taken_over_is_ended(
     storage = remote_at(location, tmp_path / "here")
     before = signal.signal(signal.SIGTERM, ended)
     try:
-        with pytest.raises(_Late), experiment.hold(storage.path, EXPERIMENT, storage):
+        with pytest.raises(_Late), experiment.hold(storage, EXPERIMENT):
             since = storage.mtime(".holder")
             wait_for(lambda: storage.mtime(".holder") > since)
             storage.write(".holder", b"process 1 elsewhere")

@@ -27,6 +27,7 @@ from repr_ray.launch import main
 from repr_ray.report import main as report_main
 from repr_ray.report import report
 from repr_ray.storage import text
+from repr_ray.storage.folder import Folder
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import load, validate
@@ -285,7 +286,7 @@ def planned(tmp_path: Path) -> tuple[list[str], Path, Path]:
     config = write_config(tmp_path)
     results = tmp_path / "results" / "tiny"
     arguments = ["--config", str(config), "--results", str(results.parent), "--runner", "local"]
-    with hold(results, load(config)):
+    with hold(Folder(results), load(config)):
         pass
     folder = TrialFolder(results, plan(load(config))[0])
     folder.announce()

@@ -473,7 +473,7 @@ def test_a_cache_that_is_not_ours_gets_one_line(tmp_path: Path, monkeypatch: pyt
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"thesis.txt: is not of this program; name another REPR_RAY_CACHE"):
+    with pytest.raises(ConfigError, match=r"thesis.txt: was not written by this program; name another"):
         load(data)
     assert (folder / "thesis.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")

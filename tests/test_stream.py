@@ -28,7 +28,7 @@ from repr_ray.data.batches import Batch, Batches
 from repr_ray.data.decoded import Decoded, load
 from repr_ray.data.describe import copy_bytes
 from repr_ray.data.encoded import Encoded, pack
-from repr_ray.data.images import Shape
+from repr_ray.data.images import Target
 from repr_ray.data.source import ArrayRows, silent
 from repr_ray.data.stream import StreamError, StreamStopped, cropped
 from repr_ray.estimate import amount, data_lines
@@ -251,7 +251,7 @@ def test_images_that_cannot_be_decoded_are_named_or_left_out(tmp_path: Path) -> 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_has_no_encoding_of_its_own_is_packed_without_loss(tmp_path: Path, channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (70, 9, 9, channels), dtype=np.uint8)
-    shape, content = Shape(channels, 9, 9), hashlib.sha256()
+    shape, content = Target(channels, 9, 9), hashlib.sha256()
     survey, damaged = pack(tmp_path, "train", ArrayRows(images, np.zeros(70, np.int64)), shape, True, content, silent)
     packed = Encoded(tmp_path / "train_content.npy", np.load(tmp_path / "train_offsets.npy"), shape)
     assert not damaged and len(packed) == 70
@@ -330,7 +330,7 @@ def test_a_process_that_hangs_ends_in_an_error(source: Path, monkeypatch: pytest
     monkeypatch.setattr(stream, "LOOK_EVERY", 0.1)
     monkeypatch.setattr(stream, "PATIENCE", 0.3)
     monkeypatch.setattr(Encoded, "pixels", lambda self, row: time.sleep(60))
-    assert assert_fails(made, r"no image has come for 0\.3 s") < 20
+    assert assert_fails(made, r"no image arrived for 0\.3 s") < 20
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
@@ -409,7 +409,7 @@ from PIL import Image
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split
 from repr_ray.data.encoded import Encoded
-from repr_ray.data.images import Shape
+from repr_ray.data.images import Target
 from repr_ray.data.split import divide
 from repr_ray.study.data import Data
 
@@ -431,7 +431,7 @@ data = Data.model_validate({
     "augment": {"random_resized_crop": {}, "color_jitter": {"brightness": 0.4}, "mixup": 0.2, "cutmix": 1.0},
 })
 train, _ = divide(labels, data, 0)
-images = Encoded(folder / "content.npy", np.load(folder / "offsets.npy", mmap_mode="r"), Shape(3, 4, 4))
+images = Encoded(folder / "content.npy", np.load(folder / "offsets.npy", mmap_mode="r"), Target(3, 4, 4))
 split, cpu = Split(images, labels, train), torch.device("cpu")
 made = Batches(split, np.zeros(3), np.ones(3), data, cpu, classes=1000, loaders=2)
 peak = 0.0

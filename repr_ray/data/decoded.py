@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from repr_ray.data.cache import cache_folder, make, unusable
 from repr_ray.data.encoded import Encoded, Survey, pack
-from repr_ray.data.images import Damaged, Look, Shape, decode_all, look_at_all
+from repr_ray.data.images import Damaged, Look, Target, decode_all, look_at_all
 from repr_ray.data.source import Rows, Source, Splits, Subset, Track, silent
 from repr_ray.data.sources import source_of
 from repr_ray.data.split import check_classes, check_labels, choose, divide, with_noise
@@ -142,7 +142,7 @@ def _images(folder: Path, facts: dict[str, Any], name: str) -> NDArray[np.uint8]
         return _map(folder, f"{name}_images")
     split = "train" if name == "held_out" else name
     file = folder / f"{split}_content.npy"
-    return Encoded(file, _map(folder, f"{split}_offsets"), Shape(**facts["encoded"][name]))
+    return Encoded(file, _map(folder, f"{split}_offsets"), Target(**facts["encoded"][name]))
 
 
 def _part(split: Split, index: NDArray[np.int64]) -> Split:
@@ -237,7 +237,7 @@ def _clear(folder: Path) -> None:
         return
     inside = [folder] if folder.is_symlink() or not folder.is_dir() else folder.iterdir()
     if foreign := [path for path in inside if path.suffix not in (".npy", ".json")]:
-        raise ConfigError(f"{foreign[0]}: is not of this program; name another REPR_RAY_CACHE, or remove it")
+        raise ConfigError(f"{foreign[0]}: was not written by this program; name another REPR_RAY_CACHE, or remove it")
     shutil.rmtree(folder)
 
 
@@ -335,12 +335,12 @@ def _decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[st
     } | ({"encoded": {split: asdict(shape) for split, shape in shapes.items()}} if encoded else {})
 
 
-def _shapes(data: Data, channels: int, size: int) -> dict[str, Shape]:
+def _shapes(data: Data, channels: int, size: int) -> dict[str, Target]:
     """What each split is decoded to; `held_out` are training images that are validated on."""
     stored = data.resize or size
     evaluated = data.evaluation_resize or stored
-    shapes = {split: Shape(channels, evaluated, size) for split in ("validation", "test", "held_out")}
-    return shapes | {"train": Shape(channels, stored, stored)}
+    shapes = {split: Target(channels, evaluated, size) for split in ("validation", "test", "held_out")}
+    return shapes | {"train": Target(channels, stored, stored)}
 
 
 def bytes_of(data: Data, counts: Mapping[str, int], channels: int, size: int) -> int:
@@ -379,7 +379,7 @@ def _all_but(count: int, damaged: list[Damaged]) -> NDArray[np.int64]:
 
 
 def _pack(
-    folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
+    folder: Path, split: str, rows: Rows, shape: Target, data: Data, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
     """Write a split encoded, without images that cannot be decoded, which are returned; `content` as in `Survey`."""
     fixed = data.size is None
@@ -391,7 +391,7 @@ def _pack(
 
 
 def _store(
-    folder: Path, split: str, rows: Rows, shape: Shape, data: Data, content: "hashlib._Hash", progress: Track
+    folder: Path, split: str, rows: Rows, shape: Target, data: Data, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
     """Write a split decoded; see `_pack`."""
     damaged = _write_images(folder, split, rows, shape, data, progress)
@@ -402,7 +402,7 @@ def _store(
     return survey, damaged
 
 
-def _write_images(folder: Path, name: str, rows: Rows, shape: Shape, data: Data, progress: Track) -> list[Damaged]:
+def _write_images(folder: Path, name: str, rows: Rows, shape: Target, data: Data, progress: Track) -> list[Damaged]:
     """Write NAME_images.npy; returns the images that cannot be decoded, which are left out."""
     path = folder / f"{name}_images.npy"
     count = len(rows.labels)

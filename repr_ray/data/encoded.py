@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repr_ray.data.images import Damaged, Shape, each, fitting, pixels, plain
+from repr_ray.data.images import Damaged, Target, each, fitting, pixels, plain
 from repr_ray.data.source import Rows, Track, encoded, open_bytes
 
 AT_ONCE = 32
@@ -28,7 +28,7 @@ class Encoded:
 
     file: Path
     offsets: NDArray[np.int64]
-    target: Shape
+    target: Target
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ def see(images: NDArray[np.uint8]) -> Seen:
 
 
 def pack(
-    folder: Path, split: str, rows: Rows, shape: Shape, fixed: bool, content: "hashlib._Hash", progress: Track
+    folder: Path, split: str, rows: Rows, shape: Target, fixed: bool, content: "hashlib._Hash", progress: Track
 ) -> tuple[Survey, list[Damaged]]:
     """Write SPLIT_content.npy and SPLIT_offsets.npy; each image is decoded once to check it.
 

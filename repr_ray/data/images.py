@@ -40,7 +40,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Target:
     """The shape of decoded images: `channels`, shorter side scaled to `shorter`, middle square of side `crop`."""
 
     channels: int
@@ -95,7 +95,7 @@ def plain(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
+def pixels(image: Image.Image, shape: Target) -> NDArray[np.uint8]:
     """Decode an image into a shape: height x width x channels."""
     image = plain(image, shape.channels)
     shorter = min(image.size)
@@ -127,7 +127,7 @@ def look_at_all(rows: Rows, progress: Track, title: str) -> tuple[list[Look], li
 
 
 def decode_all(
-    rows: Rows, shape: Shape, fixed: bool, out: NDArray[np.uint8], progress: Track, title: str
+    rows: Rows, shape: Target, fixed: bool, out: NDArray[np.uint8], progress: Track, title: str
 ) -> list[Damaged]:
     """Fill `out`, n x crop x crop x channels. With `fixed`, an image of another size cannot be used."""
 
@@ -137,7 +137,7 @@ def decode_all(
     return [one for _, failed in each(rows, decode, progress, title) for one in failed]
 
 
-def fitting(image: Image.Image, shape: Shape, fixed: bool) -> Image.Image:
+def fitting(image: Image.Image, shape: Target, fixed: bool) -> Image.Image:
     """Check an image by its header. Raises Unreadable unless it can be used; see `decode_all` for `fixed`."""
     found = look(image)
     if fixed and (found.width, found.height) != (shape.crop, shape.crop):

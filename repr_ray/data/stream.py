@@ -114,7 +114,7 @@ class Streamed:
                     if "timed out" not in str(error):
                         raise StreamStopped(f"a process that decodes images has died: {error}") from None
                     if monotonic() - asked > PATIENCE:
-                        raise StreamStopped(f"no image has come for {PATIENCE} s: is the storage there?") from None
+                        raise StreamStopped(f"no image arrived for {PATIENCE} s: check the storage") from None
                 else:
                     break
             if isinstance(part, str):

@@ -151,21 +151,17 @@ class RePr(Scheme):
             odd += ["epochs"] * (state["epochs"] != self.epochs)
             if odd:
                 raise ValueError(f"state: it was saved with other settings: {', '.join(sorted(odd))}")
-        shapes = {name: mask.shape for name, mask in self.masks.dropped.items()}
-        shaped = {part.tensor for layer in self.masks.layers for part in layer.parts if part.role != "input"}
-        needed = (
-            shaped if any(bool(mask.any()) for mask in state["dropped"].values()) else set(state["before"]) & shaped
-        )
-        fits = {name: mask.shape for name, mask in state["dropped"].items()} == shapes and all(
-            tensors[name].shape == value.shape for name, value in state["before"].items() if name in tensors
-        )
-        fits = fits and set(state["before"]) == needed
-        if not fits:
+        dropped, before = state["dropped"], state["before"]
+        needed = {part.tensor for layer in self.masks.layers for part in layer.parts if part.role != "input"}
+        if not any(bool(mask.any()) for mask in dropped.values()):
+            needed &= before.keys()
+        expected = _shapes({name: tensors[name] for name in needed})
+        if _shapes(dropped) != _shapes(self.masks.dropped) or _shapes(before) != expected:
             raise ValueError("state: it belongs to another network, with other layers or filters")
         super().load_state_dict(state)
-        self.masks.set(state["dropped"])
+        self.masks.set(dropped)
         self._returned = {}
-        self._before = {name: value.to(tensors[name], copy=True) for name, value in state["before"].items()}
+        self._before = {name: value.to(tensors[name], copy=True) for name, value in before.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -193,9 +189,8 @@ class RePr(Scheme):
         if distributed.rank() == 0:
             settings = self.settings
             check_scores(scores, {layer.name: layer.filters for layer in layers}, settings.ranking.score)
-            for name, mask in select(
-                scores, settings.prune_ratio, settings.ranking.order, settings.selection
-            ).items():
+            selected = select(scores, settings.prune_ratio, settings.ranking.order, settings.selection)
+            for name, mask in selected.items():
                 dropped[name].copy_(mask)
         distributed.broadcast(dropped.values())
         self.masks.set(dropped)
@@ -308,6 +303,10 @@ class RePr(Scheme):
                     raise RuntimeError(
                         f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
                     )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _trained(found: FilterMap, model: nn.Module, optimizer: Optimizer, renewed: bool) -> FilterMap:

@@ -98,7 +98,7 @@ def _refusal(network: nn.Module, channels: int, size: int) -> str:
 def _refuse_given(options: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if name in options:
-            raise ValueError(f"model.options.{name}: it is set by the images and by model.weights; leave it away")
+            raise ValueError(f"model.options.{name}: the images and model.weights set it; leave it out")
 
 
 def _made(
@@ -149,7 +149,7 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
         raise ValueError(f"model.weights={file}: no mapping of names to tensors, as state_dict() gives it")
     own = model.state_dict()
     missing, unknown = own.keys() - saved.keys(), saved.keys() - own.keys()
-    for what, names in (("lacks", missing), ("has what the network has not:", unknown)):
+    for what, names in (("lacks", missing), ("has weights that the network lacks:", unknown)):
         if names := {name for name in names if not name.endswith("num_batches_tracked")}:
             raise ValueError(f"model.weights={file}: {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)")
     other = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]

@@ -46,7 +46,6 @@ class Sgd(OptimizerSettings):
 
     @property
     def momenta(self) -> int:
-        """One with momentum."""
         return int(self.momentum > 0)
 
 
@@ -107,7 +106,6 @@ class _OfTimm(OptimizerSettings):
 
     @property
     def momenta(self) -> int:
-        """One."""
         return 1
 
 

@@ -2,7 +2,7 @@
 
 A trial becomes a run once it has ended, with the settings, curves and figures that MLflow gets too; its experiment is
 the run's group. A run has an id of its trial's, so that one that is logged again takes the place of the first. With
-`WANDB_MODE=offline` runs are stored below `WANDB_DIR`, for `wandb sync`; those that are there are left alone.
+`WANDB_MODE=offline` runs are stored below `WANDB_DIR`, for `wandb sync`; those are not written again.
 """
 
 import hashlib

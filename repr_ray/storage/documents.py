@@ -94,7 +94,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
             if (key.tag, key.value) in seen:
-                raise _error(key, f"the key {key.value!r} stands twice")
+                raise _error(key, f"the key {key.value!r} occurs twice")
             seen.add((key.tag, key.value))
 
 

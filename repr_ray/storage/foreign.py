@@ -11,13 +11,10 @@ from typing import Any
 
 import yaml
 
-from repr_ray.storage.documents import read_yaml
+from repr_ray.storage.documents import DEEPEST, read_yaml
 
 LARGEST = 1 << 20
 """Bytes of a document."""
-
-DEEPEST = 50
-"""Levels of nesting in a document."""
 
 
 class Unusable(ValueError):
@@ -105,7 +102,7 @@ def check_plain(content: Any, levels: int = DEEPEST) -> None:
         if isinstance(content, int) and not -(2**63) <= content < 2**63:
             raise Unusable("holds an integer beyond 64 bits")
         if isinstance(content, str) and not is_text(content):
-            raise Unusable("holds half a character")
+            raise Unusable("holds a lone surrogate")
         if not isinstance(content, str | int | float | None):
             raise Unusable(f"holds a {type(content).__name__}, expected plain values")
         return

@@ -35,7 +35,7 @@ class ChannelStatistics(Settings):
         return self
 
 
-class Splits(Settings):
+class SplitNames(Settings):
     """The names of the splits in a source, if they are not found."""
 
     train: str | None = None
@@ -141,7 +141,7 @@ class Data(Settings):
     """column of images in Parquet, if it is not found"""
     label: str | None = None
     """column of labels in Parquet, if it is not found"""
-    splits: Splits = Splits()
+    splits: SplitNames = SplitNames()
     """names of the splits in the source"""
     partial: bool = False
     """allow fewer images or classes than the name implies, and splits that lack a class"""
@@ -224,7 +224,7 @@ class Data(Settings):
         if self.name == "digits" and self.source not in NAMED_SOURCES:
             raise ValueError(f"source={self.source}: digits come with scikit-learn; leave the source out")
         if self.source.partition(":")[0] in NAMED_SOURCES:
-            named = {"image": self.image, "label": self.label, "splits": self.splits != Splits()}
+            named = {"image": self.image, "label": self.label, "splits": self.splits != SplitNames()}
             if has_no_effect := [field for field, value in named.items() if value]:
                 raise ValueError(f"{has_no_effect[0]}: {self.source} has no columns or splits to name; leave it out")
         elif self.splits.train and self.splits.train in (self.splits.test, self.splits.validation):

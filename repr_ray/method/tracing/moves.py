@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from repr_ray.method.tracing.labels import CONSTANT, ZERO, laid_out_like, present
-from repr_ray.method.tracing.trace import Source, Trace
+from repr_ray.method.tracing.trace import Origin, Trace
 
 
 def names(text: str) -> frozenset[str]:
@@ -31,7 +31,7 @@ _WIDTH_FREE = names(
 
 def moved(
     trace: Trace, func: Any, name: str, given: dict[str, Any], real: dict[str, Any], out: Any
-) -> Sequence[Tensor | Source] | None:
+) -> Sequence[Tensor | Origin] | None:
     """The result of the same operation on the labels, or None if it cannot be carried out on them."""
     if name in ("index", "index_select"):
         wanted = real.get("indices", [real.get("index")])
@@ -44,10 +44,10 @@ def moved(
         source = trace.sources[data[0]]
         trace.unclaimed.discard(source.name)
         if "view" in name:
-            return [Source(source.name, source.rows.reshape(out.shape), source.columns.reshape(out.shape))]
+            return [Origin(source.name, source.rows.reshape(out.shape), source.columns.reshape(out.shape))]
         rows = tree_leaves(func(**_with(given, data[0], source.rows)))
         columns = tree_leaves(func(**_with(given, data[0], source.columns)))
-        return [Source(source.name, r, c) for r, c in zip(rows, columns, strict=True)]
+        return [Origin(source.name, r, c) for r, c in zip(rows, columns, strict=True)]
     flat = name == "cat" and all(_is_flat(trace, t, given.get("dim", 0)) for t in data)
 
     def moving(t: Any) -> Any:

@@ -15,7 +15,7 @@ from repr_ray.method.tracing.labels import FIRST, MIXED, CannotTrace, present, s
 from repr_ray.method.tracing.moves import MOVES, moved
 from repr_ray.method.tracing.ownership import not_silent
 from repr_ray.method.tracing.rules import BATCH_NORMS, CONSTANTS, labels_of
-from repr_ray.method.tracing.trace import Source, Trace
+from repr_ray.method.tracing.trace import Origin, Trace
 
 
 class Interpreter(TorchDispatchMode):
@@ -124,7 +124,7 @@ class Interpreter(TorchDispatchMode):
             found_moved = moved(self.trace, func, name, given, real, out)
             if found_moved is not None:
                 for one, labels in zip(outputs, found_moved, strict=True):
-                    if isinstance(labels, Source):
+                    if isinstance(labels, Origin):
                         self.trace.sources[one] = labels
                     else:
                         self.trace.label_of[one] = labels

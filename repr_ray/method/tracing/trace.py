@@ -13,7 +13,7 @@ from repr_ray.method.tracing.ownership import Ownership, not_silent
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A tensor made of a parameter's or buffer's elements: where each comes from, along its dimensions 0 and 1."""
 
     name: str
@@ -90,11 +90,11 @@ class Trace(Ownership):
         return torch.tensor(MIXED if any(bool((z != CONSTANT).any()) for z in every) else CONSTANT)
 
 
-def _source(name: str, tensor: Tensor) -> Source:
+def _source(name: str, tensor: Tensor) -> Origin:
     def count(dim: int) -> Tensor:
         if tensor.dim() <= dim:
             return torch.zeros(()).expand(tensor.shape)
         places = torch.arange(tensor.shape[dim], dtype=torch.float32)
         return places.view([-1 if d == dim else 1 for d in range(tensor.dim())]).expand(tensor.shape)
 
-    return Source(name, count(0), count(1))
+    return Origin(name, count(0), count(1))
