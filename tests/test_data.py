@@ -112,13 +112,13 @@ def test_a_killed_decode_leaves_nothing_half_made(folder: Path) -> None:
         "import os, signal\n"
         "from repr_ray.study.data import Data\n"
         "from repr_ray.data.decoded import load\n"
-        "from repr_ray.data import decoded\n"
-        "write = decoded._write_images\n"
+        "from repr_ray.data import copying\n"
+        "write = copying._write_images\n"
         "def killed(folder, name, *rest):\n"
         "    damaged = write(folder, name, *rest)\n"
         "    if name == 'test': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return damaged\n"
-        "decoded._write_images = killed\n"
+        "copying._write_images = killed\n"
         f"load(Data(name='cifar10', partial=True, source={str(folder)!r}))\n"
     )
     assert subprocess.run([sys.executable, "-c", script], env=os.environ, check=False).returncode == -9

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from PIL import Image
 from support import results_of, rows, tiny
 
-from repr_ray.data import decoded, stream
+from repr_ray.data import copying, decoded, stream
 from repr_ray.data.augment import Crops, Cut
 from repr_ray.data.batches import Batch, Batches
 from repr_ray.data.decoded import Decoded, load
@@ -263,15 +263,15 @@ def test_what_has_no_encoding_of_its_own_is_packed_without_loss(tmp_path: Path, 
 def test_what_is_too_large_to_be_decoded_streams(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the size of the set alone: another machine takes the same way, and so the same crops."""
     assert isinstance(load(data_of(source, store="auto", size=20, resize=20)).train.images, np.ndarray)
-    monkeypatch.setattr(decoded, "LARGEST", 10_000)
+    monkeypatch.setattr(copying, "LARGEST", 10_000)
     found = load(data_of(source, store="auto", size=21, resize=21, evaluation_resize=21))
     assert isinstance(found.train.images, Encoded)
     assert found.notes[-1] == "images are decoded as they are needed: decoded at once they would take 0.0 GB"
 
 
 def test_a_disk_that_is_too_small_for_decoded_images_is_said(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = decoded.shutil.disk_usage("/")
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda folder: usage._replace(free=50_000))
+    usage = copying.shutil.disk_usage("/")
+    monkeypatch.setattr(copying.shutil, "disk_usage", lambda folder: usage._replace(free=50_000))
     with pytest.raises(
         ConfigError, match=r"data\.store=memory_map: decoded images take .* GB, .* data\.store=stream"
     ):

@@ -4,8 +4,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from repr_ray.data.decoded import LARGEST as MOST_DECODED
-from repr_ray.data.decoded import bytes_of, known_facts
+from repr_ray.data.copying import LARGEST as MOST_DECODED
+from repr_ray.data.copying import bytes_of
+from repr_ray.data.decoded import known_facts
 from repr_ray.data.images import look, reason
 from repr_ray.data.source import Rows, Source
 from repr_ray.data.sources import kind_of, source_of

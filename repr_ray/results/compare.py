@@ -91,7 +91,6 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     trials = _one_a_seed(_unambiguous(compared, baseline, notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
-    tested: list[tuple[dict[str, Any], Array]] = []
     for _, block in trials.groupby(BLOCK, sort=False):
         key = {name: str(block[name].iloc[0]) for name in BLOCK}
         where = " ".join(filter(None, key.values()))
@@ -99,7 +98,8 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
         base = groups.pop(baseline, None)
         if base is None:
             notes.append(f"{where}: no trial of the baseline {baseline!r}, the schemes are {', '.join(groups)}")
-        block_rows = [] if base is None else [_describe(base) | {"is_baseline": True}]
+        else:
+            rows.append(_describe(base) | {"is_baseline": True})
         for scheme, group in groups.items():
             row = _describe(group) | {"is_baseline": False}
             if base is not None:
@@ -107,20 +107,19 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
                 pairs.append(paired.assign(**key, scheme=scheme))
                 row |= {"pairs": len(paired), "missing_seeds": _missing(group, base, paired["seed"])}
                 row |= _interval("difference", paired["difference"].to_numpy())
-                tested.append((row, paired["difference"].to_numpy()))
                 if set(group["epochs"]) != set(base["epochs"]):
                     notes.append(f"{where}: {scheme} and {baseline} do not train the same number of epochs")
-            block_rows.append(row)
-        rows += block_rows
+            rows.append(row)
         if len(mixed := sorted(set(block["precision"].dropna()))) > 1:
             notes.append(f"{where}: trials of different precision are compared ({', '.join(mixed)})")
         if lost := int((block["status"] == "diverged").sum()):
             notes.append(f"{where}: {lost} diverged trials have no last-epoch accuracy; the means are of the others")
-    _test([row for row, _ in tested], [differences for _, differences in tested])
+    tested = [row for row in rows if "pairs" in row]
+    _test(tested, [paired["difference"].to_numpy() for paired in pairs])
     columns = [*GROUP, "seed", "difference"]
     joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     if tables.design:
-        judge([row for row in rows if "pairs" in row], joined, trials, baseline, tables.design)
+        judge(tested, joined, trials, baseline, tables.design)
         notes.append(said_of(tables.design))
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
     for column in ("missing_seeds", "verdict"):

@@ -1,6 +1,7 @@
 """The sheets of a comparison: schemes, published claims, failed trials."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import pandas as pd
 
@@ -61,7 +62,7 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         precision = ", ".join(dict.fromkeys(row["precision"] for row in own if row["precision"]))
         epochs = "/".join(dict.fromkeys(row["epochs"] for row in own))
         headings += [" · ".join(filter(None, [heading(own[0]), f"{epochs} epochs", precision]))] * len(own)
-        rows += [row | {"differences": comparison.differences(row)} for row in own]
+        rows += [row | {"differences": partial(comparison.differences, row)} for row in own]
     hidden = [*([] if averaged else _OF_AVERAGE), *([] if unpaired else [_UNPAIRED])]
     legends = [LEGEND if comparison.design is None else LEGEND_BY_LOOKS, *([AVERAGE_LEGEND] if averaged else [])]
     return Sheet.of([shown for shown in _COLUMNS if shown not in hidden], rows, headings, legends)
@@ -109,7 +110,7 @@ def difference(row: Row) -> Cell:
     if row["is_baseline"]:
         return Cell("baseline", mean)
     if "differences" in row and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
-        return Cell("; ".join(points(value, True) for value in row["differences"]) or NONE, mean)
+        return Cell("; ".join(points(value, True) for value in row["differences"]()) or NONE, mean)
     return Cell(bounded(mean, low, high), mean)
 
 
