@@ -26,14 +26,12 @@ from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 
-FLOAT = 4
-"""Bytes of a weight, and of a momentum."""
+FLOAT = 4  # bytes of a weight, and of a momentum
 
 EPOCH, LAYER = 1_200, 290
 """Bytes that an epoch adds to a trial (tables, events, checkpoints), and each convolution in addition; measured."""
 
-NEWEST = 20
-"""Finished trials that the speed is estimated from."""
+NEWEST = 20  # finished trials that the speed is estimated from
 
 SMALL = 1e12
 """Weights times pixels times images that one core trains in the ten seconds that Ray takes to start; measured."""

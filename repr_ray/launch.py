@@ -152,8 +152,7 @@ def _report(console: "Console", storage: Folder, args: argparse.Namespace) -> No
 
 _ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
 
-UNDISTURBED = 5.0
-"""Seconds in which a launch that ends after a signal ignores further signals."""
+UNDISTURBED = 5.0  # seconds in which a launch that ends after a signal ignores further signals
 
 
 class _Signalled(BaseException):

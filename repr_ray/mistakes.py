@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from repr_ray.components import Component, Settings
 
-MOST_ERRORS = 20
-"""Errors of a config that are listed."""
+MOST_ERRORS = 20  # errors of a config that are listed
 
 
 def shortened(text: str, longest: int = 200) -> str:

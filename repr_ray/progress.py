@@ -15,8 +15,7 @@ from rich.text import Text
 from repr_ray.storage.text import line, lines
 from repr_ray.training.messages import Done, EpochEnded, Failed, Message, Note, Stopped
 
-LOG_EVERY = 15.0
-"""Seconds between two lines of a trial in a log, which has at most a hundred of them."""
+LOG_EVERY = 15.0  # seconds between two lines of a trial in a log, which has at most a hundred of them
 
 
 class Progress:

@@ -18,11 +18,8 @@ from repr_ray.study.data import Augment, ColorJitter, Data, RandAugment, RandomE
 
 Places = Tensor | slice
 
-ATTEMPTS = 10
-"""Boxes drawn for a random resized crop; if none fits, the largest one in the middle is used."""
-
-LEVELS = 31
-"""Magnitudes of a policy's operation."""
+ATTEMPTS = 10  # boxes drawn for a random resized crop; if none fits, the largest one in the middle is used
+LEVELS = 31  # magnitudes of a policy's operation
 
 GREY = (0.2989, 0.587, 0.114)
 

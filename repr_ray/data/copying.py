@@ -17,8 +17,7 @@ from repr_ray.data.split import check_labels, choose
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
-AT_ONCE = 10_000
-"""Images per step of the statistics."""
+AT_ONCE = 10_000  # images per step of the statistics
 
 LARGEST = 100_000_000_000
 """Bytes of a decoded copy; with `data.store=auto` a larger data set stays encoded, on every machine."""

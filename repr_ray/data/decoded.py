@@ -23,8 +23,7 @@ from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
 
-FORMAT = 3
-"""Increased when the layout or the content of the decoded files changes."""
+FORMAT = 3  # increased when the layout or the content of the decoded files changes
 
 FACTS = "facts.json"
 

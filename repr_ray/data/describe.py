@@ -14,11 +14,8 @@ from repr_ray.data.split import check_classes, check_labels, choose
 from repr_ray.storage.folder import redact
 from repr_ray.study.data import Data
 
-LARGEST = 2_000_000_000
-"""Bytes of a source that a dry run reads."""
-
-COLOUR = 3
-"""Channels of images that nobody has looked at yet."""
+LARGEST = 2_000_000_000  # bytes of a source that a dry run reads
+COLOUR = 3  # channels of images that nobody has looked at yet
 
 
 def describe(data: Data) -> str:

@@ -14,8 +14,7 @@ from PIL import Image
 from repr_ray.data.images import Damaged, Target, each, fitting, pixels, plain
 from repr_ray.data.source import Rows, Track, encoded, open_bytes
 
-AT_ONCE = 32
-"""Images that one task writes."""
+AT_ONCE = 32  # images that one task writes
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,10 @@ from repr_ray.data.source import FORMATS, Rows, Track
 
 T = TypeVar("T")
 
-LARGEST = 100_000_000
-"""Pixels of an image; one with more is refused as a decompression bomb."""
+LARGEST = 100_000_000  # pixels of an image; one with more is refused as a decompression bomb
 
 ROWS_PER_TASK = 500
-AHEAD = 4
-"""Tasks per core that run ahead of the consumer."""
+AHEAD = 4  # tasks per core that run ahead of the consumer
 
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F")

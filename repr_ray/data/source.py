@@ -17,8 +17,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing")
-SPLIT_NAMES = (*TRAIN, *VALIDATION, *TEST)
-"""Names of splits, the usual one first."""
+SPLIT_NAMES = (*TRAIN, *VALIDATION, *TEST)  # names of splits, the usual one first
 
 
 def silent(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:

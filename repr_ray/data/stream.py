@@ -23,11 +23,8 @@ from repr_ray.data.encoded import Encoded
 from repr_ray.data.images import is_upright, look, plain, reason
 from repr_ray.data.source import open_bytes
 
-AT_ONCE = 32
-"""Images that a process decodes for one request."""
-
-AHEAD = 4
-"""Requests ahead for each process, which bounds the memory of images that are not used yet."""
+AT_ONCE = 32  # images that a process decodes for one request
+AHEAD = 4  # requests ahead for each process, which bounds the memory of images that are not used yet
 
 PATIENCE, LOOK_EVERY = 300, 5
 """Seconds without an image after which the trial fails, and between two checks of the processes."""

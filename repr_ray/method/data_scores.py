@@ -18,8 +18,7 @@ from repr_ray.method.filters import ConvLayer
 from repr_ray.method.measurement import FiltersDone, Measurement, RankingBatches, evaluating
 from repr_ray.method.settings import SCORE
 
-FEWEST_IMAGES = 1024
-"""Images of a pass of the oracle, which silences one filter in each copy of the batch."""
+FEWEST_IMAGES = 1024  # images of a pass of the oracle, which silences one filter in each copy of the batch
 
 
 def activation(measurement: Measurement) -> dict[str, Tensor]:

@@ -17,14 +17,12 @@ from torch import Tensor
 
 from repr_ray.method.scores import cosines, unit_rows
 
-CHUNK = 200_000
-"""Elements of a chunk of bases, so that it stays in a core's cache while vectors are clipped."""
+CHUNK = 200_000  # elements of a chunk of bases, so that it stays in a core's cache while vectors are clipped
 
 ROUNDING = 1e-9
 """Relative excess over a bound that is below the resolution of float32 weights: projecting again changes nothing."""
 
-SMALL = 1e-2
-"""Relative excess over a bound that can be projected in float32 with an error of 1e-9 of the bound."""
+SMALL = 1e-2  # relative excess over a bound that can be projected in float32 with an error of 1e-9 of the bound
 
 INDEPENDENT = 0.1
 """Distance of a unit row to the span of those before it from which Cholesky factors lose two digits at most."""

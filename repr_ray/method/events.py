@@ -27,8 +27,7 @@ class LayerEvent:
     zero: int = 0
 
 
-NEARLY_ALL = 0.85
-"""Share of dropped filters in a layer from which there is a warning."""
+NEARLY_ALL = 0.85  # share of dropped filters in a layer from which there is a warning
 
 
 _VERBS = {

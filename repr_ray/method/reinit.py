@@ -9,8 +9,7 @@ from repr_ray.method.directions import Directions, default_init
 from repr_ray.method.scores import unit_rows
 from repr_ray.method.settings import DIRECTION, Reinit
 
-TOLERANCE = 1e-5
-"""Largest |cos| allowed between a new filter and a direction that it must be orthogonal to."""
+TOLERANCE = 1e-5  # largest |cos| allowed between a new filter and a direction that it must be orthogonal to
 
 
 @dataclass(frozen=True)

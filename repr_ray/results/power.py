@@ -10,11 +10,8 @@ from repr_ray.results.decide import LEVEL
 from repr_ray.results.design import Design
 from repr_ray.results.sequential import Array, bounds
 
-POWER = 0.8
-"""The share of studies, of the number of seeds given, that would reach the verdict."""
-
-MOST = 1000
-"""Seeds beyond which no number is given."""
+POWER = 0.8  # the share of studies, of the number of seeds given, that would reach the verdict
+MOST = 1000  # seeds beyond which no number is given
 
 
 def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None) -> dict[str, float]:

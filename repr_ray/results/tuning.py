@@ -13,8 +13,7 @@ import pandas as pd
 
 from repr_ray.results.sequential import Array
 
-NEAR = 0.01
-"""Trials whose accuracy is within one point of the best are near it."""
+NEAR = 0.01  # trials whose accuracy is within one point of the best are near it
 
 
 def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:

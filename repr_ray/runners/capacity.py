@@ -7,8 +7,7 @@ from time import monotonic
 from repr_ray.runners.local import gpus_per_worker
 from repr_ray.study.config import ConfigError, Resources
 
-REMIND_EVERY = 60.0
-"""Seconds between two lines about missing resources."""
+REMIND_EVERY = 60.0  # seconds between two lines about missing resources
 
 
 def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
@@ -27,8 +26,7 @@ def _on_one(node_cpus: float, node_gpus: float, cpus: float, gpus: float) -> int
     return min(by_cpu, by_gpu)
 
 
-_ROUNDING = 1e-6
-"""1 / 0.1 must be ten."""
+_ROUNDING = 1e-6  # 1 / 0.1 must be ten
 
 
 MOST_ON_A_GPU = 8

@@ -45,8 +45,7 @@ _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 
-_CALLS = 100_000
-"""Concurrent calls of the mailbox: waiting calls stay open, a few for every process."""
+_CALLS = 100_000  # concurrent calls of the mailbox: waiting calls stay open, a few for every process
 
 SAVE_SECONDS = 1.5
 """Seconds that a launch waits for its trials to save after a signal; `ray job stop` kills it after three."""

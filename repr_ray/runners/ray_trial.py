@@ -15,8 +15,7 @@ from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import RETRIES, Preempted
 
-PROBE = ".probe"
-"""A file beside the results, for a node to check that it sees what the launcher writes."""
+PROBE = ".probe"  # a file beside the results, for a node to check that it sees what the launcher writes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = ".partial"
-"""Suffix of files that are being written; a process that was killed leaves one behind."""
+PARTIAL = ".partial"  # suffix of files that are being written; a process that was killed leaves one behind
 
 
 def append(path: Path, content: bytes) -> None:

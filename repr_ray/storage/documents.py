@@ -5,17 +5,10 @@ from typing import Any
 
 import yaml
 
-LARGEST = 500_000
-"""Characters of a document."""
-
-DEEPEST = 50
-"""Levels of nesting."""
-
-LONGEST_NUMBER = 400
-"""Characters of a number."""
-
-MOST_NODES = 100_000
-"""Values in a document; aliased values count once per use."""
+LARGEST = 500_000  # characters of a document
+DEEPEST = 50  # levels of nesting
+LONGEST_NUMBER = 400  # characters of a number
+MOST_NODES = 100_000  # values in a document; aliased values count once per use
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

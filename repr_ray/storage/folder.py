@@ -21,8 +21,7 @@ from repr_ray.storage.text import lines
 
 T = TypeVar("T")
 
-WAITS = (1, 2, 4, 8, 16, 32)
-"""Seconds between attempts, a minute in total."""
+WAITS = (1, 2, 4, 8, 16, 32)  # seconds between attempts, a minute in total
 
 _AT_ONCE = 16
 _WHOLE = ("s3", "gcs")  # file systems where an object appears only when it is complete
@@ -64,8 +63,7 @@ def redact(text: object) -> str:
     return re.sub(r"(\w+://)(?:[^/@\s]*@)?([^?\s]*)(?:\?[^\s;,]*)?", r"\1\2", plain)
 
 
-CLOCK = ".clock"
-"""A file that is written to get the storage's time; killed launches leave at most this one behind."""
+CLOCK = ".clock"  # a file that is written to get the storage's time; killed launches leave at most this one behind
 
 _MIRRORED: dict[Path, str] = {}
 

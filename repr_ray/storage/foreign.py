@@ -13,8 +13,7 @@ import yaml
 
 from repr_ray.storage.documents import DEEPEST, read_yaml
 
-LARGEST = 1 << 20
-"""Bytes of a document."""
+LARGEST = 1 << 20  # bytes of a document
 
 
 class Unusable(ValueError):

@@ -10,8 +10,7 @@ from time import time
 
 PREFIX = "repr_ray-"
 
-YOUNG = 60.0
-"""Seconds after its creation in which a folder may not be locked yet."""
+YOUNG = 60.0  # seconds after its creation in which a folder may not be locked yet
 
 
 @contextmanager

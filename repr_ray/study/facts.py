@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMED_SOURCES = ("torchvision", "digits")
-"""Values of `data.source` that are names of sources, not of folders."""
+NAMED_SOURCES = ("torchvision", "digits")  # values of `data.source` that are names of sources, not of folders
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_options_pass_through_and_are_checked() -> None:
     assert wide == narrow
     for options, wrong in (
         ({"widht": 3}, r"model.options: mobilenet_v2: .*widht"),
-        ({"num_classes": 3}, r"model.options.num_classes: it is set by"),
+        ({"num_classes": 3}, r"model.options.num_classes: the images and model.weights set it"),
     ):
         with pytest.raises(ValueError, match=wrong):
             build("torchvision", name="mobilenet_v2", options=options)

@@ -16,8 +16,7 @@ from repr_ray.method.tracing.trace import Trace
 SIZES = (32, 64, 224, 28, 96, 128, 160, 192, 240, 256, 288, 299, 320, 384, 448, 512)
 """Image sizes tried first if none is given; others up to 256 follow until `MOST_OPERATIONS` is reached."""
 
-MOST_OPERATIONS = 20_000
-"""Operations, over all sizes, after which no further size is tried: some seconds."""
+MOST_OPERATIONS = 20_000  # operations, over all sizes, after which no further size is tried: some seconds
 
 
 def follow(model: nn.Module, example: Any = None) -> Trace:

@@ -14,9 +14,7 @@ from repr_ray.results.store.schemas import ID, INT, MOST_EPOCHS, SCHEMAS, TEXT
 from repr_ray.storage.foreign import Unusable, check_plain, is_text, obstacle, read_json, read_mapping
 from repr_ray.storage.text import line, listed
 
-UNFINISHED = ("running", "waiting")
-"""The status of trials without a result or an error."""
-
+UNFINISHED = ("running", "waiting")  # the status of trials without a result or an error
 _LONGEST_NOTE = 1_000  # characters of a trial's note on its images
 _LONGEST = 500  # characters of a name
 _RESULT = tuple(columns(Measured))

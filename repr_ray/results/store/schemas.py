@@ -7,11 +7,8 @@ from repr_ray.method.events import LayerEvent
 from repr_ray.records import Averaged, Epoch, FilterRow, LayerRow, LayerState, Losses, TrialKeys, TrialRow, columns
 from repr_ray.results.files import MARK
 
-VERSION = "5"
-"""The version of the tables' columns."""
-
-EARLIER = ("2", "3", "4")
-"""Versions that are read too."""
+VERSION = "5"  # the version of the tables' columns
+EARLIER = ("2", "3", "4")  # versions that are read too
 
 AVERAGE = tuple(columns(Averaged))
 FIGURES = tuple(columns(Losses))
@@ -24,8 +21,7 @@ ADDED: dict[str, tuple[str, ...]] = {
 
 VERSION_KEY = f"{MARK}.tables".encode()
 _COUNTING_KEY = f"{MARK}.counting".encode()
-MOST_ROWS = 1 << 22
-"""Rows of a row group of a foreign Parquet file, and of its table of trials."""
+MOST_ROWS = 1 << 22  # rows of a row group of a foreign Parquet file, and of its table of trials
 
 MOST_EPOCHS = 10**9
 

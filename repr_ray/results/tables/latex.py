@@ -29,8 +29,7 @@ def latex(text: str) -> str:
     return "".join(_TEX.get(c, c if c <= "\u017f" else f"[U+{ord(c):04X}]") for c in line(text))
 
 
-SHORT = ("Scheme", "n", "Test, %", "Difference [95%]", "Holm p")
-"""The columns of a table for a paper."""
+SHORT = ("Scheme", "n", "Test, %", "Difference [95%]", "Holm p")  # the columns of a table for a paper
 
 
 def latex_sheet(sheet: Sheet, names: Sequence[str] = ()) -> str:
