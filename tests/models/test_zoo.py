@@ -57,7 +57,7 @@ def test_networks_of_timm() -> None:
         build("timm", name="resnet10q")
     with pytest.raises(ValueError, match=r"model.options: resnet10t: .*nonsense"):
         build("timm", name="resnet10t", options={"nonsense": 1})
-    with pytest.raises(ValueError, match=r"model.options.pretrained: it is set by"):
+    with pytest.raises(ValueError, match=r"model.options.pretrained: the images and model.weights set it"):
         build("timm", name="resnet10t", options={"pretrained": True})
 
 
