@@ -38,8 +38,8 @@ class ModelSettings(Component):
         return self.build(classes=classes, num_classes=classes, channels=channels, image_size=image_size)
 
 
-_DROPOUT: Any = Field(default=0.0, description="share of the classifier's inputs dropped in training")
-_SPATIAL: Any = Field(default=0.0, description="share of whole feature maps dropped in training")
+Dropout = Annotated[Fraction, Field(description="share of the classifier's inputs dropped in training")]
+SpatialDropout = Annotated[Fraction, Field(description="share of whole feature maps dropped in training")]
 
 
 def _dropped(dropout: float, spatial: float) -> str:
@@ -65,8 +65,8 @@ class ConvNet(ModelSettings):
     """max-pooling over 2 x 2 or 3 x 3 pixels after each ReLU, or none"""
     init: Literal["default", "truncated_normal"] = "default"
     """PyTorch's initial weights, or a truncated normal distribution"""
-    dropout: Fraction = _DROPOUT
-    spatial_dropout: Fraction = _SPATIAL
+    dropout: Dropout = 0.0
+    spatial_dropout: SpatialDropout = 0.0
 
     @property
     def label(self) -> str:
@@ -89,8 +89,8 @@ class ResNet(ModelSettings):
     """layers: 20, 32, 44, 56, 110, ..."""
     shortcut: Literal["pad", "projection"] = "pad"
     """shortcut to more channels: padded with zeros, or projected by a 1x1 convolution"""
-    dropout: Fraction = _DROPOUT
-    spatial_dropout: Fraction = _SPATIAL
+    dropout: Dropout = 0.0
+    spatial_dropout: SpatialDropout = 0.0
 
     @field_validator("depth")
     @classmethod
@@ -116,8 +116,8 @@ class DenseNet(ModelSettings):
     """layers: 40, 100, ..."""
     growth: Width = 12
     """channels that each layer adds"""
-    dropout: Fraction = _DROPOUT
-    spatial_dropout: Fraction = _SPATIAL
+    dropout: Dropout = 0.0
+    spatial_dropout: SpatialDropout = 0.0
 
     @field_validator("depth")
     @classmethod
@@ -140,8 +140,8 @@ class Vgg(ModelSettings):
     kind: Literal["vgg"]
     depth: Literal[11, 13, 16] = 16
     """layers with weights, as in the paper's names"""
-    dropout: Fraction = _DROPOUT
-    spatial_dropout: Fraction = _SPATIAL
+    dropout: Dropout = 0.0
+    spatial_dropout: SpatialDropout = 0.0
 
     @property
     def label(self) -> str:

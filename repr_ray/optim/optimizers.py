@@ -11,6 +11,11 @@ from pydantic import Field
 
 from repr_ray.components import ByKind, Component, Fraction
 
+LearningRate = Annotated[float, Field(gt=0, description="the learning rate before the schedule")]
+Momentum = Annotated[Fraction, Field(description="share of the last update that is added")]
+Nesterov = Annotated[bool, Field(description="Nesterov's momentum")]
+Penalty = Annotated[float, Field(ge=0, description="L2 penalty on all parameters")]
+
 
 class OptimizerSettings(Component):
     """An optimizer."""
@@ -18,8 +23,7 @@ class OptimizerSettings(Component):
     family: ClassVar[str] = "optimizer"
     given: ClassVar[frozenset[str]] = frozenset({"params", "lr", "fused"})
 
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    """the learning rate before the schedule"""
+    learning_rate: LearningRate = 0.01
 
     def optimizer(self, parameters: Iterable[Any]) -> Any:
         """The optimizer (torch.optim.Optimizer) over all parameters, fused into one kernel per step if it can be."""
@@ -37,12 +41,9 @@ class Sgd(OptimizerSettings):
     builds: ClassVar[str] = "torch.optim:SGD"
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Fraction = 0.0
-    """share of the last update that is added"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty on all parameters"""
-    nesterov: bool = False
-    """Nesterov's momentum"""
+    momentum: Momentum = 0.0
+    weight_decay: Penalty = 0.0
+    nesterov: Nesterov = False
 
     @property
     def momenta(self) -> int:
@@ -50,8 +51,7 @@ class Sgd(OptimizerSettings):
 
 
 class _Adaptive(OptimizerSettings):
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
-    """the learning rate before the schedule"""
+    learning_rate: LearningRate = 0.001
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """decay of the averages of gradients and of their squares"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -84,8 +84,7 @@ class RmsProp(OptimizerSettings):
     """decay of the mean of squared gradients"""
     momentum: Fraction = 0.0
     """share of the last update that the next one keeps"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty on all parameters"""
+    weight_decay: Penalty = 0.0
     centered: bool = False
     """divide by the standard deviation of gradients"""
 
@@ -118,14 +117,11 @@ class Lars(_OfTimm):
     builds: ClassVar[str] = "timm.optim:Lars"
 
     kind: Literal["lars"]
-    learning_rate: Annotated[float, Field(gt=0)] = 1.0
-    """the learning rate before the schedule"""
-    momentum: Fraction = 0.9
-    """share of the last update that is added"""
+    learning_rate: LearningRate = 1.0
+    momentum: Momentum = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty on all parameters; without one timm scales no step"""
-    nesterov: bool = False
-    """Nesterov's momentum"""
+    nesterov: Nesterov = False
     trust_coeff: Annotated[float, Field(gt=0)] = 0.001
     """the paper's eta"""
 
@@ -139,8 +135,7 @@ class Lion(_OfTimm):
     builds: ClassVar[str] = "timm.optim:Lion"
 
     kind: Literal["lion"]
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """the learning rate before the schedule"""
+    learning_rate: LearningRate = 1e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     """weight of the average in a step, and its decay"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

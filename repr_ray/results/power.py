@@ -25,9 +25,8 @@ def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None)
     found["seeds_to_differ"] = seeds_to_differ(mean, sd, level) or np.nan
     if not np.isnan(row["margin"]):
         found["seeds_to_equal"] = seeds_to_equal(row["margin"], sd, level) or np.nan
-    return {
-        name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()
-    }  # the present ones are too few
+    # the present seeds are too few
+    return {name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()}
 
 
 def seeds_to_differ(difference: float, sd: float, level: float, power: float = POWER) -> int | None:

@@ -12,6 +12,7 @@ from repr_ray.components import ByName, Count, Fraction, Natural, Settings
 from repr_ray.study.facts import FACTS, NAMED_SOURCES, Facts
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[Share, Field(description="the factor is drawn from [1 - this, 1 + this]")]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1_000)]
 Side = Annotated[int, Field(ge=1, le=4_096)]
@@ -68,12 +69,9 @@ class RandomResizedCrop(_Ranges):
 class ColorJitter(Settings):
     """Random factors for brightness, contrast and saturation, then a rotation of the hue; not for grey images."""
 
-    brightness: Share = 0.0
-    """the factor is drawn from [1 - this, 1 + this]"""
-    contrast: Share = 0.0
-    """the factor is drawn from [1 - this, 1 + this]"""
-    saturation: Share = 0.0
-    """the factor is drawn from [1 - this, 1 + this]"""
+    brightness: Factor = 0.0
+    contrast: Factor = 0.0
+    saturation: Factor = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """largest rotation, as a share of the circle"""
 
