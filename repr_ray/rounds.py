@@ -69,10 +69,11 @@ class Rounds:
         if not self.pending:
             return None
         from repr_ray.runners import local, ray
+        from repr_ray.runners.ray_cluster import Connection
 
         run: Runner = local.run
         if name == "ray":
-            run = functools.partial(ray.run, connection=stack.enter_context(ray.Connection(self.pending)))
+            run = functools.partial(ray.run, connection=stack.enter_context(Connection(self.pending)))
         say(self.console, "importing PyTorch and building every network once, to check it")
         from repr_ray.training.setup import check
 

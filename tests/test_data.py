@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import STANDARD, TINY, results_of, write_config
 
-from repr_ray.data import decoded
+from repr_ray.data import copying
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.launch import main
@@ -260,7 +260,7 @@ def test_the_digest_is_of_the_split() -> None:
 def test_the_digest_is_made_once_per_decoded_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Data(name="cifar10", partial=True, source=str(folder))
     first = load(settings).digest
-    monkeypatch.setattr(decoded, "Survey", None)
+    monkeypatch.setattr(copying, "Survey", None)
     assert load(settings.model_copy(update={"validation_images": 5})).digest != load(settings).digest == first
 
 

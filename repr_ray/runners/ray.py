@@ -10,12 +10,9 @@ step and stops.
 import contextlib
 import io
 import logging
-import os
 import signal
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -24,9 +21,9 @@ from repr_ray.estimate import amount, size
 from repr_ray.plug_ins import first_line
 from repr_ray.runners import ray_private, signals
 from repr_ray.runners.capacity import Room, trials_per_gpu
-from repr_ray.runners.mailbox import Mailbox
+from repr_ray.runners.ray_cluster import HEAD, Connection
 from repr_ray.runners.ray_ranks import train_on_ranks
-from repr_ray.runners.ray_trial import PROBE, Launch, prepare, require_seen, train_here
+from repr_ray.runners.ray_trial import PROBE, Launch, require_seen, train_here
 from repr_ray.storage.folder import Folder, StorageError, light, opened
 from repr_ray.storage.scratch import scratch
 from repr_ray.study.config import ConfigError, Resources
@@ -35,104 +32,8 @@ from repr_ray.training.folder import TrialFolder
 from repr_ray.training.memory import measure_memory
 from repr_ray.training.messages import Failed, Note, Preempted, Tell
 
-# Read by Ray when it is imported or starts its processes. Preemption: `_watch` checks for drained nodes, for all
-# worker groups at once. Pending trials: the demand that an autoscaler sees.
-_ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
-}
-
-_CALLS = 100_000  # concurrent calls of the mailbox: waiting calls stay open, a few for every process
-
 SAVE_SECONDS = 1.5
 """Seconds that a launch waits for its trials to save after a signal; `ray job stop` kills it after three."""
-
-# Trials train in a thread. By default it gets a malloc arena of its own, which `keep_freed_memory` does not affect.
-_WORKERS = {"MALLOC_ARENA_MAX": "1"}
-
-_HEAD = {"node:__internal_head__": 0.001}
-"""Places a process without resources of its own on the head node, even if that has no CPUs."""
-
-
-class Connection:
-    """Ray: the cluster that `RAY_ADDRESS` or a running `ray start` names, else one of our own on this machine.
-
-    Ray starts in a thread, while the caller does something else. The thread lasts until the connection is closed: a
-    cluster of our own ends with the thread that started it. `mailbox` is there once `up` is done.
-    """
-
-    mailbox: Any
-
-    def __init__(self, trials: Sequence[Trial], joins: bool | None = None) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        self.trials = trials
-        self.joins = ray_private.cluster_is_running() if joins is None else joins
-        self.up: Future[None] = Future()
-        self.over = threading.Event()
-        threading.Thread(target=self._hold, daemon=True).start()
-
-    def _hold(self) -> None:
-        try:
-            import ray
-
-            logging.getLogger("ray").setLevel(logging.ERROR)
-            environment: Any = {"env_vars": _WORKERS}
-            if not self.joins:  # inherited variables; with a runtime_env Ray cannot use its prestarted processes
-                ray_private.listen_on_loopback()
-                os.environ.update(_WORKERS)
-                environment = None
-            with signals.sigterm_kept():
-                ray.init(
-                    address=None if self.joins else "local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env=environment,
-                )
-            # before the warm-up: it would take one of the warm processes
-            self.mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=_HEAD, max_concurrency=_CALLS).remote()
-            if not self.joins:
-                self._warm_up()
-        except BaseException as error:
-            self.up.set_exception(error)
-        else:
-            self.up.set_result(None)
-            self.over.wait()
-
-    def _warm_up(self) -> None:
-        """Have the processes of a cluster of our own import what trials need, while the launcher imports Tune."""
-        import ray
-
-        resources = self.trials[0].resources
-        fit = int(ray.cluster_resources().get("CPU", 0)) // resources.cpus_per_worker
-        for _ in range(min(len(self.trials) * resources.workers, fit)):
-            ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
-
-    def wait(self) -> None:
-        """Wait until Ray is up. Raises ConfigError if it cannot be started or joined."""
-        try:
-            self.up.result()
-        except Exception as error:
-            raise ConfigError(
-                f"--runner ray: Ray cannot be {'joined' if self.joins else 'started'}: {first_line(error)};"
-                f" {'check RAY_ADDRESS' if self.joins else 'try again'}, or use --runner local"
-            ) from error
-
-    def __enter__(self) -> "Connection":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Disconnect; stop a cluster of our own."""
-        if not self.over.is_set() and not self.up.exception():
-            import ray
-
-            with signals.sigterm_kept():
-                ray.shutdown()
-        self.over.set()
 
 
 def run(
@@ -179,7 +80,7 @@ def run(
             function, wanted = train_here, {"CPU": resources.cpus_per_worker, "GPU": room.gpus}
             concurrent = resources.concurrent  # Tune starts no more than fit on the nodes
         else:
-            function, wanted = train_on_ranks, _HEAD
+            function, wanted = train_on_ranks, HEAD
             concurrent = resources.concurrent or room.trials()
         watch = _watch(connection.mailbox, tell, room, handlers)
         tuner = tune.Tuner(

@@ -43,9 +43,8 @@ def folder(data: Data) -> Source:
 
 def folder_at(path: Path, data: Data) -> Source:
     """The source in a folder. Its stamps cover every file in it but hidden ones. Raises ConfigError."""
-    say = _Say(data)
     parquet, pictures, count, size, stamps = list[Path](), False, 0, 0, hashlib.sha256()
-    for file, status in _files(path, say):  # of which there may be millions, in every trial
+    for file, status in _files(path, data):  # of which there may be millions, in every trial
         count, size = count + 1, size + status.st_size
         stamps.update(json.dumps([str(file.relative_to(path)), status.st_size, status.st_mtime_ns]).encode())
         kind = file.suffix.lower()
@@ -57,28 +56,23 @@ def folder_at(path: Path, data: Data) -> Source:
         if deep := [
             name for name in names if len(name.parts) > DEEPEST
         ]:  # to lay out a tree as large as a home folder would take many minutes
-            raise say.error(deep[0], "lies too deep; name the folder of the data set itself")
-        _refuse_incomplete(path, parquet, say)
-        return Source(lambda scratch: _read_parquet(path, data, scratch, say), found)
+            raise _error(data, deep[0], "lies too deep; name the folder of the data set itself")
+        _refuse_incomplete(path, parquet, data)
+        return Source(lambda scratch: _read_parquet(path, data, scratch), found)
     if pictures:
-        return Source(lambda scratch: _read_class_folders(path, data, say), found)
+        return Source(lambda scratch: _read_class_folders(path, data), found)
     if data.facts and (name := data.facts.torchvision) and count:
         return Source(lambda scratch: read_torchvision(data, name, path, download=False), found)
-    raise say.error("holds neither Parquet files nor folders of JPEG, PNG or WebP images")
+    raise _error(data, "holds neither Parquet files nor folders of JPEG, PNG or WebP images")
 
 
-class _Say:
+def _error(data: Data, *parts: object) -> ConfigError:
     """One line that names the source, and the file or column."""
-
-    def __init__(self, data: Data) -> None:
-        self.source = redact(data.source)
-
-    def error(self, *parts: object) -> ConfigError:
-        text = ": ".join(" ".join(str(part).split()) for part in parts)
-        return ConfigError(f"data.source={self.source}: {''.join(c if c.isprintable() else '?' for c in text)}")
+    text = ": ".join(" ".join(str(part).split()) for part in parts)
+    return ConfigError(f"data.source={redact(data.source)}: {''.join(c if c.isprintable() else '?' for c in text)}")
 
 
-def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
+def _files(folder: Path, data: Data, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
     """Every regular file below a folder, in order; links are followed unless they form a circle."""
     here = os.path.realpath(folder)
     try:
@@ -89,31 +83,33 @@ def _files(folder: Path, say: _Say, above: tuple[str, ...] = ()) -> Iterator[tup
             try:
                 status = path.stat()
             except (FileNotFoundError, RuntimeError):
-                raise say.error(path, "is a link to nothing") from None
+                raise _error(data, path, "is a link to nothing") from None
             if stat.S_ISDIR(status.st_mode):
                 if os.path.realpath(path) in (here, *above):
-                    raise say.error(path, "is a link to a folder that it lies in")
-                yield from _files(path, say, (here, *above))
+                    raise _error(data, path, "is a link to a folder that it lies in")
+                yield from _files(path, data, (here, *above))
             elif stat.S_ISREG(status.st_mode):
                 yield path, status
             else:
-                raise say.error(path, "is a pipe, socket or device, not a file")
+                raise _error(data, path, "is a pipe, socket or device, not a file")
     except OSError as error:
-        raise say.error(error.filename or folder, error.strerror or error) from None
+        raise _error(data, error.filename or folder, error.strerror or error) from None
 
 
-def _refuse_incomplete(root: Path, files: Sequence[Path], say: _Say) -> None:
+def _refuse_incomplete(root: Path, files: Sequence[Path], data: Data) -> None:
     """Raise ConfigError if a shard is missing, or if a file is a copy of another."""
     shards: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if re.search(r"( \(\d+\)| copy( \d+)?|~)\.parquet$", file.name, re.IGNORECASE):
-            raise say.error(file.relative_to(root), "looks like a copy of another file; move it away, or rename it")
+            raise _error(
+                data, file.relative_to(root), "looks like a copy of another file; move it away, or rename it"
+            )
         if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.parquet", file.name):
             shards.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
     for (parent, prefix, count), there in shards.items():
         if missing := count - len(there & set(range(count))):
             name = (parent / f"{prefix}-*-of-{count:05}.parquet").relative_to(root)
-            raise say.error(name, f"{missing} of {count} files are missing")
+            raise _error(data, name, f"{missing} of {count} files are missing")
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class _ParquetRows:
         return f"row {index}, column {self.column}"
 
 
-def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
+def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
@@ -153,14 +149,14 @@ def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
         builder = datasets.load_dataset_builder(str(root), cache_dir=str(scratch))
         found = {str(split): [Path(name) for name in names] for split, names in builder.config.data_files.items()}
     except Exception as error:  # the library's, fsspec's and pyarrow's
-        raise say.error(f"cannot be laid out as a data set ({_first_line(error)})") from None
+        raise _error(data, f"cannot be laid out as a data set ({_first_line(error)})") from None
     for file in (file for files in found.values() for file in files):
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
-            raise say.error(file, "is named by the README, and does not lie in this folder")
+            raise _error(data, file, "is named by the README, and does not lie in this folder")
         if file.suffix.lower() != ".parquet":
-            raise say.error(file, "is no Parquet file, others are; move one kind away")
+            raise _error(data, file, "is no Parquet file, others are; move one kind away")
     every = [file for files in found.values() for file in files]
-    image, label, counts = _check_files(root, every, data, say)
+    image, label, counts = _check_files(root, every, data)
     try:
         builder = datasets.load_dataset_builder(
             "parquet",
@@ -172,9 +168,9 @@ def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
         tables = {split: builder.as_dataset(split) for split in found}
     except Exception as error:
         for file in every:
-            _require_readable(root, file, say)
+            _require_readable(root, file, data)
         reason = _first_line(error.__cause__ or error)
-        raise say.error(f"columns {image}, {label}: the files do not fit together ({reason})") from None
+        raise _error(data, f"columns {image}, {label}: the files do not fit together ({reason})") from None
     rows: dict[str, Rows] = {}
     names: tuple[str, ...] = ()
     for split, table in tables.items():
@@ -192,7 +188,7 @@ def _read_parquet(root: Path, data: Data, scratch: Path, say: _Say) -> Splits:
     return Splits(rows, names)
 
 
-def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tuple[str, str, dict[Path, int]]:
+def _check_files(root: Path, files: Sequence[Path], data: Data) -> tuple[str, str, dict[Path, int]]:
     """The image and label columns of all files, and how many rows each file has. Raises ConfigError."""
     import pyarrow.parquet as pq
 
@@ -205,26 +201,26 @@ def _check_files(root: Path, files: Sequence[Path], data: Data, say: _Say) -> tu
             with pq.ParquetFile(file) as opened:
                 schema, counts[file] = opened.schema_arrow, opened.metadata.num_rows
                 if first is None:
-                    image, label = _columns(schema, data, say, name)
-                _check_types(schema, image, label, say, name)
+                    image, label = _columns(schema, data, name)
+                _check_types(schema, image, label, data, name)
                 first = first or schema
                 here, there = schema.field(image).type, first.field(image).type
                 if _is_bytes(here) != _is_bytes(there):
                     other = files[0].relative_to(root)
-                    raise say.error(name, f"column {image} holds {here}, in {other} {there}")
+                    raise _error(data, name, f"column {image} holds {here}, in {other} {there}")
                 if counts[file] == 0:
-                    raise say.error(name, f"column {label} has no rows")
+                    raise _error(data, name, f"column {label} has no rows")
                 groups = (opened.read_row_group(g, columns=[label]) for g in range(opened.num_row_groups))
                 if nulls := sum(group[label].null_count for group in groups):
-                    raise say.error(name, f"column {label} is empty in {nulls:,} rows")
+                    raise _error(data, name, f"column {label} is empty in {nulls:,} rows")
         except ConfigError:
             raise
         except Exception as error:  # any damage
-            raise say.error(name, f"is damaged ({_first_line(error)}); fetch that file again") from None
+            raise _error(data, name, f"is damaged ({_first_line(error)}); fetch that file again") from None
     return image, label, counts
 
 
-def _columns(schema: Any, data: Data, say: _Say, name: Path) -> tuple[str, str]:
+def _columns(schema: Any, data: Data, name: Path) -> tuple[str, str]:
     """The columns of images and labels: the configured ones, those of usual names, or the only ones that fit."""
     images = [field.name for field in schema if _holds_images(field.type)]
     labels = [field.name for field in schema if _holds_labels(field.type)]
@@ -232,9 +228,9 @@ def _columns(schema: Any, data: Data, say: _Say, name: Path) -> tuple[str, str]:
     image = data.image or _pick(schema.names, images, ("img", "image", "images"))
     label = data.label or _pick(schema.names, labels, (data.facts.label, *usual) if data.facts else usual)
     if image is None:
-        raise say.error(name, _which("image", images, "images (bytes, or a struct of them)", schema.names))
+        raise _error(data, name, _which("image", images, "images (bytes, or a struct of them)", schema.names))
     if label is None:
-        raise say.error(name, _which("label", labels, "labels (whole numbers)", schema.names))
+        raise _error(data, name, _which("label", labels, "labels (whole numbers)", schema.names))
     return image, label
 
 
@@ -249,15 +245,15 @@ def _pick(names: Sequence[str], fitting: Sequence[str], usual: Sequence[str]) ->
     return found[0] if found else fitting[0] if len(fitting) == 1 else None
 
 
-def _check_types(schema: Any, image: str, label: str, say: _Say, name: Path) -> None:
+def _check_types(schema: Any, image: str, label: str, data: Data, name: Path) -> None:
     for column in (image, label):
         if schema.names.count(column) != 1:
             count = "more than one" if column in schema.names else "no"
-            raise say.error(name, f"there is {count} column {column}; there are {', '.join(schema.names)}")
+            raise _error(data, name, f"there is {count} column {column}; there are {', '.join(schema.names)}")
     if not _holds_images(kind := schema.field(image).type):
-        raise say.error(name, f"column {image} holds {kind}, not images: bytes, or a struct with a field bytes")
+        raise _error(data, name, f"column {image} holds {kind}, not images: bytes, or a struct with a field bytes")
     if not _holds_labels(kind := schema.field(label).type):
-        raise say.error(name, f"column {label} holds {kind}; labels are whole numbers from 0")
+        raise _error(data, name, f"column {label} holds {kind}; labels are whole numbers from 0")
 
 
 def _holds_images(kind: Any) -> bool:
@@ -281,7 +277,7 @@ def _holds_labels(kind: Any) -> bool:
     return pa.types.is_integer(kind)
 
 
-def _require_readable(root: Path, file: Path, say: _Say) -> None:
+def _require_readable(root: Path, file: Path, data: Data) -> None:
     import pyarrow.parquet as pq
 
     try:
@@ -289,42 +285,48 @@ def _require_readable(root: Path, file: Path, say: _Say) -> None:
             for _ in opened.iter_batches(1_000):
                 pass
     except Exception as error:
-        raise say.error(file.relative_to(root), f"is damaged ({_first_line(error)}); fetch that file again") from None
+        raise _error(
+            data, file.relative_to(root), f"is damaged ({_first_line(error)}); fetch that file again"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
-def _read_class_folders(root: Path, data: Data, say: _Say) -> Splits:
+def _read_class_folders(root: Path, data: Data) -> Splits:
     """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` if no folder has the name of a split."""
-    every = [file for file, _ in _files(root, say)]
+    every = [file for file, _ in _files(root, data)]
     if unread := [file for file in every if file.suffix.lower() in OTHER_IMAGES]:
         read = ", ".join(kind.removeprefix(".") for kind in IMAGES)
-        raise say.error(unread[0], f"{len(unread):,} images of such formats are not read, only {read}; convert them")
+        raise _error(
+            data, unread[0], f"{len(unread):,} images of such formats are not read, only {read}; convert them"
+        )
     files = [file for file in every if file.suffix.lower() in IMAGES]
     parts = [file.relative_to(root).parts for file in files]
     by_split: dict[str, list[tuple[str, Path]]] = {}
     splits = {first for first, *rest in parts if rest} & {*SPLIT_NAMES, *(name for _, name in data.splits if name)}
     alike = sorted({first for first, *rest in parts if len(rest) > 1 and _LIKE_A_SPLIT.fullmatch(first)} - splits)
     if len(alike) > 1 and not splits:
-        raise say.error(
-            f"{', '.join(alike)} look like splits, not classes; say which, as in data.splits.test={alike[0]}"
+        raise _error(
+            data, f"{', '.join(alike)} look like splits, not classes; say which, as in data.splits.test={alike[0]}"
         )
     for file, (first, *rest) in zip(files, parts, strict=True):
         if splits and first not in splits:
-            raise say.error(file, f"lies in none of the split folders {', '.join(sorted(splits))}")
+            raise _error(data, file, f"lies in none of the split folders {', '.join(sorted(splits))}")
         inside = rest if splits else [first, *rest]
         label = inside[0] if len(inside) > 1 else ""
         by_split.setdefault(first if splits else "train", []).append((label, file))
     names = tuple(sorted({label for entries in by_split.values() for label, _ in entries if label}))
     if not names:
-        raise say.error("its images lie in no folders of classes")
+        raise _error(data, "its images lie in no folders of classes")
     place = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
     rows: dict[str, Rows] = {}
     for split, entries in by_split.items():
         if len({not label for label, _ in entries}) > 1:
-            raise say.error(next(file for label, file in entries if not label), "lies in no class folder, others do")
+            raise _error(
+                data, next(file for label, file in entries if not label), "lies in no class folder, others do"
+            )
         entries.sort(key=lambda entry: (place[entry[0]], entry[1]))
         labels = np.asarray([place[label] for label, _ in entries], dtype=np.int64)
         rows[split] = FileRows([file for _, file in entries], labels)
