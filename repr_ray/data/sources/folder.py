@@ -53,9 +53,8 @@ def folder_at(path: Path, data: Data) -> Source:
     found = [[count, size, stamps.hexdigest()]]
     if parquet:
         names = [file.relative_to(path) for file in parquet]
-        if deep := [
-            name for name in names if len(name.parts) > DEEPEST
-        ]:  # to lay out a tree as large as a home folder would take many minutes
+        # to lay out a tree as large as a home folder would take many minutes
+        if deep := [name for name in names if len(name.parts) > DEEPEST]:
             raise _error(data, deep[0], "lies too deep; name the folder of the data set itself")
         _refuse_incomplete(path, parquet, data)
         return Source(lambda scratch: _read_parquet(path, data, scratch), found)
