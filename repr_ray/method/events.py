@@ -67,17 +67,14 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
 
 def terms(events: list[LayerEvent]) -> dict[str, str]:
     """The meaning of terms in the lines of `describe` and `warnings`, or the remedy, by term."""
-    meanings = {
-        "relaxed rule": "the null space is used up; orthogonal to the most overlapping filters alone",
-        "last resort": "no direction was left; see reinit.last_resort",
-        "to spread drops": "selection.scope=layer, or selection.exclude=[first]",
-    }
-    used = {
-        "relaxed rule": any(e.relaxed for e in events),
-        "last resort": any(e.last_resort for e in events),
-        "to spread drops": bool(_nearly_all(events)),
-    }
-    return {term: meaning for term, meaning in meanings.items() if used[term]}
+    found = {}
+    if any(e.relaxed for e in events):
+        found["relaxed rule"] = "the null space is used up; orthogonal to the most overlapping filters alone"
+    if any(e.last_resort for e in events):
+        found["last resort"] = "no direction was left; see reinit.last_resort"
+    if _nearly_all(events):
+        found["to spread drops"] = "selection.scope=layer, or selection.exclude=[first]"
+    return found
 
 
 def warnings(events: list[LayerEvent], width: int | None = None) -> dict[str, str]:

@@ -83,7 +83,7 @@ def decide(
     shape = differences.shape[:-1]
     ended = np.full(shape, differences.shape[-1]) if ended is None else ended
     verdict, seeds, n = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    mean, low, high, p, p_equal = (np.full(shape, np.nan) for _ in range(5))
+    last = {name: np.full(shape, np.nan) for name in ("mean", "low", "high", "p", "p_equal")} | {"n": n}
     tail = 1 - bounds.nominal(LEVEL) / 2
     for look in bounds.looks:
         looked = (verdict == _OPEN) & (ended >= look)
@@ -96,14 +96,13 @@ def decide(
         if margin is not None:
             ends = [two_sided(now["mean"] - end, now["error"], now["n"]) for end in (-margin, margin)]
             now["p_equal"] = np.where(np.abs(now["mean"]) < margin, bounds.overall(np.maximum(*ends)), 1.0)
-        for name, values in {"mean": mean, "low": low, "high": high, "p": p, "p_equal": p_equal, "n": n}.items():
-            if name in now:
-                values[looked] = now[name][looked]
+        for name in last.keys() & now.keys():
+            last[name][looked] = now[name][looked]
         seeds[looked] = look
-        sure, equal = holm(p) <= LEVEL, holm(p_equal) <= LEVEL
-        verdict[looked & sure] = np.where(mean > 0, _BETTER, _WORSE)[looked & sure]
+        sure, equal = holm(last["p"]) <= LEVEL, holm(last["p_equal"]) <= LEVEL
+        verdict[looked & sure] = np.where(last["mean"] > 0, _BETTER, _WORSE)[looked & sure]
         verdict[looked & equal] = _EQUAL
-    return Decisions(verdict, seeds, n, mean, low, high, p, p_equal, holm(p), holm(p_equal))
+    return Decisions(verdict, seeds, **last, p_holm=holm(last["p"]), p_equal_holm=holm(last["p_equal"]))
 
 
 def _moments(values: Array) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from repr_ray.components import Settings
 from repr_ray.method.settings import SchemeSettings
 from repr_ray.models.settings import ModelSettings
 from repr_ray.plug_ins import digests
@@ -56,10 +57,8 @@ class Trial:
         Fields at their first defaults are left out: a setting added to a later version, which by default changes
         nothing, does not invalidate existing results, and a default that changes does not take over old ones.
         """
-        blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
-        result: dict[str, Any] = {
-            name: block.differing(exclude={"source", "partial"}) for name, block in blocks.items()
-        }
+        blocks = self._blocks().items()
+        result: dict[str, Any] = {name: block.differing(exclude={"source", "partial"}) for name, block in blocks}
         kinds = [self.model.kind, self.train.optimizer.kind, self.train.schedule.kind, self.settings.kind]
         if self.teacher:
             result["teacher"] = self.teacher.fingerprint
@@ -77,7 +76,7 @@ class Trial:
     @property
     def plug_ins(self) -> dict[str, str]:
         """The digest of the source of each component that is not built in, by its name in the settings."""
-        return digests(self._blocks())
+        return digests(self._dumped())
 
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
@@ -91,13 +90,15 @@ class Trial:
             "variant": self.variant,
             "seed": self.seed,
             "epochs": self.train.epochs,
-            "settings": self._blocks(),
+            "settings": self._dumped(),
             "resources": self.resources.model_dump(mode="json"),
         }
 
-    def _blocks(self) -> dict[str, Any]:
-        blocks = {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
-        return {name: block.model_dump(mode="json") for name, block in blocks.items()}
+    def _blocks(self) -> dict[str, Settings]:
+        return {"data": self.data, "model": self.model, "train": self.train, "scheme": self.settings}
+
+    def _dumped(self) -> dict[str, Any]:
+        return {name: block.model_dump(mode="json") for name, block in self._blocks().items()}
 
 
 @dataclass(frozen=True)

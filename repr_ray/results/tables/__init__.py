@@ -6,29 +6,3 @@ from repr_ray.results.tables.markdown import markdown, markdown_sheet, write_mar
 from repr_ray.results.tables.numbers import write_csv, write_parquet
 from repr_ray.results.tables.sheet import NONE, Cell, Column, Row, Sheet, bounded, heading, rounded_time
 from repr_ray.results.tables.terminal import print_comparison, print_sheet, print_text
-
-__all__ = [
-    "LEGEND",
-    "NONE",
-    "SHORT",
-    "Cell",
-    "Column",
-    "Row",
-    "Sheet",
-    "bounded",
-    "claims_sheet",
-    "comparison_sheet",
-    "failures_sheet",
-    "heading",
-    "latex_sheet",
-    "markdown",
-    "markdown_sheet",
-    "print_comparison",
-    "print_sheet",
-    "print_text",
-    "rounded_time",
-    "write_csv",
-    "write_latex",
-    "write_markdown",
-    "write_parquet",
-]
