@@ -400,6 +400,54 @@ def test_a_trial_whose_images_never_come_is_given_up(
     assert (folder / "log.txt").read_text().count("starts") == starts
 
 
+@pytest.mark.parametrize("store", ["stream", "memory_map"])
+def test_trials_of_a_node_share_the_pages_of_the_images(store: str, tmp_path: Path) -> None:
+    """Two processes read all of them, from the same pages, and keep little memory of their own."""
+    for k in range(42):
+        path = tmp_path / "noise" / ("train" if k > 1 else "test") / str(k % 2) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, compress_level=1)
+    data = Data.model_validate({"name": "noise", "source": str(tmp_path / "noise"), "store": store, "flip": True})
+    load(data)
+    context = multiprocessing.get_context("fork")
+    all_read, ends = context.Barrier(2), [context.Pipe() for _ in range(2)]
+
+    def trial(end: Any) -> None:
+        torch.set_num_threads(1)  # as in any process that is forked: threads are not
+        before = held("", "Anonymous")
+        found = load(data)
+        for _ in batches(found, data).shuffled(1, torch.Generator()):
+            pass
+        all_read.wait(60)
+        of = "train_content.npy" if store == "stream" else "train_images.npy"
+        end.send([held(of, "Rss"), held(of, "Shared"), held("", "Anonymous") - before])
+        all_read.wait(60)
+
+    trials = [context.Process(target=trial, args=(end,)) for _, end in ends]
+    for process in trials:
+        process.start()
+    for here, _ in ends:
+        assert here.poll(60)
+        mapped, shared, own = here.recv()
+        assert shared == mapped > 7_000
+        assert own < mapped  # batches; a copy would come on top of them
+    for process in trials:
+        process.join()
+
+
+def held(file: str, kind: str) -> int:
+    """KB of this process in mappings of a file, or in all of them."""
+    total, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if " " in name:  # the first line of a mapping
+            here = line.endswith(file)
+        elif here and name.startswith(kind):
+            total += int(rest.split()[0])
+    return total
+
+
 # What a trial holds of an index as large as ImageNet's, in MB: pages of its own and of its loaders, the map's apart.
 MEMORY = """
 import io, itertools, multiprocessing, sys
