@@ -1,6 +1,7 @@
 """Usual and damaged sources: found, or refused in one line that names the file and column."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torchvision
 from PIL import Image
 from support import ROOT, STANDARD, TINY, write_config
@@ -20,10 +22,15 @@ from test_data import encode, pictures
 from repr_ray.data import decoded
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.data.describe import describe
-from repr_ray.data.split import by_class, divide, with_noise
+from repr_ray.data.source import ArrayRows, Splits
+from repr_ray.data.split import by_class, check_labels, choose, divide, with_noise
 from repr_ray.launch import main
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
+from repr_ray.study.facts import FACTS
+from repr_ray.study.plan import Trial
+from repr_ray.training import trial
+from repr_ray.training.step import Setup
 
 
 @pytest.fixture(autouse=True)
@@ -378,6 +385,59 @@ def test_what_is_not_the_named_data_set_is_refused(
     assert len(str(caught.value).splitlines()) == 1
 
 
+DIGITS = list("0123456789")
+PUBLISHED: dict[str, tuple[dict[str, int], list[str]]] = {
+    "cifar10": (
+        {"train": 50_000, "test": 10_000},
+        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    ),
+    "cifar100": (
+        {"train": 50_000, "test": 10_000},
+        ["cra" if name == "crab" else name for name in sorted(FACTS["cifar100"].labels)],
+    ),
+    "mnist": ({"train": 60_000, "test": 10_000}, DIGITS),
+    "fashion_mnist": ({"train": 60_000, "test": 10_000}, torchvision.datasets.FashionMNIST.classes),
+    "svhn": ({"train": 73_257, "test": 26_032, "extra": 531_131}, DIGITS),
+    "stl10": (
+        {"train": 5_000, "test": 8_000},
+        ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"],
+    ),
+    "tiny_imagenet": ({"train": 100_000, "valid": 10_000}, [f"n{k}" for k in range(200)]),
+    "imagenette": ({"train": 9_469, "val": 3_925}, list(torchvision.datasets.Imagenette._WNID_TO_CLASS)),
+    "imagenet": ({"train": 1_281_167, "validation": 50_000, "test": -100_000}, [f"n{k}" for k in range(1_000)]),
+}
+"""Splits and names as published: by cs.toronto.edu/~kriz, cs.stanford.edu/~acoates/stl10, torchvision, and on the hub
+by uoft-cs/cifar100 (`cra`), ufldl-stanford/svhn, zh-plus/tiny-imagenet, frgfm/imagenette and ILSVRC/imagenet-1k. A
+negative number of images: they have no labels."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_what_is_published_and_nothing_else(name: str) -> None:
+    splits, names = PUBLISHED[name]
+    data = Data(name=name, source="hf:any/one")
+    taken = {**splits}
+
+    def classes(names: list[str]) -> int:
+        labels = {k: np.arange(n) % len(names) if n > 0 else np.full(-n, -1) for k, n in taken.items()}
+        found = Splits({k: ArrayRows(np.empty(0, np.uint8), of) for k, of in labels.items()}, tuple(names))
+        return check_labels(choose(found, data)[0], found, data)
+
+    assert classes(names) == len(names)
+    if FACTS[name].labels:
+        with pytest.raises(ConfigError, match=f"its class '{re.escape(names[1])}' is '"):
+            classes([names[1], names[0], *names[2:]])
+    with pytest.raises(ConfigError, match=f"it has {len(names) + 1} classes, {name} has {len(names)}"):
+        classes([*names, "another"])
+    for split in splits.keys() - ({"extra"} if splits.get("test", 1) > 0 else {"test"}):
+        taken = splits | {split: splits[split] - 1}
+        with pytest.raises(ConfigError, match=rf"{splits[split] - 1:,} \w+ images, {name} has {splits[split]:,}"):
+            classes(names)
+
+
+def test_the_presets_are_tested() -> None:
+    assert FACTS.keys() == PUBLISHED.keys() | {"digits"}
+
+
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "c", train=20, test=6)
     shutil.rmtree(root / "test" / "dog")
@@ -569,6 +629,37 @@ def test_a_study_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     [stored] = (tmp_path / "r" / "tiny").glob("trials/*/result.json")
     assert "the source has no test split" in stored.read_text()
     assert "the source has no test split" in (tmp_path / "r" / "tiny" / "comparison.md").read_text()
+
+
+def test_a_study_of_columns_of_parquet_whose_validation_images_depend_on_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images are held out for all schemes of a seed, and mixed ones are trained on."""
+    held_out: dict[tuple[str, int], list[int]] = {}
+    set_up = trial.set_up
+
+    def noted(one: Trial, *rest: Any) -> Setup:
+        made = set_up(one, *rest)
+        held_out[one.scheme, one.seed] = made.validation.store.index.tolist()
+        [batch] = made.train.shuffled(100, torch.Generator())
+        assert batch.labels.shape == (48, 3) and batch.labels.max(1).values.min() < 1
+        return made
+
+    monkeypatch.setattr(trial, "set_up", noted)
+    for split, count in (("train", 60), ("test", 9)):
+        write(tmp_path / "p" / "data" / f"{split}-00000-of-00001.parquet", table(count))
+    data = {"name": "own", "source": str(tmp_path / "p"), "image": "picture", "label": "kind", "size": 8, "resize": 9}
+    more = {"validation_images": 12, "split_by_seed": True, "augment": {"cutmix": 1.0}}
+    schemes = {**STANDARD, "orthogonal": {"kind": "standard", "loss": {"kind": "orthogonality"}}}
+    train = {**TINY["train"], "epochs": 1, "batch_size": 16}
+    config = write_config(tmp_path, data=data | more, schemes=schemes, train=train, seeds=[0, 1])
+    assert main(["--config", str(config), "--results", str(tmp_path / "r"), "--runner", "local"]) == 0
+    assert set(held_out) == {(scheme, seed) for scheme in schemes for seed in (0, 1)}
+    for seed in (0, 1):
+        assert held_out["standard", seed] == held_out["orthogonal", seed]
+    assert held_out["standard", 0] != held_out["standard", 1]
+    for index in held_out.values():
+        assert np.bincount([k % 3 for k in index]).tolist() == [4, 4, 4]
 
 
 def test_a_dry_run_of_a_source_that_is_not_here_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from repr_ray.data.source import TEST, TRAIN, VALIDATION, Rows, Splits, Subset
 from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
+from repr_ray.study.facts import MISSPELT
 
 Index = NDArray[np.int64]
 
@@ -154,7 +155,8 @@ def _another(data: Data, reason: str) -> ConfigError:
 
 
 def _plain(names: tuple[str, ...]) -> list[str]:
-    return ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
+    plain = ("".join(c for c in name.casefold() if c.isalnum()) for name in names)
+    return [MISSPELT.get(name, name) for name in plain]
 
 
 def check_classes(split: str, labels: NDArray[np.int64], classes: int, names: tuple[str, ...], data: Data) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+MISSPELT = {"cra": "crab"}  # a class name on the Hugging Face hub (CIFAR-100), and the right one
 NAMED_SOURCES = ("torchvision", "digits")  # values of `data.source` that are names of sources, not of folders
 
 
@@ -22,7 +23,7 @@ class Facts:
     test: int
     labels: tuple[str, ...] = ()
     torchvision: str = ""
-    source: str = "a folder of its files"
+    source: str = ""
     label: str = "label"
     tail: bool = False
 
@@ -47,18 +48,16 @@ _CIFAR100 = _names(
 
 FACTS: Mapping[str, Facts] = {
     "digits": Facts(10, 1, 8, 1_437, 360, _DIGITS, tail=True),
-    "cifar10": Facts(10, 3, 32, 50_000, 10_000, _CIFAR10, "CIFAR10", "hf:uoft-cs/cifar10", tail=True),
-    "cifar100": Facts(
-        100, 3, 32, 50_000, 10_000, _CIFAR100, "CIFAR100", "hf:uoft-cs/cifar100", "fine_label", tail=True
-    ),
-    "mnist": Facts(10, 1, 28, 60_000, 10_000, _DIGITS, "MNIST", "hf:ylecun/mnist"),
-    "fashion_mnist": Facts(10, 1, 28, 60_000, 10_000, _FASHION, "FashionMNIST", "hf:zalando-datasets/fashion_mnist"),
-    "svhn": Facts(10, 3, 32, 73_257, 26_032, _DIGITS, "SVHN", "hf:ufldl-stanford/svhn"),
+    "cifar10": Facts(10, 3, 32, 50_000, 10_000, _CIFAR10, "CIFAR10", tail=True),
+    "cifar100": Facts(100, 3, 32, 50_000, 10_000, _CIFAR100, "CIFAR100", label="fine_label", tail=True),
+    "mnist": Facts(10, 1, 28, 60_000, 10_000, _DIGITS, "MNIST"),
+    "fashion_mnist": Facts(10, 1, 28, 60_000, 10_000, _FASHION, "FashionMNIST"),
+    "svhn": Facts(10, 3, 32, 73_257, 26_032, _DIGITS, "SVHN"),
     "stl10": Facts(
         10, 3, 96, 5_000, 8_000, _names("airplane bird car cat deer dog horse monkey ship truck"), "STL10"
     ),
     "tiny_imagenet": Facts(200, 3, 64, 100_000, 10_000, source="hf:zh-plus/tiny-imagenet"),
-    "imagenette": Facts(10, 3, None, 9_469, 3_925, torchvision="Imagenette", source="hf:frgfm/imagenette"),
+    "imagenette": Facts(10, 3, None, 9_469, 3_925, torchvision="Imagenette"),
     "imagenet": Facts(1_000, 3, None, 1_281_167, 50_000, source="hf:ILSVRC/imagenet-1k"),
 }
 """To add a data set, add a line. Other names need `data.source`, from which their facts are read."""
