@@ -52,7 +52,8 @@ def _cell(trial: Trial) -> tuple[str, ...]:
 def _looked(folder: Path, baseline: str) -> dict[str, tuple[int, bool]]:
     """Per trial of a scheme with a baseline, the seeds of the scheme's last look and whether it has a verdict."""
     from repr_ray.results import store
-    from repr_ray.results.compare import GROUP, compare
+    from repr_ray.results.blocks import GROUP
+    from repr_ray.results.compare import compare
 
     if not any(folder.glob("trials/*/config.yaml")):
         return {}

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from repr_ray.results.blocks import GROUP
 from repr_ray.results.decide import LEVEL, decide
 from repr_ray.results.design import Design
 from repr_ray.results.sequential import bounds
 from repr_ray.results.store import UNFINISHED
-
-GROUP = ["dataset", "model", "variant", "scheme"]
 
 
 def judge(

@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from repr_ray.results.compare import GROUP, Comparison, records
+from repr_ray.results.blocks import GROUP
+from repr_ray.results.compare import Comparison, records
 from repr_ray.results.settings import cells, comparable
 
 MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced

@@ -8,7 +8,6 @@ interval excludes 0 and the corrected p is at most 0.05. With six pairs or more,
 to reach 0.05, the corrected p of the paired t-test is used instead, and the sentence says so.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repr_ray.records import flatten
+from repr_ray.results.blocks import BLOCK, GROUP, one_a_seed, unambiguous
 from repr_ray.results.by_looks import judge, said_of
-from repr_ray.results.decide import LEVEL
+from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.design import Design
 from repr_ray.results.power import seeds_needed
 from repr_ray.results.sequential import Array, holm
-from repr_ray.results.settings import whole
 from repr_ray.results.store import UNFINISHED, Tables
+from repr_ray.results.words import sentence, what_it_takes
 
-BLOCK = ["dataset", "model", "variant"]
-GROUP = [*BLOCK, "scheme"]
-FEWEST_FOR_INTERVAL = 3  # pairs below which no interval is computed
 _FEWEST = 6  # pairs below which there is no verdict: no exact two-sided test reaches 0.05 with five
 _EXACT = 20  # pairs up to which all 2^n sign flips are enumerated
 
@@ -58,8 +54,8 @@ class Comparison:
         rows = records(self.table[~self.table["is_baseline"]])
         still_open = sum(row["verdict"] == "cannot tell" for row in rows)
         return [
-            _sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
-            + _what_it_takes(seeds_needed(row, still_open, self.design))
+            sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
+            + what_it_takes(seeds_needed(row, still_open, self.design))
             for row in rows
         ]
 
@@ -88,7 +84,7 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     baseline = baseline or tables.baseline or "standard"
     notes: list[str] = []
     compared = tables.trials[tables.trials["stage"] != "tuning"]
-    trials = _one_a_seed(_unambiguous(compared, baseline, notes), notes)
+    trials = one_a_seed(unambiguous(compared, baseline, notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
     for _, block in trials.groupby(BLOCK, sort=False):
@@ -191,74 +187,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.DataFrame:
-    """Add differing settings to the variant or scheme if one name has several settings or data.
-
-    Settings of a scheme that differ between variants are added too, except for the baseline, which keeps its name.
-    """
-    trials = trials.copy()
-    texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}")
-    blocks = texts.map({text: _untuned(*map(json.loads, text.split("\n"))) for text in texts.unique()})
-    shared = blocks.map(_without_scheme)
-    scheme = blocks.map(lambda block: block.get("scheme") or {})
-    base = trials["scheme"] == baseline
-    own, others = scheme.where(base, None), scheme.where(~base, None)
-    everywhere = [name for name in GROUP if name != "variant"]
-    for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, own), ("scheme", everywhere, others)):
-        texts = parts.map(lambda part: json.dumps(part, sort_keys=True))
-        labels = trials[column].copy()
-        for rows in trials.groupby(within, sort=False).groups.values():
-            if texts[rows].nunique() > 1:
-                flat = {text: flatten(json.loads(text)) for text in texts[rows].unique()}
-                names = sorted({name for part in flat.values() for name in part})
-                differ = [n for n in names if len({repr(part.get(n)) for part in flat.values()}) > 1]
-                said = {t: " ".join(f"{n}={part.get(n)}" for n in differ) for t, part in flat.items()}
-                labels[rows] = (trials.loc[rows, column] + " " + texts[rows].map(said)).str.strip()
-        trials[column] = labels
-    return _by_data(trials, notes)
-
-
-def _untuned(settings: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
-    """All settings without those tuned for each scheme: schemes are compared at their chosen values."""
-    block = whole(settings)
-    for field in tuned:
-        *path, last = field.split(".")
-        inner: Any = block
-        for part in path:
-            inner = inner.get(part) if isinstance(inner, dict) else None
-        if isinstance(inner, dict):
-            inner.pop(last, None)
-    return block
-
-
-def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that schemes share, without the source of the data."""
-    data = {key: value for key, value in (settings.get("data") or {}).items() if key != "source"}
-    return {key: data if key == "data" else value for key, value in settings.items() if key != "scheme"}
-
-
-def _by_data(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add the digest of the data to the variant if trials of a block were trained on different data."""
-    variant = trials["variant"].copy()
-    for rows in trials.groupby(BLOCK, sort=False).groups.values():
-        digests = trials.loc[rows, "data_digest"].fillna("unknown")
-        if digests[digests != "unknown"].nunique() > 1:
-            variant[rows] = (trials.loc[rows, "variant"] + " data=" + digests.str[:8]).str.strip()
-            counts = ", ".join(f"{count} on {digest[:8]}" for digest, count in digests.value_counts().items())
-            where = " ".join(part for part in (trials.loc[rows[0], name] for name in BLOCK) if part)
-            notes.append(f"{where}: trials were trained on different data ({counts}), and are kept apart")
-    return trials.assign(variant=variant)
-
-
-def _one_a_seed(trials: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Keep one of the trials with the same settings and seed, preferably a finished one."""
-    first = trials.assign(open=trials["status"] != "done").sort_values("open", kind="stable")
-    kept = trials.loc[first.drop_duplicates([*GROUP, "seed"]).index.sort_values()]
-    again = trials["trial"][~trials.index.isin(kept.index)]
-    notes.extend(f"{name} has the settings and the seed of another trial: left out" for name in again)
-    return kept
-
-
 def finished(group: pd.DataFrame) -> pd.DataFrame:
     """Trials with a last-epoch test accuracy, including collapsed ones: without them a mean would be too high."""
     return group[(group["status"] == "done") & group["test_accuracy"].notna()]
@@ -349,60 +277,3 @@ def _paired_t(differences: Array) -> float:
     if np.ptp(differences) == 0:
         return float(differences[0] == 0)
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def points(fraction: float, signed: bool = False) -> str:
-    """A fraction in percentage points with one decimal and a true minus sign."""
-    return f"{100 * fraction:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Sequence[float]) -> str:
-    where = f" on {', '.join(block)}" if block else ""
-    scheme, verdict = row["scheme"], row["verdict"]
-    if not row["n"]:
-        return f"No trial of {scheme}{where} has finished yet ({row['status']})."
-    if pd.isna(row["pairs"]):
-        return f"There is no {baseline} to compare {scheme} with{where}."
-    unsure = f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}"
-    if row["pairs"] < 2:
-        return f"{unsure}: {'a single paired seed' if row['pairs'] else 'no paired seed'}."
-    fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
-    if row["pairs"] < FEWEST_FOR_INTERVAL:
-        return f"{unsure}: {' and '.join(points(value, True) for value in seeds)} points in two seeds.{fallen}"
-    difference = points(row["difference_mean"], True)
-    if not pd.isna(row["looked"]) and not row["looked"]:
-        return f"{unsure}: {difference} points in {row['pairs']} seeds, the first look is still to come."
-    found = f"{difference} points ({_evidence(row)}).{fallen}"
-    if verdict == "cannot tell" and not pd.isna(row["margin"]):
-        what = "better or worse than, or practically equal to,"
-        return f"Cannot tell yet whether {scheme} is {what} {baseline}{where}: {found}"
-    if verdict == "cannot tell":
-        return f"{unsure}: {found}"
-    if verdict == "practically equal":
-        margin = points(row["margin"])
-        return f"{scheme} is practically equal to {baseline}{where}, within {margin} points: {found}"
-    size = points(abs(row["difference_mean"]))
-    return f"{scheme} is {size} points {verdict} than {baseline}{where} ({_evidence(row)}).{fallen}"
-
-
-def _evidence(row: dict[str, Any]) -> str:
-    """Interval, number of seeds and p values in words."""
-    looks = not pd.isna(row["looked"])
-    over, seen = (" over all looks", f"look at {row['looked']} seeds") if looks else ("", f"n={row['pairs']}")
-    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
-    said = f"95% interval{over} {low} to {high}, {seen}, p={row['p']:.2g}"
-    if row["p_holm"] > row["p"]:
-        said += f", {row['p_holm']:.2g} after Holm's correction{'' if looks else ' over all comparisons'}"
-    if row["p_holm_smallest"] > LEVEL:
-        said += f"; n is too small to reach {LEVEL}"
-        if row["verdict"] != "cannot tell":
-            said += " in the exact test, judged by the interval's t-test"
-    return said
-
-
-def _what_it_takes(needed: dict[str, float]) -> str:
-    """The total number of seeds that a verdict would need; empty if none is needed or known."""
-    differ, equal = needed["seeds_to_differ"], needed["seeds_to_equal"]
-    said = [] if np.isnan(differ) else [f"{differ:.0f} for a difference of this size"]
-    said += [] if np.isnan(equal) else [f"{equal:.0f} for practical equality, if there is none"]
-    return f" Seeds that this would take: about {' or '.join(said)}." if said else ""

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from repr_ray.results.sequential import Array, Bounds, holm, two_sided
 
 LEVEL = 0.05
+FEWEST_FOR_INTERVAL = 3  # pairs below which no interval is computed
 VERDICTS = ("cannot tell", "better", "worse", "practically equal")
 _OPEN, _BETTER, _WORSE, _EQUAL = range(4)
 

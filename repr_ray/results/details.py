@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from repr_ray.results.across import Across
-from repr_ray.results.compare import GROUP, Comparison, finished, points, records
+from repr_ray.results.blocks import GROUP
+from repr_ray.results.compare import Comparison, finished, records
 from repr_ray.results.effects import beats, beats_of_same_seed, device_hours, median, reaching
 from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
 from repr_ray.results.tables.comparison import difference
 from repr_ray.results.tables.sheet import NONE, Cell, Column, Row, Sheet, Shown, heading, number, rounded_time, text
+from repr_ray.results.words import points
 
 DETAILS_LEGEND = (
     "A run beats one of the baseline: probability over all pairs of runs, ties half, with the 95% bootstrap interval"

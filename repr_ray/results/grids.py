@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from repr_ray.results.compare import Comparison, points, records
+from repr_ray.results.compare import Comparison, records
 from repr_ray.results.tables import NONE, Cell, Column, Row, Sheet
+from repr_ray.results.words import points
 
 LEGEND = (
     "Test accuracy in the last epoch, mean over seeds, %; in brackets the difference to the baseline, points, paired"

@@ -17,10 +17,12 @@ from PIL import Image
 import repr_ray
 from repr_ray.results import claims as published
 from repr_ray.results import tables as sheets
-from repr_ray.results.compare import GROUP, Comparison, points, records
+from repr_ray.results.blocks import GROUP
+from repr_ray.results.compare import Comparison, records
 from repr_ray.results.files import write_text
 from repr_ray.results.plots import Picture
 from repr_ray.results.store import UNFINISHED, Failure, Tables
+from repr_ray.results.words import points
 from repr_ray.storage.foreign import Unusable, read_tail
 from repr_ray.storage.text import lines
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from repr_ray.records import STOPPED_EARLY
-from repr_ray.results.compare import points
 from repr_ray.results.sequential import Array
 from repr_ray.results.store import Tables
 from repr_ray.results.tables.sheet import NONE, Column, Row, Sheet, Shown, number, text
 from repr_ray.results.tuning import sensitivity
+from repr_ray.results.words import points
 
 TUNED_LEGEND = (
     "Every scheme was tried at as many points of its search space, in full-length trials with seeds of their own; the"

@@ -3,7 +3,8 @@
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from repr_ray.results.compare import BLOCK, Comparison, records
+from repr_ray.results.blocks import BLOCK
+from repr_ray.results.compare import Comparison, records
 from repr_ray.results.store import Tables
 
 _NAMED = 6  # layers in a note

@@ -22,7 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from repr_ray.results.across import across
-from repr_ray.results.compare import BLOCK, Comparison
+from repr_ray.results.blocks import BLOCK
+from repr_ray.results.compare import Comparison
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.curves import apart, together
 from repr_ray.results.plots.datasets import overview

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from repr_ray.results.compare import points, records
+from repr_ray.results.compare import records
 from repr_ray.results.decide import LEVEL
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.style import (
@@ -30,6 +30,7 @@ from repr_ray.results.plots.style import (
     some,
 )
 from repr_ray.results.sequential import Array
+from repr_ray.results.words import points
 
 _TOGETHER = len(COLOURS)  # schemes that share axes; more get a panel each
 _SUB = (Patch(color=SHADE), "sub-network (S2)")

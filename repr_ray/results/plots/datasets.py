@@ -8,9 +8,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from repr_ray.results.across import Across
-from repr_ray.results.compare import points, records
+from repr_ray.results.compare import records
 from repr_ray.results.plots.grid import heat_map
 from repr_ray.results.plots.style import BLUE, Panels, inches, short, some
+from repr_ray.results.words import points
 
 _MOST = 40  # columns of the map
 

@@ -3,9 +3,11 @@
 import numpy as np
 from matplotlib.lines import Line2D
 
-from repr_ray.results.compare import BLOCK, points, records
+from repr_ray.results.blocks import BLOCK
+from repr_ray.results.compare import records
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.style import BLUE, GREY, VERMILION, Made, Panels, short, some
+from repr_ray.results.words import points
 
 _VERDICTS = {  # colour, marker, and what fills it
     "better": (BLUE, ">", BLUE),

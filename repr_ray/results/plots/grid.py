@@ -12,10 +12,11 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from repr_ray.results.compare import Comparison, points
+from repr_ray.results.compare import Comparison
 from repr_ray.results.grids import Study, sort_key, studies
 from repr_ray.results.plots.style import BLUE, Panels, every, inches, plain, short
 from repr_ray.results.sequential import Array
+from repr_ray.results.words import points
 
 _MAPS = 12  # heat maps in a picture
 _LINE = (6.0, 2.6)  # inches of a line's axes

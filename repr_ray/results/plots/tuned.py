@@ -6,10 +6,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from repr_ray.results.compare import points
 from repr_ray.results.plots.style import COLOURS, MARKERS, Panels, some
 from repr_ray.results.tuned import accuracies
 from repr_ray.results.tuning import tuning_curve
+from repr_ray.results.words import points
 
 _MOST = len(COLOURS)  # curves of a panel
 

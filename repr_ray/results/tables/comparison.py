@@ -5,9 +5,10 @@ from functools import partial
 
 import pandas as pd
 
+from repr_ray.results.blocks import BLOCK
 from repr_ray.results.claims import MARGIN
-from repr_ray.results.compare import BLOCK, FEWEST_FOR_INTERVAL, Comparison, points, records
-from repr_ray.results.decide import LEVEL
+from repr_ray.results.compare import Comparison, records
+from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.store import Failure
 from repr_ray.results.tables.sheet import (
     NONE,
@@ -23,6 +24,7 @@ from repr_ray.results.tables.sheet import (
     rounded_time,
     text,
 )
+from repr_ray.results.words import points
 
 _ACCURACIES = (
     " Val.: validation accuracy in the last epoch, to choose by. Test at best val. epoch: test accuracy in the epoch"

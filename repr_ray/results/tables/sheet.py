@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from repr_ray.results.compare import BLOCK, points
+from repr_ray.results.blocks import BLOCK
+from repr_ray.results.words import points
 
 Row = dict[str, Any]
 
