@@ -11,10 +11,11 @@ import torchvision.transforms.v2.functional as tvf
 from hypothesis import given, settings
 from torch import Tensor
 
-from repr_ray.data import augment
-from repr_ray.data.augment import jittered, magnitude, operate, resized_crops
+from repr_ray.data import policy
+from repr_ray.data.augment import jittered, resized_crops
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Split
+from repr_ray.data.policy import magnitude, operate
 from repr_ray.study.data import ColorJitter, Data
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ def test_colours_are_torchvisions(field: str, adjust: Any) -> None:
 def test_operations_and_magnitudes_are_torchvisions(narrow: bool) -> None:
     theirs: Any = v2.RandAugment() if narrow else v2.TrivialAugmentWide()
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    names = {name.replace("_", "").lower(): name for name in augment._OPERATIONS}
+    names = {name.replace("_", "").lower(): name for name in policy.OPERATIONS}
     assert {name.lower() for name in theirs._AUGMENTATION_SPACE} == names.keys()
     for name, (magnitudes, signed) in theirs._AUGMENTATION_SPACE.items():
         ours = names[name.lower()]
@@ -155,7 +156,7 @@ def test_a_policy_does_to_each_image_what_it_drew() -> None:
     for place in range(40):
         expected = made.store.images[order[place]].permute(2, 0, 1)[None]
         for operation, level, minus in draws[place].tolist():
-            name = augment._OPERATIONS[operation]
+            name = policy.OPERATIONS[operation]
             expected = operate(expected, name, magnitude(name, level, True, 8) * (-1) ** minus)
         assert torch.equal((images[place] * 255).round().to(torch.uint8), expected[0])
 
