@@ -20,18 +20,13 @@ from repr_ray.training.folder import TrialFolder
 def dry_run(console: Console, experiment: Experiment, location: Path | str, arguments: Sequence[str]) -> None:
     """Check an experiment, and print its data, its trials and what they need; nothing is written to `location`."""
     every = plan(experiment)
-    _show_data(console, every)
+    for text in dict.fromkeys(describe(data) for data in dict.fromkeys(trial.data for trial in every)):
+        say(console, text)
     shown = every if experiment.tuning is None else stages.called_for(experiment, Path("none"))
     _show_plan(console, shown, redact(location))
     if more := stages.stages_line(experiment, every):
         say(console, more)
     _show_cost(console, stages.most(experiment, every), location, arguments)
-
-
-def _show_data(console: Console, trials: list[Trial]) -> None:
-    """Print what each source holds, or that it was not read."""
-    for text in dict.fromkeys(describe(data) for data in {trial.data: None for trial in trials}):
-        say(console, text)
 
 
 def _show_plan(console: Console, trials: list[Trial], results: str) -> None:

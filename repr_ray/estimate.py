@@ -27,14 +27,10 @@ from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
 
 FLOAT = 4  # bytes of a weight, and of a momentum
-
-EPOCH, LAYER = 1_200, 290
-"""Bytes that an epoch adds to a trial (tables, events, checkpoints), and each convolution in addition; measured."""
-
+EPOCH = 1_200  # bytes that an epoch adds to a trial (tables, events, checkpoints); measured
+LAYER = 290  # bytes that each convolution adds to an epoch's; measured
 NEWEST = 20  # finished trials that the speed is estimated from
-
-SMALL = 1e12
-"""Weights times pixels times images that one core trains in the ten seconds that Ray takes to start; measured."""
+SMALL = 1e12  # weights x pixels x images that one core trains while Ray starts, in about ten seconds; measured
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from typing import Any, Required, TypedDict, get_args, get_type_hints
 
 from repr_ray.storage.foreign import Unusable, is_finite, read_json
 
-STOPPED_EARLY = "stopped early"
-"""The status in error.json of a point of the search space that does not reach the full length."""
-
+STOPPED_EARLY = "stopped early"  # status in error.json of a point of the search space that stays short
 RESULT = "result.json"
 
 

@@ -19,8 +19,7 @@ from repr_ray.study.data import Data
 
 AT_ONCE = 10_000  # images per step of the statistics
 
-LARGEST = 100_000_000_000
-"""Bytes of a decoded copy; with `data.store=auto` a larger data set stays encoded, on every machine."""
+LARGEST = 100_000_000_000  # bytes of a decoded copy; with `data.store=auto` a larger data set stays encoded
 
 
 def decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str, Any]:

@@ -25,9 +25,8 @@ from repr_ray.data.source import open_bytes
 
 AT_ONCE = 32  # images that a process decodes for one request
 AHEAD = 4  # requests ahead for each process, which bounds the memory of images that are not used yet
-
-PATIENCE, LOOK_EVERY = 300, 5
-"""Seconds without an image after which the trial fails, and between two checks of the processes."""
+PATIENCE = 300  # seconds without an image after which the trial fails
+LOOK_EVERY = 5  # seconds between two checks of the processes
 
 
 class StreamError(RuntimeError):

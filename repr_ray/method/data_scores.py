@@ -23,7 +23,8 @@ FEWEST_IMAGES = 1024  # images of a pass of the oracle, which silences one filte
 
 def activation(measurement: Measurement) -> dict[str, Tensor]:
     """Minus the mean activation: the least active filters are dropped first (arXiv 1611.06440, section 2.2)."""
-    return _minus(measurement.mean_of_maps(lambda z: z.relu().mean((2, 3))))
+    means = measurement.mean_of_maps(lambda z: z.relu().mean((2, 3)))
+    return {name: -mean for name, mean in means.items()}
 
 
 def apoz(measurement: Measurement) -> dict[str, Tensor]:
@@ -145,10 +146,6 @@ def score_by_data(
         measurement = Measurement(model, layers, batches, generator, progress or (lambda done, total: None))
         scores: dict[str, Tensor] = SCORE.get(name)(measurement)
         return scores
-
-
-def _minus(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: -own for name, own in scores.items()}
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,8 +19,7 @@ from repr_ray.method.scores import cosines, unit_rows
 
 CHUNK = 200_000  # elements of a chunk of bases, so that it stays in a core's cache while vectors are clipped
 
-ROUNDING = 1e-9
-"""Relative excess over a bound that is below the resolution of float32 weights: projecting again changes nothing."""
+ROUNDING = 1e-9  # relative excess over a bound that float32 weights do not resolve: projecting again changes nothing
 
 SMALL = 1e-2  # relative excess over a bound that can be projected in float32 with an error of 1e-9 of the bound
 

@@ -27,10 +27,23 @@ def log_to_mlflow(folders: Sequence[Path], tracking_uri: str) -> int:
     client = connect(tracking_uri)
     from mlflow.exceptions import MlflowException
 
+    experiments: dict[str, tuple[str, dict[str, set[str]]]] = {}  # by name: its id, and the statuses of its runs
+
+    def is_there(experiment: str, name: str, done: bool) -> bool:
+        if experiment not in experiments:
+            found = client.get_experiment_by_name(experiment)
+            number = found.experiment_id if found else client.create_experiment(experiment)
+            experiments[experiment] = number, _there(client, number)
+        return _STATUS[done] in experiments[experiment][1].get(name, ())
+
+    logged = 0
     try:
-        return _log_ended(client, folders)
+        for trial in ended(folders, is_there):
+            _log(client, experiments[trial.experiment][0], trial)
+            logged += 1
     except MlflowException as error:
         raise ValueError(f"--mlflow {tracking_uri}: {line(error)}") from None
+    return logged
 
 
 def connect(tracking_uri: str) -> Any:
@@ -44,23 +57,6 @@ def connect(tracking_uri: str) -> Any:
         return MlflowClient(tracking_uri=tracking_uri)
     except MlflowException as error:
         raise ValueError(f"--mlflow {tracking_uri}: {line(error)}") from None
-
-
-def _log_ended(client: Any, folders: Sequence[Path]) -> int:
-    experiments: dict[str, tuple[str, dict[str, set[str]]]] = {}  # by name: its id, and the statuses of its runs
-
-    def is_there(experiment: str, name: str, done: bool) -> bool:
-        if experiment not in experiments:
-            found = client.get_experiment_by_name(experiment)
-            number = found.experiment_id if found else client.create_experiment(experiment)
-            experiments[experiment] = number, _there(client, number)
-        return _STATUS[done] in experiments[experiment][1].get(name, ())
-
-    logged = 0
-    for trial in ended(folders, is_there):
-        _log(client, experiments[trial.experiment][0], trial)
-        logged += 1
-    return logged
 
 
 _STATUS = {True: "FINISHED", False: "FAILED"}  # of a run, by whether its trial is done

@@ -20,8 +20,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-STUDIES = 1_000_000
-"""Simulated studies; the error rate at a level of 5% is then known to 0.02 points (one standard error)."""
+STUDIES = 1_000_000  # simulated; the error rate at a level of 5% is known to 0.02 points (one standard error)
 
 Array = NDArray[np.float64]
 

@@ -32,8 +32,7 @@ from repr_ray.training.folder import TrialFolder
 from repr_ray.training.memory import measure_memory
 from repr_ray.training.messages import Failed, Note, Preempted, Tell
 
-SAVE_SECONDS = 1.5
-"""Seconds that a launch waits for its trials to save after a signal; `ray job stop` kills it after three."""
+SAVE_SECONDS = 1.5  # seconds for trials to save after a signal; `ray job stop` kills the launch after three
 
 
 def run(

@@ -20,9 +20,7 @@ LOCK, HOLDER = ".lock", ".holder"
 
 HEARTBEAT_SECONDS = 10.0  # seconds between two renewals of a lease on object storage
 LEASE_TIMEOUT_SECONDS = 60.0  # seconds after the last renewal when another process may take the lease
-
-SETTLE_SECONDS = 2.0
-"""Seconds between writing a lease and reading it back: of processes that write together, the last one has it."""
+SETTLE_SECONDS = 2.0  # seconds between writing and reading a lease: of processes that write together, the last has it
 
 
 class Held(StorageError):

@@ -17,8 +17,7 @@ from repr_ray.study.config import ConfigError, Experiment, Resources, Train
 from repr_ray.study.data import Data
 from repr_ray.study.reading import owner, replace, validate
 
-LONGEST = 100
-"""Bytes of a scheme's label in a folder name; file systems hold 255, and the rest of the name takes up to 70."""
+LONGEST = 100  # bytes of a scheme's label in a folder name; file systems hold 255, the rest takes up to 70
 
 
 @dataclass(frozen=True)

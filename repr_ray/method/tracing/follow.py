@@ -28,7 +28,8 @@ def follow(model: nn.Module, example: Any = None) -> Trace:
     furthest: tuple[int, Exception] = (-1, CannotTrace("it takes no input"))
     operations = 0
     with torch.device("cpu"), _left_as_it_was(model):  # the caller may be making all else on another device
-        for inputs in [_as_inputs(example)] if example is not None else _guesses(model):
+        given = tuple(example) if isinstance(example, tuple | list) else (example,)
+        for inputs in [given] if example is not None else _guesses(model):
             interpreter = Interpreter(model)
             try:
                 for training, labels in ((True, False), (True, True), (False, True)):
@@ -64,10 +65,6 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             for own, saved in every:
                 own.clear()
                 own.update(saved)
-
-
-def _as_inputs(example: Any) -> tuple[Any, ...]:
-    return tuple(example) if isinstance(example, tuple | list) else (example,)
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
