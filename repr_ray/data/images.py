@@ -116,12 +116,8 @@ class Damaged:
 
 def look_at_all(rows: Rows, progress: Track, title: str) -> tuple[list[Look], list[Damaged]]:
     """The headers of all images."""
-    looks: list[Look] = []
-    damaged: list[Damaged] = []
-    for done, failed in each(rows, lambda index: look(rows.image(index)), progress, title):
-        looks += done
-        damaged += failed
-    return looks, damaged
+    found = list(each(rows, lambda index: look(rows.image(index)), progress, title))
+    return [one for done, _ in found for one in done], [one for _, failed in found for one in failed]
 
 
 def decode_all(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repr_ray.results.tuning import sensitivity, tuning_curve
+from repr_ray.results.tuned import sensitivity, tuning_curve
 
 
 def test_the_curve_is_the_mean_best_of_all_draws() -> None:

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from repr_ray.results.plots.style import COLOURS, MARKERS, Panels, some
-from repr_ray.results.tuned import accuracies
-from repr_ray.results.tuning import tuning_curve
+from repr_ray.results.tuned import accuracies, tuning_curve
 from repr_ray.results.words import points
 
 _MOST = len(COLOURS)  # curves of a panel
