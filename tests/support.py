@@ -24,6 +24,12 @@ def example_override(name: str) -> str:
     return override
 
 
+def documented(words: str) -> str:
+    """The Python that follows these words in docs/own_loop.md."""
+    text = (ROOT / "docs" / "own_loop.md").read_text().partition(words)[2]
+    return text.partition("```python\n")[2].partition("```")[0]
+
+
 STANDARD = {"standard": {"kind": "standard"}}
 
 TINY: dict[str, Any] = {

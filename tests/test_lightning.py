@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support import documented
 from torch import Tensor, nn
 
 from repr_ray import distributed
@@ -87,6 +88,20 @@ def test_cycles_in_a_trainer_and_resumed(tmp_path: Path, network: str | None, sc
     second = Classifier()
     trainer(tmp_path, 7, callback(), enable_checkpointing=False).fit(second, loader(), ckpt_path=tmp_path / "c.ckpt")
     assert distributed.checksum(second) == distributed.checksum(whole) != distributed.checksum(first)
+
+
+def test_the_documented_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred epochs in three cycles, with the Trainer's own settings."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Trainer": pl.Trainer}
+    exec(documented("**Lightning.**"), names)  # noqa: S102
+    made = names["trainer"]
+    made.limit_train_batches = 1
+    made.fit(Classifier(), loader())
+    [callback] = [one for one in made.callbacks if isinstance(one, RePrCallback)]
+    assert [(event.event, event.epoch) for event in callback.events if event.layer == "network.0"] == [
+        (event, epoch + when) for epoch in (20, 50, 80) for event, when in (("drop", 0), ("reinit", 10))
+    ]
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:

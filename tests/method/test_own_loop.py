@@ -1,16 +1,14 @@
-"""The methods in a user's own loop: the README's lines, mixed precision, compiled and data-parallel models."""
+"""The methods in a user's own loop: the documented lines, mixed precision, compiled and data-parallel models."""
 
 import copy
 import io
-import re
 import subprocess
 import sys
 
-import pytest
 import torch
 import torch.nn.functional as F
 from networks import assert_silent, batches, stack, tensors, train
-from support import ROOT
+from support import documented
 from torch import nn
 
 from repr_ray import RePr
@@ -26,16 +24,12 @@ def made() -> tuple[nn.Module, torch.optim.Optimizer, RePr]:
     return model, optimizer, RePr(model, optimizer, **CYCLE)
 
 
-def test_the_readmes_lines() -> None:
-    section = (ROOT / "README.md").read_text().partition("## In your own training loop\n")[2].partition("\n## ")[0]
-    block = re.search(r"```python\n(.*?)```", section, flags=re.S)
-    if block is None:
-        pytest.skip("README.md has no such section yet")
+def test_the_documented_lines() -> None:
     model = stack()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     names = {"model": model, "optimizer": optimizer, "loader": batches(1), "F": F}
     before = checksum(model)
-    exec(block[1], names)  # noqa: S102 - the README
+    exec(documented("# In your own training loop"), names)  # noqa: S102
     assert names["repr_"].epoch == 99 and names["repr_"].cycle == 3
     assert checksum(model) != before and all(t.isfinite().all() for t in tensors(model).values())
 
