@@ -30,11 +30,15 @@ STUDENT = {"kind": "repr", "s1": 2, "s2": 2, "prune_ratio": 0.3, "loss": {"kind"
 REPR = tiny(**UNEVEN, schemes={"repr": STUDENT})[1]
 REPR = dataclasses.replace(REPR, train=REPR.train.model_copy(update={"ema": 0.9}))  # its teacher is STANDARD
 COMPACT = tiny(**UNEVEN | {"train": UNEVEN["train"] | {"compact_sub_network": True}})[1]
-NORMED = tiny(**UNEVEN, model={"batch_norm": True})[0]
+SHORT = {"train": UNEVEN["train"] | {"epochs": 3}, "schemes": {"repr": STUDENT | {"s1": 1, "s2": 1}}}
+NORMED, STREAMED = (
+    tiny(**SHORT, model={"batch_norm": True}, data=UNEVEN["data"] | {"store": store})[0]
+    for store in ("auto", "stream")
+)
 PLAIN = UNEVEN | {"data": UNEVEN["data"] | {"crop_padding": 0, "flip": False}}  # the teacher's logits are stored
 STUDENTS = {"student": {"kind": "standard", "loss": {"kind": "distillation"}}}
 KNOWN = [trial for trial in tiny(**PLAIN, schemes=STUDENTS) if trial.scheme != "repr"]
-TRIALS = [STANDARD, COMPACT, NORMED, *KNOWN, REPR]
+TRIALS = [STANDARD, COMPACT, NORMED, STREAMED, *KNOWN, REPR]
 SPOILED = tiny(**UNEVEN, seeds=[5])[1]
 
 
@@ -86,6 +90,15 @@ def test_the_tables_say_what_one_rank_measures_on_the_weights_that_are_left(
     for name in ("val", "test"):
         measured = evaluate(setup, setup.validation if name == "val" else setup.test)
         assert [last[f"{name}_loss"], last[f"{name}_accuracy"]] == pytest.approx(measured, rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_images_that_stream_give_the_bits_of_decoded_ones(results: dict[int, Path], world: int) -> None:
+    """With a last batch and a validation set of one image, on more ranks than that."""
+    streamed, decoded = (results_of(results[world])[trial.name] for trial in (STREAMED, NORMED))
+    assert streamed["checksum"] == decoded["checksum"] and streamed["workers"] == world
+    ours, theirs = (rows(results[world], trial.name, "epochs") for trial in (STREAMED, NORMED))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("trial", [COMPACT, REPR], ids=["compact", "repr"])
