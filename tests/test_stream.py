@@ -177,6 +177,28 @@ def test_any_number_of_processes_decodes_the_same(
     assert not multiprocessing.active_children()
 
 
+def test_two_batches_are_decoded_ahead(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one process too; a batch alone would be used up whenever a step takes longer than usual."""
+    decoded, pixels = multiprocessing.Value("i", 0), Encoded.pixels
+
+    def counted(images: Encoded, row: int) -> Any:
+        with decoded.get_lock():
+            decoded.value += 1
+        return pixels(images, row)
+
+    monkeypatch.setattr(stream, "AT_ONCE", 2)
+    monkeypatch.setattr(Encoded, "pixels", counted)
+    data = data_of(source)
+    epoch = batches(load(data), data, loaders=1).shuffled(8, torch.Generator())
+    next(epoch)
+    until = time.monotonic() + 20
+    while decoded.value < 3 * 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert decoded.value == 3 * 8
+    epoch.close()
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("world", [1, 3, 30])
 def test_evaluation_covers_every_image_once_on_any_number_of_ranks(source: Path, world: int, split: str) -> None:

@@ -24,7 +24,8 @@ from repr_ray.data.images import is_upright, look, plain, reason
 from repr_ray.data.source import open_bytes
 
 AT_ONCE = 32  # images that a process decodes for one request
-AHEAD = 4  # requests ahead for each process, which bounds the memory of images that are not used yet
+AHEAD = 4  # requests ahead for each process at least; and as many as two batches have, so that each may be late once
+MOST_AHEAD = 32  # requests ahead of two batches at most: it bounds the memory of images that are not used yet
 PATIENCE = 300  # seconds without an image after which the trial fails
 LOOK_EVERY = 5  # seconds between two checks of the processes
 
@@ -66,10 +67,10 @@ class Streamed:
 
     def batches(self, wanted: Iterable[tuple[Tensor | slice, Cut | None]]) -> Iterator[Tensor]:
         """The images at some indices of the split (b x h x w x c, uint8) on the device. Raises StreamError."""
-        requests = [Request(self._rows(index), cut) for index, cut in wanted]
-        parts = self._decoded([part for request in requests for part in request.parts()])
-        for request in requests:
-            yield self._joined([next(parts) for _ in request.parts()])
+        asked = [list(Request(self._rows(index), cut).parts()) for index, cut in wanted]
+        parts = self._decoded([part for batch in asked for part in batch], 2 * max(map(len, asked), default=0))
+        for batch in asked:
+            yield self._joined([next(parts) for _ in batch])
 
     def _rows(self, index: Tensor | slice) -> NDArray[np.int64]:
         if self.index is None:
@@ -85,7 +86,8 @@ class Streamed:
             place.copy_(part, non_blocking=True)
         return images
 
-    def _decoded(self, requests: list[Request]) -> Iterator[Tensor]:
+    def _decoded(self, requests: list[Request], ahead: int) -> Iterator[Tensor]:
+        """The images of all requests, decoded so many requests `ahead` of the consumer."""
         workers = min(self.workers, len(requests))
         with _quietly():
             loader = DataLoader(
@@ -93,7 +95,7 @@ class Streamed:
                 batch_size=None,
                 sampler=requests,
                 num_workers=workers,
-                prefetch_factor=AHEAD if workers else None,
+                prefetch_factor=max(AHEAD, min(ahead, MOST_AHEAD) // workers) if workers else None,
                 timeout=LOOK_EVERY if workers else 0,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_group,
