@@ -92,13 +92,17 @@ def main() -> None:
 
 def make_images(folder: Path, count: int) -> None:
     """Pictures of ten classes with structure at four scales, and fifty test images, unless they exist."""
-    for split, number in (("train", count), ("test", 50)):
-        for k in range(number):
-            path = folder / split / f"class{k % 10}" / f"{k:06}.jpg"
-            if path.exists():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture(np.random.default_rng([k, len(split)])).save(path, quality=90)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        for split, number in (("train", count), ("test", 50)):
+            paths = [folder / split / f"class{k % 10}" / f"{k:06}.jpg" for k in range(number)]
+            for parent in {path.parent for path in paths}:
+                parent.mkdir(parents=True, exist_ok=True)
+            missing = [k for k, path in enumerate(paths) if not path.exists()]
+            list(pool.map(_save, missing, [paths[k] for k in missing], chunksize=50))
+
+
+def _save(k: int, path: Path) -> None:
+    picture(np.random.default_rng([k, len(path.parts[-3])])).save(path, quality=90)
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
