@@ -23,7 +23,8 @@ import yaml
 
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables
-from repr_ray.results.compare import Comparison, compare
+from repr_ray.results.compare import BLOCK, Comparison, compare, records
+from repr_ray.results.tables.sheet import bounded
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -31,6 +32,13 @@ IN_README = "where_filters_are_dropped"
 """The study whose table is on the README's first screen, between two comments."""
 BEGIN, END = "<!-- the table of a study, by studies.build -->", "<!-- end of the table -->"
 COLUMNS_IN_README = ("Scheme", "n", "Test, %", "Difference [95%]", "p", "Holm p")
+COLUMNS_ON_PAGE = (*COLUMNS_IN_README, "Test at best val. epoch, %", "Gap")
+LEGEND = (
+    "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
+    " by seed. p, and p after Holm's correction over all comparisons: see docs/statistics.md; *: n is too small for"
+    " the exact test to reach 0.05, a verdict is that of the corrected paired t-test. Test at best val. epoch: test"
+    " accuracy in the epoch of best validation accuracy. Gap: training less test accuracy in the last epoch, points."
+)
 TABLES = ("trials", "epochs", "cycles")
 PICTURES = ("differences", "curves", "filters")
 
@@ -82,7 +90,7 @@ class Study:
         with self.compared() as (gathered, comparison):
             lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
             lines += [f"**Answer.** {answer(comparison)}", ""]
-            lines += [tables.markdown_sheet(tables.comparison_sheet(comparison)), ""]
+            lines += [tables.markdown_sheet(_sheet(comparison, COLUMNS_ON_PAGE, [LEGEND])), ""]
             if dropped := _where_dropped(gathered):
                 lines += ["Filters dropped, a mean over drops and seeds:", "", *dropped, ""]
             if claimed := _claims(comparison, about.get("claims", [])):
@@ -116,9 +124,38 @@ def studies() -> list[Study]:
 
 
 def answer(comparison: Comparison) -> str:
-    """The sentences of the comparison, undecided ones included."""
+    """The verdicts, with every difference and its interval, undecided ones included."""
     unfinished = f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
-    return " ".join([comparison.answer, *(comparison.answers if len(comparison.answers) > 1 else [])]) + unfinished
+    if len(comparison.answers) < 3:
+        return " ".join(comparison.answers or [comparison.answer]) + unfinished
+    rows = records(comparison.table[~comparison.table["is_baseline"]])
+    varying = [name for name in BLOCK if comparison.table[name].nunique() > 1]
+    lines = [comparison.answer + unfinished, ""]
+    for verdict in ("better", "worse", "practically equal", "cannot tell", ""):
+        said = [
+            " ".join([row["scheme"], *(f"({row[name]})" for name in varying if row[name]), _difference(row)])
+            for row in rows
+            if row["verdict"] == verdict
+        ]
+        lines += [f"- {verdict or 'nothing to compare'}: {'; '.join(said)}"] if said else []
+    return "\n".join(lines)
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """`-3.8 points [-4.8, -2.7], n=6`."""
+    if pd.isna(row["difference_mean"]):
+        return "(no pair)"
+    said = bounded(*(row[f"difference_{part}"] for part in ("mean", "low", "high")))
+    return f"{said} points, n={row['pairs']}"
+
+
+def _sheet(comparison: Comparison, names: Sequence[str], footnotes: Sequence[str] = ()) -> tables.Sheet:
+    """Some columns of the comparison, without headings if it has one block."""
+    sheet = tables.comparison_sheet(comparison)
+    places = [[column.name for column in sheet.columns].index(name) for name in names]
+    columns, *rows = ([row[place] for place in places] for row in (sheet.columns, *sheet.rows))
+    headings = sheet.headings if len(set(sheet.headings)) > 1 else [""] * len(rows)
+    return tables.Sheet(columns, rows, headings, list(footnotes))
 
 
 def index() -> str:
@@ -140,10 +177,7 @@ def readme(text: str) -> str:
     if study is None:
         return text
     with study.compared() as (gathered, comparison):
-        sheet = tables.comparison_sheet(comparison)
-        places = [[column.name for column in sheet.columns].index(name) for name in COLUMNS_IN_README]
-        columns, *rows = ([row[place] for place in places] for row in (sheet.columns, *sheet.rows))
-        table = tables.markdown_sheet(tables.Sheet(columns, rows, [""] * len(rows)))
+        table = tables.markdown_sheet(_sheet(comparison, COLUMNS_IN_README))
         marked = "" if "*" not in table else " \\* n is too small to reach 0.05."
         before, _, rest = text.partition(BEGIN)
         after = rest.partition(END)[2]
