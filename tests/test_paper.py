@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support import ROOT
 
-from repr_ray.results.compare import flatten
+from repr_ray.records import flatten
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import load
 
