@@ -362,7 +362,7 @@ def test_small_networks_of_libraries(library: str, name: str) -> None:
     found = scheme.filter_map
     dense = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
     assert (2 * sum(layer.filters for layer in found.layers) >= dense) != (name in MOSTLY_GATES)
-    assert assert_safe(scheme, images) > 0.2  # the others are zero for these images, after a ReLU
+    assert assert_safe(scheme, images) > 0.05  # the others are zero for these images, after a ReLU
     model.zero_grad()
     assert_compact(model, found, images)
 
