@@ -84,7 +84,9 @@ def test_the_errors_of_ranks() -> None:
     assert ray_private.errors_of_ranks(ended(r0=own, r1=lost)) == []
     gone = RuntimeError("Connection closed by peer")
     assert ray_ranks._own_error(ended(r0=gone, r1=own)) is own
-    assert ray_ranks._own_error(ended(r0=gone, r1=StreamStopped("a process has died"))) is None  # started again
+    stopped = ended(r0=gone, r1=StreamStopped("a process has died"))
+    assert ray_ranks._own_error(stopped) is None  # started again
+    assert str(ray_ranks._loss(stopped)) == "a process has died" and ray_ranks._loss(ended(r0=gone)) is gone
 
 
 @pytest.mark.parametrize(("joins", "said"), [(False, "started"), (True, "joined")])

@@ -208,23 +208,30 @@ def test_a_warning_is_told_once_and_logged_each_time(tmp_path: Path) -> None:
     assert "conv17 0/8" in log
 
 
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (MemoryError("no room for the activations"), "out of memory"),
+        (ConnectionResetError("Connection reset by peer"), "failed"),  # no other rank is there to be lost
+    ],
+)
 def test_an_exception_is_marked_and_a_second_launch_tries_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raised: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standard = tiny()[0]
     epoch = trial.run_epoch
 
     def fail(setup: Any, number: int, *rest: Any) -> Any:
         if number == 3:
-            raise MemoryError("no room for the activations")
+            raise raised
         return epoch(setup, number, *rest)
 
     monkeypatch.setattr(trial, "run_epoch", fail)
     run(tmp_path, standard)
     folder = TrialFolder(tmp_path, standard)
     error = json.loads((folder.path / "error.json").read_text())
-    assert error["status"] == "out of memory"
-    assert error["message"] == "MemoryError: no room for the activations"
+    assert error["status"] == status
+    assert error["message"] == f"{type(raised).__name__}: {raised}"
     monkeypatch.setattr(trial, "run_epoch", epoch)
     run(tmp_path, standard)
     assert folder.done

@@ -1,11 +1,11 @@
 """The comparison of every scheme with the baseline, paired by seed.
 
-Differences are of last-epoch test accuracy between trials of the same data, model, training settings and
-seed. The interval is Student's t over three differences or more (scipy.stats.ttest_1samp), p the exact two-sided
-sign-flip test (scipy.stats.permutation_test), corrected by Holm over all comparisons that
-are made together: every scheme of every data set, model and variant. A scheme is called better or worse only if the
-interval excludes 0 and the corrected p is at most 0.05. With six pairs or more, but too few for the corrected exact p
-to reach 0.05, the corrected p of the paired t-test is used instead, and the sentence says so.
+Differences are of last-epoch test accuracy between trials of the same data, model, training settings and seed. The
+interval is Student's t over three differences or more (scipy.stats.ttest_1samp), p the exact two-sided sign-flip test
+(scipy.stats.permutation_test), corrected by Holm over all comparisons that are made together: every scheme of every
+data set, model and variant. A scheme is called better or worse only if the interval excludes 0 and the corrected p is
+at most 0.05. With six pairs or more, but too few for the corrected exact p to reach 0.05, the corrected p of the
+paired t-test is used instead, and the sentence says so.
 """
 
 from collections.abc import Iterable, Sequence

@@ -103,6 +103,7 @@ def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
 
     trial = launch.trials[config["trial"]]
     show_as(trial.name)
+    last = ""
     while True:
         try:
             launch.start(trial)
@@ -113,18 +114,24 @@ def train_on_ranks(config: dict[str, str], launch: Launch) -> dict[str, Any]:
         except Exception as error:
             if own := _own_error(error):
                 why = failure(own)
+                why["message"] += f" (the last time: {last})" * bool(last)
                 launch.mailbox.put.remote(Failed(trial.name, why["message"]))
                 return {"failure": why}
-            launch.mailbox.put.remote(Note(f"a rank died: {first_line(error)}", trial.name))
+            last = first_line(_loss(error))
+            launch.mailbox.put.remote(Note(f"a rank died: {last}", trial.name))
 
 
 def _own_error(error: Exception) -> Exception | None:
     """The exception that a rank raised; None if its process, its node, a connection or its loader was lost."""
-    from repr_ray import distributed
-    from repr_ray.data.stream import StreamStopped
+    from repr_ray.training.trial import is_lost
 
     failures = errors_of_ranks(error)
-    if failures is None:
-        return error
-    faults = [f for f in failures if isinstance(f, StreamStopped) or distributed.lost_connection(f)]
-    return next((failure for failure in failures if failure not in faults), None)
+    return error if failures is None else next((failure for failure in failures if not is_lost(failure)), None)
+
+
+def _loss(error: Exception) -> Exception:
+    """The loss that ended a worker group: of a rank's images, which the other ranks see as a lost connection."""
+    from repr_ray.data.stream import StreamStopped
+
+    failures = errors_of_ranks(error) or [error]
+    return next((failure for failure in failures if isinstance(failure, StreamStopped)), failures[0])

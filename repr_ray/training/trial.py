@@ -64,7 +64,7 @@ def run_trial(
         except Preempted:
             raise
         except Exception as error:
-            if folder and not distributed.lost_connection(error):  # the other rank reports its own error
+            if folder and not (distributed.world_size() > 1 and is_lost(error)):  # then all ranks start again
                 with contextlib.suppress(StorageError):  # the message below has the error
                     folder.fail(failure(error))
             tell(Failed(trial.name, failure(error)["message"]))
@@ -87,6 +87,11 @@ def _train(trial: Trial, folder: TrialFolder, device: torch.device, tell: Tell, 
         else:
             return run
         del run  # its memory, before the next one takes its own
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a rank has lost another rank or its images, so that the trial can go on from its newest checkpoint."""
+    return isinstance(error, StreamStopped) or distributed.lost_connection(error)
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -236,10 +241,6 @@ class _Run:
         begin, name = f"epoch {epoch + 1}: ", self.trial.name
         self.folder.log(begin + describe(events))
         self.tell(Note(begin + describe(events, LINE - len(f"{name}  {begin}")), name))
-        for term, meaning in terms(events).items():
-            if term not in self.warned:
-                self.warned.add(term)
-                self._note(f"{term}: {meaning}")
         begin = f"WARNING: {begin}"
         short = warnings(events, LINE - len(f"{name}  {begin}"))
         for kind, text in warnings(events).items():
@@ -247,6 +248,10 @@ class _Run:
             if kind not in self.warned:
                 self.warned.add(kind)
                 self.tell(Note(begin + short[kind], name))
+        for term, meaning in terms(events).items():
+            if term not in self.warned:
+                self.warned.add(term)
+                self._note(f"{term}: {meaning}")
 
     def _end_epoch(self, epoch: int, row: EpochLine) -> None:
         last = epoch + 1 == self.trial.last_epoch

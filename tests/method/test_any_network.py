@@ -203,6 +203,9 @@ def unsettled(model: nn.Module) -> nn.Module:
             module.p = 0.0
         if isinstance(getattr(module, "drop_prob", None), float):
             module.drop_prob = 0.0
+    for parameter in model.parameters():
+        if not parameter.any():  # a gain that switches a branch off until it has trained
+            parameter.data.fill_(1.0)
     return model
 
 
@@ -362,7 +365,7 @@ def test_small_networks_of_libraries(library: str, name: str) -> None:
     found = scheme.filter_map
     dense = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1)
     assert (2 * sum(layer.filters for layer in found.layers) >= dense) != (name in MOSTLY_GATES)
-    assert assert_safe(scheme, images) > 0.05  # the others are zero for these images, after a ReLU
+    assert assert_safe(scheme, images) > 0.2  # the others are zero for these images, after a ReLU
     model.zero_grad()
     assert_compact(model, found, images)
 
