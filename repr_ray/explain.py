@@ -213,7 +213,7 @@ def _one_type(root: Schema, node: Schema) -> str:
             return f"list of {_type(root, node.get('items', {}))}"
         case "integer" | "number":
             signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-            limits = [f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node and node[key] < 10**9]
+            limits = [f"{sign} {node[key]:.12g}" for key, sign in signs.items() if key in node and node[key] < 10**9]
             return " ".join([node["type"], *limits])
         case "string":
             return "my_module:name" if ":" in node.get("pattern", "") else "text"

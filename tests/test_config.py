@@ -175,6 +175,16 @@ def test_overrides_are_yaml_and_replace_blocks(tmp_path: Path) -> None:
     assert config.seeds == (3, 4)
 
 
+@pytest.mark.parametrize(("text", "other"), [("010", "8"), ("-0_17", "-15"), ("1:30", "90"), ("1:30.5", "90.5")])
+def test_a_number_is_the_one_that_is_written(tmp_path: Path, text: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{text} would be the number {other}; write it in decimal"):
+        load(write_config(tmp_path), [f"seeds=[{text}]"])
+    path = tmp_path / "numbers.yaml"
+    path.write_text(f"seeds: [1, {text}]")
+    with pytest.raises(ConfigError, match=rf"{text} would be .*line 1, column 12"):
+        load(path)
+
+
 def test_many_errors_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write_config(tmp_path), [f"seeds={['x'] * 500}"])

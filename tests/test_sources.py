@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from pydantic import ValidationError
 from support import ROOT, STANDARD, TINY, write_config
 from test_data import encode, pictures
 
@@ -86,6 +87,45 @@ def test_columns_and_splits_of_parquet_are_found(tmp_path: Path, layout: str) ->
     assert "the source's validation split is not used" in again.notes[0]
     named = load(own(tmp_path / "p", image="picture", label="kind", splits={"train": "validation", "test": "train"}))
     np.testing.assert_array_equal(named.train.images, pictures(12, 1))
+
+
+def test_classes_that_are_not_found_can_be_said(tmp_path: Path) -> None:
+    root = tmp_path / "p"
+    write(root / "train.parquet", table(30))
+    write(root / "test.parquet", table(9, seed=1))
+    said = own(root, classes=["cat", "dog", "frog"])
+    assert load(said).names == ("cat", "dog", "frog")
+    assert "9 test images of 3 classes (cat, dog, frog)" in describe(said)
+    with pytest.raises(ConfigError, match=r"no training image .* is of class 3; .*data\.partial=true"):
+        load(own(root, classes=4))
+    assert load(own(root, classes=4, partial=True)).classes == 4
+    with pytest.raises(ConfigError, match="label 2: 10 labels of train are outside 0-1"):
+        load(own(root, classes=2))
+    folders = class_folders(tmp_path / "c", train=20, test=6)
+    assert load(own(folders, classes=["cat", "dog"])).names == ("cat", "dog")
+    for other in (3, ["dog", "cat"]):
+        with pytest.raises(ConfigError, match=r"data\.classes: the source has 2, cat, dog; leave it out"):
+            load(own(folders, classes=other))
+    for wrong in (1, ["cat"], ["cat", "cat"], "cat", 0.5):
+        with pytest.raises(ValidationError, match="classes"):
+            own(root, classes=wrong)
+    with pytest.raises(ValidationError, match="classes: those of cifar10 are known"):
+        Data(name="cifar10", classes=10)
+
+
+def test_configurations_of_a_data_set_are_told_apart(tmp_path: Path) -> None:
+    root, one = tmp_path / "p", "- config_name: {0}\n  data_files:\n  - {{split: train, path: {0}/*}}\n"
+    root.mkdir()
+    (root / "README.md").write_text(f"---\nconfigs:\n{one.format('cropped')}{one.format('full')}---\n")
+    write(root / "cropped" / "0.parquet", table(30))
+    write(root / "full" / "0.parquet", table(50, seed=1))
+    for said in ({}, {"configuration": "cropt"}):
+        with pytest.raises(ConfigError, match=r"configurations cropped, full; say one, as in data\.configuration=cr"):
+            load(own(root, **said))
+    sizes = {name: load(own(root, configuration=name)) for name in ("cropped", "full")}
+    assert {name: len(found.train) + len(found.test) for name, found in sizes.items()} == {"cropped": 30, "full": 50}
+    with pytest.raises(ConfigError, match=r"has no Parquet files, which data\.configuration is about"):
+        load(own(class_folders(tmp_path / "c", train=20, test=6), configuration="full"))
 
 
 def test_a_validation_split_is_the_test_set_where_there_is_none(tmp_path: Path) -> None:
@@ -420,7 +460,7 @@ def test_a_preset_is_what_is_published_and_nothing_else(name: str) -> None:
     def classes(names: list[str]) -> int:
         labels = {k: np.arange(n) % len(names) if n > 0 else np.full(-n, -1) for k, n in taken.items()}
         found = Splits({k: ArrayRows(np.empty(0, np.uint8), of) for k, of in labels.items()}, tuple(names))
-        return check_labels(choose(found, data)[0], found, data)
+        return check_labels(choose(found, data)[0], found, data)[0]
 
     assert classes(names) == len(names)
     if FACTS[name].labels:

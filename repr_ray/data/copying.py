@@ -25,7 +25,7 @@ LARGEST = 100_000_000_000  # bytes of a decoded copy; with `data.store=auto` a l
 def decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str, Any]:
     """Write the arrays of every split; returns their facts."""
     chosen, notes = choose(found, data)
-    classes = check_labels(chosen, found, data)
+    classes, names = check_labels(chosen, found, data)
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
     skipped: list[str] = []
     known = data.facts
@@ -66,7 +66,7 @@ def decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str
         "std": std.tolist(),
         "digest": surveys["test"].content.hexdigest(),
         "classes": classes,
-        "names": list(found.names),
+        "names": list(names),
         "size": size,
         "counts": counts,
         "skipped": skipped,

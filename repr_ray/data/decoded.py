@@ -200,14 +200,16 @@ def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
 def _place(data: Data) -> tuple[Source, Path]:
     """The source, and the folder that its decoded copy has or will have."""
     source, stamps = source_of(data)
-    shaping = data.model_dump(
-        mode="json",
-        include={"image", "label", "splits", "channels", "size", "resize", "evaluation_resize", "test_share"},
-    )
-    if data.store != "auto":
-        shaping["store"] = data.store
+    shaping = data.model_dump(mode="json", include=_SHAPING, exclude_defaults=True)
     key = hashlib.sha256(json.dumps([FORMAT, stamps, shaping], sort_keys=True).encode()).hexdigest()[:12]
     return source, cache_folder() / f"{data.name}-{key}"
+
+
+_SHAPING = {
+    *("image", "label", "splits", "configuration", "classes", "store"),
+    *("channels", "size", "resize", "evaluation_resize", "test_share"),
+}
+"""Fields of `Data` that the content of the copy depends on."""
 
 
 def known_facts(data: Data) -> dict[str, Any] | None:

@@ -36,12 +36,12 @@ def describe(data: Data) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         found = source.read(Path(scratch))
         chosen, notes = choose(found, data)
-        classes = check_labels(chosen, found, data)
+        classes, names = check_labels(chosen, found, data)
         for split, rows in chosen.items():
-            check_classes({"train": "training"}.get(split, split), rows.labels, classes, found.names, data)
+            check_classes({"train": "training"}.get(split, split), rows.labels, classes, names, data)
         first = "; ".join(f"{split} begins with {_first(rows)}" for split, rows in chosen.items())
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
-    return _line(data, counts, classes, found.names, "; ".join([first, *notes]))
+    return _line(data, counts, classes, names, "; ".join([first, *notes]))
 
 
 def copy_bytes(data: Data) -> int | None:

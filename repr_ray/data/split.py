@@ -101,11 +101,17 @@ def choose(found: Splits, data: Data) -> tuple[dict[str, Rows], list[str]]:
     return chosen, notes
 
 
-def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> int:
-    """The number of classes. Raises ConfigError, naming file and row, unless the labels are those of the data set."""
-    facts = data.facts
+def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> tuple[int, tuple[str, ...]]:
+    """The number of classes and their names, empty if they are not known.
+
+    Raises ConfigError, naming file and row, unless the labels are those of the data set.
+    """
+    facts, said = data.facts, data.classes
     highest = max(int(rows.labels.max(initial=-1)) for rows in chosen.values())
-    classes = len(found.names) or (facts.classes if facts else highest + 1)
+    names = found.names or (said if isinstance(said, tuple) else ())
+    classes = len(names) or (facts.classes if facts else said if isinstance(said, int) else highest + 1)
+    if said and (said != classes if isinstance(said, int) else _plain(said) != _plain(names)):
+        raise ConfigError(f"data.classes: the source has {classes}, {listed(names, 3)}; leave it out")
     if facts and classes != facts.classes:
         raise _another(data, f"it has {classes} classes, {data.name} has {facts.classes}")
     if facts and found.names and facts.labels and _plain(found.names) != _plain(facts.labels):
@@ -120,7 +126,7 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> int:
             f"data.source={data.source}: {where}: label {highest:,}: there can be {MOST_CLASSES:,} classes"
         )
     if classes < 2:
-        called = f" ({found.names[0]})" if found.names else ""
+        called = f" ({names[0]})" if names else ""
         raise ConfigError(
             f"data.source={data.source}: its images are of one class{called}; there is nothing to learn. Folders of"
             " classes lie at the top, or below train/, val/ and test/"
@@ -143,7 +149,7 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> int:
         count, expected = len(rows.labels), getattr(facts, split)
         if count > expected or (count < expected and not data.partial):
             raise _another(data, f"it has {count:,} {split} images, {data.name} has {expected:,}")
-    return classes
+    return classes, names
 
 
 def _another(data: Data, reason: str) -> ConfigError:

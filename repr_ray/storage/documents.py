@@ -1,5 +1,6 @@
 """Untrusted YAML, read within bounds of size, nesting and expanded aliases."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # constructors added to yaml's own loader would be global
-    """Safe YAML in which dates are text, keys are unique, and numbers have a bounded length."""
+    """Safe YAML in which dates are text, keys are unique, and numbers are decimal and have a bounded length."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -22,13 +23,19 @@ class _Loader(_Base):  # constructors added to yaml's own loader would be global
     }
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """An integer of a reasonable length."""
+        """An integer of a reasonable length, and not as YAML 1.1 reads 010 (8) and 1:30 (90)."""
         if len(node.value) > LONGEST_NUMBER:
             raise _error(node, f"a number of {len(node.value):,} characters")
-        return super().construct_yaml_int(node)
+        return _as_written(node, super().construct_yaml_int(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A number, and not as YAML 1.1 reads 1:30.5 (90.5)."""
+        return _as_written(node, super().construct_yaml_float(node))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+_ODD = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal numbers and numbers to the base 60
 
 
 def read_yaml(text: str) -> Any:
@@ -58,6 +65,13 @@ def read_yaml(text: str) -> Any:
             loader.dispose()
     except (ValueError, RecursionError, OverflowError) as error:  # of a tag such as !!int on something else
         raise yaml.YAMLError(str(error)) from None
+
+
+def _as_written(node: yaml.ScalarNode, value: Any) -> Any:
+    """A number. Raises YAMLError if it is not the one that a reader takes it for."""
+    if _ODD.fullmatch(node.value):
+        raise _error(node, f"{node.value} would be the number {value}; write it in decimal, or quote it")
+    return value
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

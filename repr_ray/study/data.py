@@ -17,6 +17,9 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1_000)]
 Side = Annotated[int, Field(ge=1, le=4_096)]
 
+OF_PARQUET = ("image", "label", "configuration")
+"""Fields of `Data` that only Parquet files need."""
+
 SOURCE = ByName("source", {})
 """Plug-in sources: functions from `Data` to a `repr_ray.data.source.Source`."""
 
@@ -141,6 +144,17 @@ class Data(Settings):
     """column of labels in Parquet, if it is not found"""
     splits: SplitNames = SplitNames()
     """names of the splits in the source"""
+    configuration: str | None = None
+    """configuration of Parquet files that have several, as on the Hugging Face hub"""
+    classes: (
+        Annotated[
+            Annotated[int, Field(ge=2, le=1_000_000), Tag("number")]
+            | Annotated[tuple[str, ...], Field(min_length=2), Tag("names")],
+            Discriminator(lambda value: "names" if isinstance(value, list | tuple) else "number"),
+        ]
+        | None
+    ) = None
+    """number of classes, or their names in the order of the labels, if they are not found"""
     partial: bool = False
     """allow fewer images or classes than the name implies, and splits that lack a class"""
     store: Literal["auto", "memory_map", "stream"] = "auto"
@@ -222,11 +236,15 @@ class Data(Settings):
         if self.name == "digits" and self.source not in NAMED_SOURCES:
             raise ValueError(f"source={self.source}: digits come with scikit-learn; leave the source out")
         if self.source.partition(":")[0] in NAMED_SOURCES:
-            named = {"image": self.image, "label": self.label, "splits": self.splits != SplitNames()}
+            named = {"splits": self.splits != SplitNames()} | {field: getattr(self, field) for field in OF_PARQUET}
             if has_no_effect := [field for field, value in named.items() if value]:
                 raise ValueError(f"{has_no_effect[0]}: {self.source} has no columns or splits to name; leave it out")
         elif self.splits.train and self.splits.train in (self.splits.test, self.splits.validation):
             raise ValueError(f"splits: {self.splits.train} is trained on, and cannot be held out as well")
+        if self.classes and self.facts:
+            raise ValueError(f"classes: those of {self.name} are known; leave it out, or choose another data.name")
+        if isinstance(self.classes, tuple) and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: each name once")
         for field in ("resize", "evaluation_resize"):
             side = getattr(self, field)
             if side is not None and (self.size is None or side < self.size):

@@ -18,7 +18,7 @@ from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, op
 from repr_ray.data.sources.torchvision import read_torchvision
 from repr_ray.storage.folder import redact
 from repr_ray.study.config import ConfigError
-from repr_ray.study.data import Data
+from repr_ray.study.data import OF_PARQUET, Data
 
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
 OTHER_IMAGES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".tga")
@@ -145,9 +145,12 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        builder = datasets.load_dataset_builder(str(root), cache_dir=str(scratch))
+        builder = datasets.load_dataset_builder(str(root), data.configuration, cache_dir=str(scratch))
         found = {str(split): [Path(name) for name in names] for split, names in builder.config.data_files.items()}
     except Exception as error:  # the library's, fsspec's and pyarrow's
+        if (known := _configurations(root)) and data.configuration not in known:
+            there = f"it has the configurations {', '.join(known)}; say one, as in data.configuration={known[0]}"
+            raise _error(data, there) from None
         raise _error(data, f"cannot be laid out as a data set ({_first_line(error)})") from None
     for file in (file for files in found.values() for file in files):
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
@@ -185,6 +188,16 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
             [(str(file.relative_to(root)), counts[file]) for file in found[split]],
         )
     return Splits(rows, names)
+
+
+def _configurations(root: Path) -> list[str]:
+    """The configurations of the data set in a folder, as its README names them; empty if it cannot be read."""
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(str(root)))
+    except Exception:
+        return []
 
 
 def _check_files(root: Path, files: Sequence[Path], data: Data) -> tuple[str, str, dict[Path, int]]:
@@ -295,6 +308,8 @@ def _first_line(error: BaseException) -> str:
 
 def _read_class_folders(root: Path, data: Data) -> Splits:
     """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` if no folder has the name of a split."""
+    if said := [field for field in OF_PARQUET if getattr(data, field)]:
+        raise _error(data, f"has no Parquet files, which data.{said[0]} is about; leave it out")
     every = [file for file, _ in _files(root, data)]
     if unread := [file for file in every if file.suffix.lower() in OTHER_IMAGES]:
         read = ", ".join(kind.removeprefix(".") for kind in IMAGES)
