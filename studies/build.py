@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from repr_ray.report import report
-from repr_ray.results import claims, store, tables
+from repr_ray.results import claims, store, tables, tuned
 from repr_ray.results.compare import BLOCK, Comparison, compare, records
 from repr_ray.results.tables.sheet import bounded
 
@@ -32,12 +32,23 @@ IN_README = "where_filters_are_dropped"
 """The study whose table is on the README's first screen, between two comments."""
 BEGIN, END = "<!-- the table of a study, by studies.build -->", "<!-- end of the table -->"
 COLUMNS_IN_README = ("Scheme", "n", "Test, %", "Difference [95%]", "p", "Holm p")
+COLUMNS_TUNED = ("Scheme", "Points", "Chosen", "Val., %", "Median, %", "Near best", "Diverged")
 COLUMNS_ON_PAGE = (*COLUMNS_IN_README, "Test at best val. epoch, %", "Gap")
-LEGEND = (
+BEGINNING = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
-    " by seed. p, and p after Holm's correction over all comparisons: see docs/statistics.md; *: n is too small for"
-    " the exact test to reach 0.05, a verdict is that of the corrected paired t-test. Test at best val. epoch: test"
-    " accuracy in the epoch of best validation accuracy. Gap: training less test accuracy in the last epoch, points."
+    " by seed"
+)
+P = (
+    ". p, and p after Holm's correction over all comparisons: see docs/statistics.md; *: n is too small for the exact"
+    " test to reach 0.05, a verdict is that of the corrected paired t-test."
+)
+P_BY_LOOKS = (
+    ", at the last look, with an interval that holds at all looks together. p: over all looks; Holm p: over all"
+    " comparisons as well, see docs/statistics.md."
+)
+ENDING = (
+    " Test at best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test"
+    " accuracy in the last epoch, points."
 )
 TABLES = ("trials", "epochs", "cycles")
 PICTURES = ("differences", "curves", "filters")
@@ -90,8 +101,12 @@ class Study:
         with self.compared() as (gathered, comparison):
             lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
             lines += [f"**Answer.** {answer(comparison)}", ""]
-            lines += [tables.markdown_sheet(_sheet(comparison, COLUMNS_ON_PAGE, [LEGEND])), ""]
-            if dropped := _where_dropped(gathered):
+            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P) + ENDING
+            lines += [tables.markdown_sheet(_sheet(comparison, COLUMNS_ON_PAGE, [legend])), ""]
+            if len(points := tuned.tried(gathered)):
+                lines += ["Chosen for each scheme by validation accuracy, with seeds of their own:"]
+                lines += [tables.markdown_sheet(_only(tuned.tuned_sheet(points), COLUMNS_TUNED)), ""]
+            if dropped := _where_dropped(gathered, comparison.trials):
                 lines += ["Filters dropped, a mean over drops and seeds:", "", *dropped, ""]
             if claimed := _claims(comparison, about.get("claims", [])):
                 lines += ["Beside what was published:", "", claimed, ""]
@@ -151,7 +166,11 @@ def _difference(row: dict[str, Any]) -> str:
 
 def _sheet(comparison: Comparison, names: Sequence[str], footnotes: Sequence[str] = ()) -> tables.Sheet:
     """Some columns of the comparison, without headings if it has one block."""
-    sheet = tables.comparison_sheet(comparison)
+    return _only(tables.comparison_sheet(comparison), names, footnotes)
+
+
+def _only(sheet: tables.Sheet, names: Sequence[str], footnotes: Sequence[str] = ()) -> tables.Sheet:
+    """Some columns of a sheet."""
     places = [[column.name for column in sheet.columns].index(name) for name in names]
     columns, *rows = ([row[place] for place in places] for row in (sheet.columns, *sheet.rows))
     headings = sheet.headings if len(set(sheet.headings)) > 1 else [""] * len(rows)
@@ -184,13 +203,13 @@ def readme(text: str) -> str:
         return f"{before}{BEGIN}\n{table}\n{_provenance(gathered.trials)}{marked}\n{END}{after}"
 
 
-def _where_dropped(gathered: store.Tables) -> list[str]:
-    """Filters dropped from each layer, per scheme, as a Markdown table; empty where none were."""
-    events = gathered.read("cycles", ["cycle", "event", "layer", "filter", "dropped"], gathered.trials["trial"])
+def _where_dropped(gathered: store.Tables, trials: pd.DataFrame) -> list[str]:
+    """Filters dropped from each layer in some trials, per scheme, as a Markdown table; empty where none were."""
+    events = gathered.read("cycles", ["cycle", "event", "layer", "filter", "dropped"], trials["trial"])
     drops = events[events["event"] == "drop"].astype({"trial": str, "layer": str})
     if drops.empty:
         return []
-    schemes = gathered.trials.set_index("trial")["scheme"]
+    schemes = trials.set_index("trial")["scheme"]
     each = drops.groupby(["trial", "cycle", "layer"], sort=False)["dropped"].agg(["sum", "size"]).reset_index()
     each["scheme"] = each["trial"].map(schemes)
     layers = list(dict.fromkeys(each["layer"]))

@@ -4,10 +4,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
+from studies import make_experiment, make_trial
 from support import ROOT, results_of, tiny
 
+from repr_ray.report import report
 from repr_ray.runners import local
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import load
@@ -66,6 +71,36 @@ def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     text = build.README.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
     assert "| repr | 2 |" in text and "commit abc" in text
+
+
+def test_a_page_knows_of_looks_and_of_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, results = np.random.default_rng(0), tmp_path / "results"
+    base = 0.7 + rng.normal(0, 0.004, 6)
+    make_experiment(results, {"standard": base.tolist(), "repr": (base + 0.03 + rng.normal(0, 0.001, 6)).tolist()})
+    stored = yaml.safe_load((results / "experiment.yaml").read_text())
+    looks = stored | {"seeds": {"looks": [6, 10], "margin": 0.5}}
+    (results / "experiment.yaml").write_text(yaml.safe_dump(looks))
+    for rate, accuracy in ((0.1, 0.6), (0.2, 0.8)):
+        rates = {"train.optimizer": {"kind": "sgd", "learning_rate": rate}}
+        folder = make_trial(results, scheme="repr", seed=10**6, accuracy=accuracy, settings=rates, cycle=(2, 1))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config |= {"stage": "tuning", "tuned": {"train.optimizer.learning_rate": rate}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "about.yaml").write_text("title: Tiny\nquestion: Does it help?\nlimits: [All of it.]\n")
+    study = build.Study(tmp_path)
+    monkeypatch.setattr(build, "report", lambda results, **given: report(results, **given | {"formats": ()}))
+    study.take([results])  # without pictures
+    page = study.page()
+    assert "an interval that holds at all looks together. p: over all looks" in page
+    with study.compared() as (_, comparison):
+        assert comparison.design == ((6, 10), 0.5)
+        assert comparison.table["looked"].tolist()[1:] == [6]
+    assert "| repr | 2 | learning\\_rate=0.2 |" in page
+    layers = page.partition("Filters dropped")[2]
+    assert "14 of 14 trials done" in page and layers.count("| repr |") == 1
+    whole = study.page()
+    monkeypatch.setattr(build.tuned, "tried", lambda tables: pd.DataFrame())
+    assert layers in study.page() != whole  # filters that tuning dropped are not counted
 
 
 def test_stored_tables_name_no_folder_of_the_machine_that_trained() -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from repr_ray.results.sequential import check
+from pydantic import ValidationError
+
+from repr_ray.study.config import Looks
 
 
 class Design(NamedTuple):
@@ -13,16 +15,16 @@ class Design(NamedTuple):
     margin: float | None
 
 
-def design_of(seeds: Any) -> Design | None:
-    """The design in `seeds` of a stored experiment; None for a list of seeds or invalid values."""
+def design_of(seeds: Any, where: object, notes: list[str]) -> Design | None:
+    """The design in `seeds` of a stored experiment; None for a list of seeds, and, with a note, for invalid looks."""
     if not isinstance(seeds, dict):
         return None
     try:
-        design = Design(tuple(int(look) for look in seeds["looks"]), seeds.get("margin") and float(seeds["margin"]))
-        check(design.looks)
-    except (KeyError, TypeError, ValueError):
+        found = Looks.model_validate(seeds)
+    except ValidationError:
+        notes.append(f"{where}: the looks of its experiment cannot be read: judged as if its seeds had been fixed")
         return None
-    return design
+    return Design(found.looks, found.margin)
 
 
 def common(designs: Iterable[Design | None], notes: list[str]) -> Design | None:

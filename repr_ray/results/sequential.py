@@ -47,19 +47,14 @@ class Bounds:
         return np.where(np.isnan(p), np.nan, np.clip(simulated, p, np.minimum(1, len(self.looks) * p)))
 
 
-def check(looks: tuple[int, ...]) -> None:
-    """Raise ValueError for numbers of seeds that cannot be looks."""
-    if not looks or looks[0] < 2 or any(a >= b for a, b in itertools.pairwise(looks)):
-        raise ValueError(f"looks={list(looks)}: increasing numbers of seeds, two or more each")
-
-
 @cache
 def bounds(looks: tuple[int, ...]) -> Bounds:
     """The bounds for looks after these numbers of seeds, two or more each; takes about 0.4 s a look, once.
 
-    Raises ValueError as `check` does.
+    Raises ValueError for numbers that do not increase.
     """
-    check(looks)
+    if not looks or looks[0] < 2 or any(a >= b for a, b in itertools.pairwise(looks)):
+        raise ValueError(f"looks={list(looks)}: increasing numbers of seeds, two or more each")
     rng = np.random.default_rng(0)
     total, squares, least = np.zeros(STUDIES), np.zeros(STUDIES), np.ones(STUDIES)
     for before, n in zip((0, *looks), looks, strict=False):

@@ -1,8 +1,10 @@
 """What the report says beside the verdicts, of studies with known figures."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,11 +29,11 @@ def gathered(tmp_path: Path, *folders: Path) -> tuple[Comparison, Tables]:
     return compare(tables), tables
 
 
-def until_decided(folder: Path, looks: list[int], margin: float | None = None) -> Path:
+def until_decided(folder: Path, looks: list[Any], margin: float | None = None) -> Path:
     """Make the experiment of a results folder one that was looked at."""
     path = folder / "experiment.yaml"
     stored = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(stored | {"seeds": {"looks": looks, "margin": margin}}))
+    path.write_text(yaml.safe_dump(stored | {"seeds": {"looks": looks, "margin": margin}}, sort_keys=False))
     return folder
 
 
@@ -126,3 +128,26 @@ def test_the_report_has_the_new_tables(experiment: Make, tmp_path: Path, capsys:
     quiet = Console(width=200, record=True, file=io.StringIO())
     report([study], formats=(), output=tmp_path / "other", console=quiet)
     assert "Seeds in all with which" not in quiet.export_text()
+
+
+def test_tables_alone_keep_looks_baseline_and_the_order_of_schemes(experiment: Make, tmp_path: Path) -> None:
+    base = 0.7 + LUCK[0]
+    schemes = {"standard": base, "b": base + 0.03 + LUCK[1] / 4, "a": base + LUCK[2] / 40}
+    study = until_decided(experiment(schemes), [6, 10], margin=0.5)
+    whole = report([study], formats=())
+    shutil.rmtree(study / "trials")
+    (study / "experiment.yaml").unlink()
+    alone = report([study], formats=(), output=tmp_path / "again")
+    assert alone.design == whole.design is not None
+    pd.testing.assert_frame_equal(alone.table, whole.table)
+    assert list(alone.table["scheme"]) == ["standard", "b", "a"]
+    again = report([tmp_path / "again"], formats=(), output=tmp_path / "third")
+    assert (again.design, again.answers) == (whole.design, whole.answers)
+
+
+@pytest.mark.parametrize("looks", [[6, float("inf")], ["six"], list(range(3, 1_000))])
+def test_looks_that_cannot_be_read_are_said(experiment: Make, tmp_path: Path, looks: list[Any]) -> None:
+    study = until_decided(experiment({"standard": 0.7 + LUCK[0], "repr": 0.7 + LUCK[1]}), looks)
+    comparison, tables = gathered(tmp_path, study)
+    assert comparison.design is None
+    assert any("the looks of its experiment cannot be read" in note for note in tables.notes)

@@ -1,6 +1,7 @@
 """Results folders, gathered into the tables."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -20,9 +21,9 @@ from repr_ray.results.design import Design, common, design_of
 from repr_ray.results.files import replacing
 from repr_ray.results.store.folders import StoredTrial, describe_foreign, from_folders, or_nothing
 from repr_ray.results.store.lines import KEYS
-from repr_ray.results.store.parquet import from_parquet, read_stored
+from repr_ray.results.store.parquet import experiment_of, from_parquet, read_stored
 from repr_ray.results.store.rows import long_tables
-from repr_ray.results.store.schemas import SCHEMAS, LongTables
+from repr_ray.results.store.schemas import EXPERIMENT_KEY, SCHEMAS, LongTables
 from repr_ray.storage.foreign import read_mapping
 from repr_ray.storage.text import line
 
@@ -56,39 +57,46 @@ class Tables:
 def gather(folders: Sequence[Path], work: Path) -> Tables:
     """Gather the trials of some results folders into Parquet tables in the folder `work`.
 
-    A folder is read from its trial folders or, without any, from its Parquet tables. Unreadable parts become lines in
+    A folder is read from its trial folders or, without any, from its Parquet tables, which hold what is needed of
+    the experiment if there is no experiment.yaml. Unreadable parts become lines in
     `notes`. A trial in several folders counts once, preferably a finished one. Raises ValueError, one line per
     folder, if there is no trial at all.
     """
     notes: list[str] = []
     trials: list[StoredTrial] = []
-    baseline = None
-    designs = []
+    baseline = ""
+    designs: list[Design | None] = []
+    names: dict[str, None] = {}
     for folder in folders:
-        experiment = or_nothing(read_mapping, folder / "experiment.yaml", notes)
+        experiment = or_nothing(read_mapping, folder / "experiment.yaml", notes) or experiment_of(folder)
         baseline = baseline or str(experiment.get("baseline") or "")
         found = [*from_folders(folder, notes)] or [*from_parquet(folder, notes)]
-        designs += [design_of(experiment.get("seeds"))] if found else []
+        designs += [design_of(experiment.get("seeds"), folder, notes)] if found else []
         if not found:
             notes.append(describe_foreign(folder))
         schemes = experiment.get("schemes")
-        rank = {str(name): place for place, name in enumerate(schemes)} if isinstance(schemes, dict) else {}
+        rank = {str(name): place for place, name in enumerate(schemes)} if isinstance(schemes, dict | list) else {}
+        names |= dict.fromkeys(rank)
         trials += sorted(found, key=lambda trial: _order(trial.row, rank))
     if not trials:
         raise ValueError("\n".join(map(line, notes)))
     trials = _once(trials, notes)
+    design = common(designs, notes)
+    about = {"baseline": baseline, "schemes": list(names), "seeds": design and design._asdict()}
 
     with ExitStack() as open_files:
         paths = {name: work / f"{name}.parquet" for name in SCHEMAS}
-        writers = {n: open_files.enter_context(pq.ParquetWriter(paths[n], schema)) for n, schema in SCHEMAS.items()}
+        long = {name: schema for name, schema in SCHEMAS.items() if name != "trials"}
+        writers = {name: open_files.enter_context(pq.ParquetWriter(paths[name], long[name])) for name in long}
         for parts in _read(trials, notes):
             for name, table in parts.items():
                 if table.num_rows:
                     writers[name].write_table(table.unify_dictionaries().combine_chunks())
-        rows = pa.Table.from_pylist([trial.row for trial in trials], SCHEMAS["trials"])
-        writers["trials"].write_table(rows)
+    rows = pa.Table.from_pylist([trial.row for trial in trials], SCHEMAS["trials"])
+    metadata = (rows.schema.metadata or {}) | {EXPERIMENT_KEY: json.dumps(about).encode()}
+    pq.write_table(rows.replace_schema_metadata(metadata), paths["trials"])
     sources = {trial.row["trial"]: trial.folder for trial in trials if not trial.stored}
-    return Tables(work, rows.to_pandas(), sources, notes, baseline or None, common(designs, notes))
+    return Tables(work, rows.to_pandas(), sources, notes, baseline or None, design)
 
 
 def _read(trials: list[StoredTrial], notes: list[str]) -> Iterator[LongTables]:

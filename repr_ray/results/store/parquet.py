@@ -1,7 +1,9 @@
 """The tables of an earlier report, where the folders of the trials are gone."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,9 +11,32 @@ import pyarrow.parquet as pq
 
 from repr_ray.results.files import MARK
 from repr_ray.results.store.folders import StoredTrial, problem_of, shortened
-from repr_ray.results.store.schemas import ADDED, EARLIER, MOST_ROWS, SCHEMAS, TEXT, VERSION, VERSION_KEY, LongTables
-from repr_ray.storage.foreign import Unusable, obstacle
+from repr_ray.results.store.schemas import (
+    ADDED,
+    EARLIER,
+    EXPERIMENT_KEY,
+    MOST_ROWS,
+    SCHEMAS,
+    TEXT,
+    VERSION,
+    VERSION_KEY,
+    LongTables,
+)
+from repr_ray.storage.foreign import Unusable, check_plain, obstacle
 from repr_ray.storage.text import line
+
+
+def experiment_of(folder: Path) -> dict[str, Any]:
+    """Baseline, seeds and schemes of the experiment whose tables a folder has; empty if they are not known."""
+    path = folder / "trials.parquet"
+    if _unusable(path):
+        return {}
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {}).get(EXPERIMENT_KEY, b"{}"))
+        check_plain(found)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def from_parquet(folder: Path, notes: list[str]) -> Iterator[StoredTrial]:

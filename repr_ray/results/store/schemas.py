@@ -20,6 +20,9 @@ ADDED: dict[str, tuple[str, ...]] = {
 """Columns that an earlier version may lack."""
 
 VERSION_KEY = f"{MARK}.tables".encode()
+EXPERIMENT_KEY = f"{MARK}.experiment".encode()
+"""The metadata of trials.parquet with what a report needs of the experiment: baseline, seeds and schemes, as JSON."""
+
 _COUNTING_KEY = f"{MARK}.counting".encode()
 MOST_ROWS = 1 << 22  # rows of a row group of a foreign Parquet file, and of its table of trials
 
