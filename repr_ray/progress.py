@@ -1,5 +1,6 @@
 """Progress of a launch: a live line per trial on a terminal, plain lines in a job log."""
 
+import os
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from types import TracebackType
@@ -26,8 +27,10 @@ class Progress:
         self.total = len(epochs) + already_done
         self.already_done = already_done
         self.running: dict[str, EpochEnded | None] = {}  # None until an epoch has ended
+        self.tested: dict[str, float] = {}  # the last test accuracy: not every epoch is evaluated
         self.ended: set[str] = set()
         self.failed = 0
+        self.shared = os.path.commonprefix(list(epochs)).rpartition("-")[0] if len(epochs) > 1 else ""
         self.epochs_seen, self.started = 0, monotonic()
         self.last_line: dict[str, tuple[float, int]] = {}
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -68,6 +71,8 @@ class Progress:
     def _epoch(self, trial: str, message: EpochEnded) -> None:
         self.epochs_seen += 1
         self.running[trial] = message
+        if (accuracy := message.row["test_accuracy"]) is not None:
+            self.tested[trial] = accuracy
         before, percent = self.last_line.get(trial, (0.0, -1))
         now = message.row["epoch"] * 100 // message.epochs
         if not self.console.is_terminal and monotonic() - before >= LOG_EVERY and now > percent:
@@ -95,15 +100,16 @@ class Progress:
         table.add_column(width=12)
         table.add_column(no_wrap=True)
         for trial, at in self.running.items():
+            name = trial[len(self.shared) :].lstrip("-")  # what tells it from the others, where there is little room
             if at is None:
-                table.add_row(trial, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
+                table.add_row(name, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
                 continue
-            row, epoch = at.row, at.row["epoch"] + 1
-            accuracy = row["test_accuracy"] or row["train_accuracy"]
+            row, epoch, test = at.row, at.row["epoch"] + 1, self.tested.get(trial)
+            accuracy = f"train {row['train_accuracy']:.1%}" if test is None else f"test {test:.1%}"
             table.add_row(
-                trial,
+                name,
                 ProgressBar(total=at.epochs, completed=epoch),
-                f"{epoch:>3}/{at.epochs} {row['phase']:4} {accuracy:6.1%} {row['images_per_second']:>7,.0f}/s "
+                f"{epoch:>3}/{at.epochs} {row['phase']:4} {accuracy:>11} {row['images_per_second']:>7,.0f}/s "
                 f"{_left(at):>6}",
             )
         return Group(table, Text(self._summary(), style="bold"))

@@ -60,9 +60,28 @@ def test_a_terminal_has_a_live_line_a_trial() -> None:
     assert max(len(line.rstrip()) for line in re.split(r"[\r\n]", text)) <= 80
     live = next(line for line in text.splitlines() if "5/100" in line and "12,346/s" in line)
     assert "sub" in live
-    assert "43.2%" in live
+    assert "test 43.2%" in live
     assert "3m10s" in live
     assert "1 of 3 trials ended" in text
+
+
+def test_a_live_line_says_which_trial_and_which_accuracy() -> None:
+    """At 80 columns, of trials that differ at the end of their names; not every epoch is evaluated."""
+    names = [f"convnet-3x32-maxpool-cifar10-{scheme}-s0-0123abcd" for scheme in ("standard", "repr")]
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, highlight=False)
+    with Progress(console, dict.fromkeys(names, 100), already_done=0) as progress:
+        for name, test in zip(names, (None, 0.4321), strict=True):
+            progress.update(EpochEnded(name, 100, epoch(0).row | {"test_accuracy": test}))
+        progress.update(EpochEnded(names[1], 100, epoch(1).row | {"test_accuracy": None}))
+        progress.live.refresh()
+        console.print("end")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    standard, repr_ = (
+        next(line for line in text.splitlines() if re.search(rf"{count}/100", line)) for count in (1, 2)
+    )
+    assert standard.startswith("standard-s0-0123abcd ") and "train 50.0%" in standard
+    assert repr_.startswith("repr-s0-0123abcd ") and "test 43.2%" in repr_
 
 
 def test_a_bar_yields_everything() -> None:
