@@ -30,7 +30,7 @@ class Progress:
         self.tested: dict[str, float] = {}  # the last test accuracy: not every epoch is evaluated
         self.ended: set[str] = set()
         self.failed = 0
-        self.shared = os.path.commonprefix(list(epochs)).rpartition("-")[0] if len(epochs) > 1 else ""
+        self.short = _short_names(list(epochs))
         self.epochs_seen, self.started = 0, monotonic()
         self.last_line: dict[str, tuple[float, int]] = {}
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -100,7 +100,7 @@ class Progress:
         table.add_column(width=12)
         table.add_column(no_wrap=True)
         for trial, at in self.running.items():
-            name = trial[len(self.shared) :].lstrip("-")  # what tells it from the others, where there is little room
+            name = self.short.get(trial, trial)
             if at is None:
                 table.add_row(name, ProgressBar(total=1, completed=0), Text("starts", style="dim"))
                 continue
@@ -126,6 +126,15 @@ class Progress:
             rate = (monotonic() - self.started) / self.epochs_seen
             text += f", about {duration(remaining * rate)} left"
         return text
+
+
+def _short_names(trials: Sequence[str]) -> dict[str, str]:
+    """What tells each trial from the others: not the beginning that all share, the fingerprint only if needed."""
+    beginning = os.path.commonprefix(trials)  # noqa: RUF071 - of names, not of paths
+    shared = len(beginning.rpartition("-")[0]) if len(trials) > 1 else 0
+    names = {trial: trial[shared:].lstrip("-") for trial in trials}
+    plain = {trial: name.rpartition("-")[0] or name for trial, name in names.items()}
+    return plain if len(set(plain.values())) == len(trials) else names
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from repr_ray.progress import Progress, bar, duration
+from repr_ray.progress import Progress, _short_names, bar, duration
 from repr_ray.records import Epoch, columns
 from repr_ray.training.messages import Done, EpochEnded, Failed, Note
 
@@ -80,8 +80,23 @@ def test_a_live_line_says_which_trial_and_which_accuracy() -> None:
     standard, repr_ = (
         next(line for line in text.splitlines() if re.search(rf"{count}/100", line)) for count in (1, 2)
     )
-    assert standard.startswith("standard-s0-0123abcd ") and "train 50.0%" in standard
-    assert repr_.startswith("repr-s0-0123abcd ") and "test 43.2%" in repr_
+    assert standard.startswith("standard-s0 ") and "train 50.0%" in standard
+    assert repr_.startswith("repr-s0 ") and "test 43.2%" in repr_
+
+
+@pytest.mark.parametrize(
+    ("trials", "short"),
+    [
+        (["net-a-s0-00000001", "net-a-s0-00000002"], ["00000001", "00000002"]),
+        (["net-a-s0-00000001", "net-b-s0-00000001"], ["a-s0", "b-s0"]),
+        (["net-a-s0-00000001", "net-a-s0-00000002", "net-b-s0-1"], ["a-s0-00000001", "a-s0-00000002", "b-s0-1"]),
+        (["net-a-s0-00000001"], ["net-a-s0"]),
+        (["other", "net-a"], ["other", "net"]),
+        ([], []),
+    ],
+)
+def test_short_names_tell_trials_apart(trials: list[str], short: list[str]) -> None:
+    assert list(_short_names(trials).values()) == short
 
 
 def test_a_bar_yields_everything() -> None:

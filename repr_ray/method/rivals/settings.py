@@ -85,7 +85,14 @@ class SoftFilterPruningSettings(SchemeSettings):
         return "full", epoch % self.every
 
 
-class RenewalSettings(SchemeSettings):
+class ReinitialisingSettings(SchemeSettings):
+    """A part of the network is re-initialised."""
+
+    optimizer_state: Literal["reset", "keep"] = "reset"
+    """optimizer state (momentum, Adam's averages) of what is re-initialised"""
+
+
+class RenewalSettings(ReinitialisingSettings):
     """A part of the network is re-initialised after every `every` epochs, unless fewer than that are left."""
 
     generations: ClassVar[int] = 10
@@ -93,8 +100,6 @@ class RenewalSettings(SchemeSettings):
 
     every: Count | None = None
     """epochs between two re-initialisations; by default a fixed share of the training"""
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    """optimizer state (momentum, Adam's averages) of what is re-initialised"""
 
     def interval(self, epochs: int) -> int:
         """Epochs between two re-initialisations. Raises ValueError if there would be none."""
@@ -165,7 +170,7 @@ class RifleSettings(RenewalSettings):
     kind: Literal["rifle"] = "rifle"
 
 
-class ContinualBackpropSettings(SchemeSettings):
+class ContinualBackpropSettings(ReinitialisingSettings):
     """Continual backpropagation, arXiv 2306.13812, algorithm 1 (arXiv 2108.06325); a unit is a filter.
 
     A filter's utility is u <- `decay` u + (1 - `decay`) mean|h| sum|w_out|. In every step the share
@@ -183,11 +188,9 @@ class ContinualBackpropSettings(SchemeSettings):
     """decay per step of the average of a filter's utility"""
     maturity: Count = 1_000
     """steps before a new filter may be replaced"""
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    """optimizer state (momentum, Adam's averages) of new filters"""
 
 
-class ReDoSettings(SchemeSettings):
+class ReDoSettings(ReinitialisingSettings):
     """ReDo, arXiv 2302.12902, algorithm 1; a unit is a filter.
 
     Every `every` steps filters whose mean |activation| over the batch is at most `threshold` times the layer's mean
@@ -202,5 +205,3 @@ class ReDoSettings(SchemeSettings):
     """a filter is dormant if its mean |activation| is at most this times the layer's mean"""
     every: Count = 1_000
     """steps between two checks"""
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    """optimizer state (momentum, Adam's averages) of new filters"""
