@@ -84,17 +84,6 @@ class Study:
                 if picture.stem.rpartition("-")[2] in PICTURES:
                     shutil.copyfile(picture, self.folder / picture.name)
 
-    def configs(self) -> list[Path]:
-        """The study's experiments, `config.yaml` first."""
-        found = [path for path in self.folder.glob("*.yaml") if path.name != "about.yaml"]
-        return sorted(found, key=lambda path: (path.name != "config.yaml", path.name))
-
-    def _commands(self) -> str:
-        """The sentence that says how to run the study."""
-        paths = [f"studies/{self.folder.name}/{path.name}" for path in self.configs()]
-        commands = ", ".join(f"`python -m repr_ray.launch --config {path}`" for path in paths)
-        return f"What was run: {commands}."
-
     def page(self) -> str:
         """The page as Markdown."""
         about = self.about
@@ -113,7 +102,8 @@ class Study:
             for picture in sorted(self.folder.glob("*.png")):
                 lines += [f"![{picture.stem}]({picture.name})", ""]
             lines += ["**What this does not show.**", "", *(f"- {limit}" for limit in about["limits"]), ""]
-            lines += [f"**Run.** {_provenance(gathered.trials)} {self._commands()}"]
+            command = f"python -m repr_ray.launch --config studies/{self.folder.name}/config.yaml"
+            lines += [f"**Run.** {_provenance(gathered.trials)} What was run: `{command}`."]
         return "\n".join(lines) + "\n"
 
 

@@ -88,6 +88,40 @@ def test_a_grid_crosses_and_a_scheme_field_leaves_other_schemes_alone() -> None:
     assert [t.seed for t in trials] == sorted(t.seed for t in trials)
 
 
+ARMS = {"plain": {}, "regularised": {"data.flip": True, "train.schedule": {"kind": "cosine"}}}
+
+
+def test_a_value_of_a_grid_may_set_several_fields() -> None:
+    trials = tiny(grid={"training": ARMS, "data.label_noise": [0.0, 0.2], "schemes.repr.prune_ratio": [0.2, 0.3]})
+    assert {t.variant for t in trials} == {
+        f"training={arm} data.label_noise={noise}" for arm in ARMS for noise in (0.0, 0.2)
+    }
+    for trial in trials:
+        assert trial.data.flip is (trial.train.schedule.kind == "cosine") is ("regularised" in trial.variant)
+    names = {t.name for t in trials if t.variant == "training=plain data.label_noise=0.0"}
+    assert names == {t.name for t in tiny(grid={"schemes.repr.prune_ratio": [0.2, 0.3]})}  # and their fingerprints
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"training": {"a": {"schemes.repr.s1": 1}}}, r"grid\.training\.a: schemes\.repr\.s1: only fields of data"),
+        ({"training": {"a": {"train": {}}}}, r"grid\.training\.a: train: only fields of data"),
+        ({"training": {"a": {"train.epocs": 1}}}, r"train\.epocs: unknown field; did you mean epochs"),
+        ({"model.width": {"a": {}}}, r"grid\.model\.width: expected a list of values"),
+        ({"training": ARMS, "data.flip": [True]}, r"grid: data\.flip varies twice"),
+        ({"training": {}}, r"grid\.training"),
+        ({"training": {"a b": {}}}, r"grid\.training: 'a b' is no name for labels"),
+        ({"training": {"a": 3}}, r"grid\.training=\{'a': 3\}: expected a mapping"),
+        ({"training": ["a"]}, r"grid\.training: only fields of data, model, train and schemes can vary"),
+        ({"training": {"a": {}, "b": {}}}, "have the same settings"),
+    ],
+)
+def test_what_cannot_be_an_axis_of_a_grid_is_said(grid: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(grid=grid)
+
+
 def test_names_are_safe_file_names() -> None:
     trial = tiny(schemes={"a|b/<script>": {"kind": "standard"}})[-1]
     assert not set(trial.name) & set('/|<>:"\\ ')

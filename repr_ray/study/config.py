@@ -100,6 +100,14 @@ class Looks(Settings):
         return looks
 
 
+Axis = Annotated[
+    Annotated[tuple[Any, ...], Field(min_length=1), Tag("values")]
+    | Annotated[dict[str, dict[str, Any]], Field(min_length=1), Tag("names")],
+    Discriminator(lambda value: "names" if isinstance(value, dict) else "values"),
+]
+"""The values of a field of a grid, or named ones that each set several fields of data, model and train."""
+
+
 class Experiment(Settings):
     """One study: every scheme with every seed, over an optional grid of `dotted.field: [values]`."""
 
@@ -118,8 +126,9 @@ class Experiment(Settings):
     """the training, the same for all schemes"""
     schemes: Annotated[dict[str, AnyScheme], Field(min_length=1)]
     """the schemes that are compared, by their names in tables"""
-    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
-    """`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, 32]`"""
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    """`dotted.field: [values]`: every combination of the values is trained, for example `model.width: [16, 32]`; or,
+    where a value sets several fields, `name: {value: {dotted.field: ...}}` with names of your own"""
     tuning: Tuning | None = None
     """tuning of every scheme by validation accuracy before the comparison"""
     baseline: str = "standard"
@@ -184,5 +193,8 @@ class Experiment(Settings):
                     f"tuning.halve_after: {epoch}: an epoch before the last, train.epochs={self.train.epochs}, after"
                     f" which the network is evaluated, train.evaluate_every={self.train.evaluate_every}"
                 )
-        if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.grid]:
+        named = [
+            field for axis in self.grid.values() if isinstance(axis, dict) for each in axis.values() for field in each
+        ]
+        if shared := [f for name in self.schemes for f in tuning.of(name) if f in (*self.grid, *named)]:
             raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")

@@ -5,7 +5,8 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,11 @@ from repr_ray.plug_ins import digests
 from repr_ray.study.config import ConfigError, Experiment, Resources, Train
 from repr_ray.study.data import Data
 from repr_ray.study.reading import owner, replace, validate
+
+_SHARED = ("data", "model", "train")  # blocks of settings that all schemes share
+
+Level = tuple[str, dict[str, Any]]
+"""A value on an axis of a grid: its text in labels, and the dotted fields that it sets."""
 
 LONGEST = 100  # bytes of a scheme's label in a folder name; file systems hold 255, the rest takes up to 70
 
@@ -159,18 +165,24 @@ def cells(experiment: Experiment) -> list[Cell]:
 
     Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
     """
-    shared: dict[str, tuple[Any, ...]] = {}
-    own: dict[str, dict[str, tuple[Any, ...]]] = {scheme: {} for scheme in experiment.schemes}
+    shared: dict[str, list[Level]] = {}
+    own: dict[str, dict[str, list[Level]]] = {scheme: {} for scheme in experiment.schemes}
     for key, values in experiment.grid.items():
         block, _, rest = key.partition(".")
-        if block not in ("data", "model", "train", "schemes") or not rest:
+        if isinstance(values, dict):
+            shared[key] = _named(key, values)
+        elif block not in (*_SHARED, "schemes") or not rest:
             raise ConfigError(f"grid.{key}: only fields of data, model, train and schemes can vary")
-        if block != "schemes":
-            shared[key] = values
+        elif block != "schemes":
+            shared[key] = [(f"{key}={value}", {key: value}) for value in values]
         elif not (scheme := owner(own, rest)):
             raise ConfigError(f"grid.{key}: no such scheme; there are {', '.join(experiment.schemes)}")
         else:
-            own[scheme][key] = values
+            field = key.removeprefix(f"schemes.{scheme}.")
+            own[scheme][key] = [(f"{field}={value}", {key: value}) for value in values]
+    fields = [field for levels in shared.values() for field in {f: None for _, values in levels for f in values}]
+    if twice := [field for field in fields if fields.count(field) > 1]:
+        raise ConfigError(f"grid: {twice[0]} varies twice; leave one of them out")
     tuning = experiment.tuning.budget * len(experiment.tuning.seeds) if experiment.tuning else 0
     count = (len(experiment.every_seed) + tuning) * _size(shared) * sum(map(_size, own.values()))
     if count > experiment.most_trials:
@@ -179,17 +191,28 @@ def cells(experiment: Experiment) -> list[Cell]:
             " raise that, or take fewer seeds or values"
         )
     raw = experiment.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}
-    varied = {key.partition(".")[0] for key in shared}
-    raw |= {block: getattr(experiment, block) for block in ("data", "model", "train") if block not in varied}  # valid
+    varied = {field.partition(".")[0] for field in fields}
+    raw |= {block: getattr(experiment, block) for block in _SHARED if block not in varied}  # valid
     found = []
-    for point in _points(shared):
+    for variant, point in _points(shared):
         for scheme in experiment.schemes:
-            for own_point in _points(own[scheme]):
-                label = " ".join([scheme, *_labels(own_point, f"schemes.{scheme}.")])
-                fields = point | own_point
-                resolved = _resolve(raw, fields) if fields else experiment
-                found.append(Cell(scheme, label, " ".join(_labels(point, "")), resolved, tuple(experiment.grid)))
+            for own_text, own_point in _points(own[scheme]):
+                label = " ".join(filter(None, [scheme, own_text]))
+                resolved = _resolve(raw, point | own_point) if point | own_point else experiment
+                found.append(Cell(scheme, label, variant, resolved, tuple(experiment.grid)))
     return found
+
+
+def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:
+    """The values of an axis that each set several fields. Raises ConfigError for a field that they cannot set."""
+    if key.partition(".")[0] in (*_SHARED, "schemes"):
+        raise ConfigError(f"grid.{key}: expected a list of values; what sets several fields gets a name of its own")
+    for name, fields in values.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise ConfigError(f"grid.{key}: {name!r} is no name for labels: letters, digits, and . _ + -")
+        if wrong := [field for field in fields if field.partition(".")[0] not in _SHARED or "." not in field]:
+            raise ConfigError(f"grid.{key}.{name}: {wrong[0]}: only fields of data, model and train can vary here")
+    return [(f"{key}={name}", dict(fields)) for name, fields in values.items()]
 
 
 def plan(experiment: Experiment) -> list[Trial]:
@@ -218,19 +241,22 @@ def _called(trial: Trial) -> str:
     return f"{trial.scheme} {trial.variant}".strip()
 
 
-def _size(grid: dict[str, tuple[Any, ...]]) -> int:
-    return math.prod(map(len, grid.values()))
+def _size(axes: Mapping[str, Sequence[Level]]) -> int:
+    return math.prod(map(len, axes.values()))
 
 
-def _points(grid: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+def _points(axes: Mapping[str, Sequence[Level]]) -> list[Level]:
+    """Every combination of the values of some axes."""
+    return [
+        (
+            " ".join(text for text, _ in point),
+            {field: value for _, values in point for field, value in values.items()},
+        )
+        for point in itertools.product(*axes.values())
+    ]
 
 
 def _resolve(raw: dict[str, Any], point: Mapping[str, Any]) -> Experiment:
     for key, value in point.items():
         raw = replace(raw, key, value)
     return validate(raw, "grid")
-
-
-def _labels(point: dict[str, Any], prefix: str) -> list[str]:
-    return [f"{key.removeprefix(prefix)}={value}" for key, value in point.items()]
