@@ -180,7 +180,7 @@ def _one_epoch(trial: Trial) -> list[str]:
     }
     if trial.stage:
         fields["tuning"] = "null"
-    if "model." in trial.variant:  # the grid made it
+    if trial.variant:  # the grid may have made it
         fields["model"] = yaml.safe_dump(trial.model.model_dump(), default_flow_style=True, width=10_000).strip()
     return [f"{key}={value}" for key, value in fields.items()]
 
