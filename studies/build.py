@@ -24,6 +24,7 @@ import yaml
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables, tuned
 from repr_ray.results.compare import BLOCK, Comparison, compare, records
+from repr_ray.results.grids import grid_sheets
 from repr_ray.results.tables.sheet import bounded
 
 HERE = Path(__file__).parent
@@ -90,8 +91,12 @@ class Study:
         with self.compared() as (gathered, comparison):
             lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
             lines += [f"**Answer.** {answer(comparison)}", ""]
-            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P) + ENDING
-            lines += [tables.markdown_sheet(_sheet(comparison, COLUMNS_ON_PAGE, [legend])), ""]
+            grids = grid_sheets(comparison)
+            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P) + ("" if grids else ENDING)
+            for sheet in grids.values():
+                lines += [tables.markdown_sheet(sheet), ""]
+            columns = COLUMNS_IN_README if grids else COLUMNS_ON_PAGE
+            lines += [tables.markdown_sheet(_sheet(comparison, columns, [legend])), ""]
             if len(points := tuned.tried(gathered)):
                 lines += ["Chosen for each scheme by validation accuracy, with seeds of their own:"]
                 lines += [tables.markdown_sheet(_only(tuned.tuned_sheet(points), COLUMNS_TUNED)), ""]
