@@ -29,7 +29,7 @@ from repr_ray.results.tables.sheet import bounded
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-IN_README = "where_filters_are_dropped"
+IN_README = "rivals_tuned_alike"
 """The study whose table is on the README's first screen, between two comments."""
 BEGIN, END = "<!-- the table of a study, by studies.build -->", "<!-- end of the table -->"
 COLUMNS_IN_README = ("Scheme", "n", "Test, %", "Difference [95%]", "p", "Holm p")
