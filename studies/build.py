@@ -39,7 +39,7 @@ BEGINNING = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
     " by seed"
 )
-P = (
+P_OF_FIXED_SEEDS = (
     ". p, and p after Holm's correction over all comparisons: see docs/statistics.md; *: n is too small for the exact"
     " test to reach 0.05, a verdict is that of the corrected paired t-test."
 )
@@ -92,7 +92,7 @@ class Study:
             lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
             lines += [f"**Answer.** {answer(comparison)}", ""]
             grids = grid_sheets(comparison)
-            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P) + ("" if grids else ENDING)
+            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P_OF_FIXED_SEEDS) + ("" if grids else ENDING)
             for sheet in grids.values():
                 lines += [tables.markdown_sheet(sheet), ""]
             columns = COLUMNS_IN_README if grids else COLUMNS_ON_PAGE

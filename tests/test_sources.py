@@ -104,7 +104,7 @@ def test_classes_that_are_not_found_can_be_said(tmp_path: Path) -> None:
     folders = class_folders(tmp_path / "c", train=20, test=6)
     assert load(own(folders, classes=["cat", "dog"])).names == ("cat", "dog")
     for other in (3, ["dog", "cat"]):
-        with pytest.raises(ConfigError, match=r"data\.classes: the source has 2, cat, dog; leave it out"):
+        with pytest.raises(ConfigError, match=r"data\.classes: the source has 2 of its own, cat, dog; leave it out"):
             load(own(folders, classes=other))
     for wrong in (1, ["cat"], ["cat", "cat"], "cat", 0.5):
         with pytest.raises(ValidationError, match="classes"):

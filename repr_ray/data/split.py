@@ -111,7 +111,7 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> tuple[in
     names = found.names or (said if isinstance(said, tuple) else ())
     classes = len(names) or (facts.classes if facts else said if isinstance(said, int) else highest + 1)
     if said and (said != classes if isinstance(said, int) else _plain(said) != _plain(names)):
-        raise ConfigError(f"data.classes: the source has {classes}, {listed(names, 3)}; leave it out")
+        raise ConfigError(f"data.classes: the source has {classes} of its own, {listed(names, 3)}; leave it out")
     if facts and classes != facts.classes:
         raise _another(data, f"it has {classes} classes, {data.name} has {facts.classes}")
     if facts and found.names and facts.labels and _plain(found.names) != _plain(facts.labels):

@@ -1,5 +1,6 @@
 """The settings of an experiment, frozen and validated. Imports no torch."""
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -143,6 +144,12 @@ class Experiment(Settings):
         """All the seeds that the experiment may take."""
         return tuple(range(self.seeds.looks[-1])) if isinstance(self.seeds, Looks) else self.seeds
 
+    @property
+    def varied(self) -> list[str]:
+        """The dotted fields that the grid sets, once for each axis that does."""
+        axes = (axis.values() if isinstance(axis, dict) else [[key]] for key, axis in self.grid.items())
+        return [field for axis in axes for field in dict.fromkeys(itertools.chain(*axis))]
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
         if len(set(self.every_seed)) < len(self.every_seed):
@@ -193,8 +200,5 @@ class Experiment(Settings):
                     f"tuning.halve_after: {epoch}: an epoch before the last, train.epochs={self.train.epochs}, after"
                     f" which the network is evaluated, train.evaluate_every={self.train.evaluate_every}"
                 )
-        named = [
-            field for axis in self.grid.values() if isinstance(axis, dict) for each in axis.values() for field in each
-        ]
-        if shared := [f for name in self.schemes for f in tuning.of(name) if f in (*self.grid, *named)]:
+        if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.varied]:
             raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")

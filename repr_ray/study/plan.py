@@ -180,8 +180,7 @@ def cells(experiment: Experiment) -> list[Cell]:
         else:
             field = key.removeprefix(f"schemes.{scheme}.")
             own[scheme][key] = [(f"{field}={value}", {key: value}) for value in values]
-    fields = [field for levels in shared.values() for field in {f: None for _, values in levels for f in values}]
-    if twice := [field for field in fields if fields.count(field) > 1]:
+    if twice := [field for field in experiment.varied if experiment.varied.count(field) > 1]:
         raise ConfigError(f"grid: {twice[0]} varies twice; leave one of them out")
     tuning = experiment.tuning.budget * len(experiment.tuning.seeds) if experiment.tuning else 0
     count = (len(experiment.every_seed) + tuning) * _size(shared) * sum(map(_size, own.values()))
@@ -191,7 +190,7 @@ def cells(experiment: Experiment) -> list[Cell]:
             " raise that, or take fewer seeds or values"
         )
     raw = experiment.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}
-    varied = {field.partition(".")[0] for field in fields}
+    varied = {field.partition(".")[0] for field in experiment.varied}
     raw |= {block: getattr(experiment, block) for block in _SHARED if block not in varied}  # valid
     found = []
     for variant, point in _points(shared):

@@ -58,6 +58,8 @@ def folder_at(path: Path, data: Data) -> Source:
             raise _error(data, deep[0], "lies too deep; name the folder of the data set itself")
         _refuse_incomplete(path, parquet, data)
         return Source(lambda scratch: _read_parquet(path, data, scratch), found)
+    if said := [field for field in OF_PARQUET if getattr(data, field)]:
+        raise _error(data, f"has no Parquet files, which data.{said[0]} is about; leave it out")
     if pictures:
         return Source(lambda scratch: _read_class_folders(path, data), found)
     if data.facts and (name := data.facts.torchvision) and count:
@@ -308,8 +310,6 @@ def _first_line(error: BaseException) -> str:
 
 def _read_class_folders(root: Path, data: Data) -> Splits:
     """`SPLIT/CLASS/**/IMAGE`, or `CLASS/**/IMAGE` if no folder has the name of a split."""
-    if said := [field for field in OF_PARQUET if getattr(data, field)]:
-        raise _error(data, f"has no Parquet files, which data.{said[0]} is about; leave it out")
     every = [file for file, _ in _files(root, data)]
     if unread := [file for file in every if file.suffix.lower() in OTHER_IMAGES]:
         read = ", ".join(kind.removeprefix(".") for kind in IMAGES)

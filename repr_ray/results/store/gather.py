@@ -57,10 +57,9 @@ class Tables:
 def gather(folders: Sequence[Path], work: Path) -> Tables:
     """Gather the trials of some results folders into Parquet tables in the folder `work`.
 
-    A folder is read from its trial folders or, without any, from its Parquet tables, which hold what is needed of
-    the experiment if there is no experiment.yaml. Unreadable parts become lines in
-    `notes`. A trial in several folders counts once, preferably a finished one. Raises ValueError, one line per
-    folder, if there is no trial at all.
+    A folder is read from its trial folders or, without any, from its Parquet tables, which hold what is needed of the
+    experiment if there is no experiment.yaml. Unreadable parts become lines in `notes`. A trial in several folders
+    counts once, preferably a finished one. Raises ValueError, one line per folder, if there is no trial at all.
     """
     notes: list[str] = []
     trials: list[StoredTrial] = []
