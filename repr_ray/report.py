@@ -2,14 +2,15 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from repr_ray.storage.folder import Folder, Remote, light, opened, redact
 from repr_ray.storage.foreign import obstacle
@@ -129,11 +130,42 @@ def report(
     return comparison
 
 
+class _Output:
+    """A stream. What is written to a closed terminal is lost without an error: its SIGHUP ends the program."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """As a stream's."""
+        with _unless_closed():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a stream's."""
+        with _unless_closed():
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _unless_closed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 def job_console() -> "Console":
     """Standard output; in a job log of a fixed width, unless COLUMNS is set."""
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False, markup=False)  # stays the terminal when Ray's output is muted
+    output: Any = _Output(sys.stdout)  # stays the terminal when Ray's output is muted
+    console = Console(file=output, highlight=False, markup=False)
     if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = 100
     return console

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 from support import ROOT, tiny, write_config
 
+from repr_ray.progress import Progress
+from repr_ray.report import job_console
 from repr_ray.runners import local
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
+from repr_ray.training.messages import Note
 
 # A launch that sends itself a signal when the n-th file of its report takes its place, and one a moment later; with 0
 # when it is about to end the processes of its own Ray.
@@ -123,6 +126,24 @@ signal.raise_signal(signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (0, "told\ntold\n"), done.stderr
+
+
+def test_what_is_written_to_a_closed_terminal_is_lost_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the handler of SIGHUP has run."""
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", buffering=1) as terminal:  # noqa: PTH123 - a handle, not a path
+        monkeypatch.setattr(sys, "stdout", terminal)
+        console = job_console()
+        assert console.is_terminal
+        console.print("before")
+        os.close(ours)
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(theirs, b"x")
+        with Progress(console, {"a": 1}, 0) as progress:
+            progress.update(Note("starts", "a"))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, theirs)  # as the handler does
+        os.close(nowhere)
 
 
 def test_a_closed_terminal(tmp_path: Path) -> None:
