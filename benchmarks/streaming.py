@@ -28,8 +28,9 @@ from torchvision import datasets, transforms
 from benchmarks.tables import CPU, interleaved, ratio_table, write
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import load
-from repr_ray.data.stream import Request
+from repr_ray.data.stream import AT_ONCE, Request
 from repr_ray.study.data import Data
+from repr_ray.training.setup import keep_freed_memory
 
 BATCH = 128
 SIDE = 224
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as trials do
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch) / "images"
         os.environ["REPR_RAY_CACHE"] = f"{scratch}/cache"
@@ -157,7 +159,7 @@ def uint8(made: Batches) -> Iterator[torch.Tensor]:
 
 
 class Alone:
-    """Processes that only decode and crop."""
+    """Processes that only decode and crop, each into the same memory all the time."""
 
     def __init__(self, made: Batches, workers: int) -> None:
         store: Any = made.store
@@ -185,8 +187,10 @@ def _prepare(decoder: Any) -> None:
 
 
 def _decode(parts: list[Request]) -> None:
+    out = torch.empty(AT_ONCE, SIDE, SIDE, 3, dtype=torch.uint8)
     for part in parts:
-        _decoder[part]
+        if problem := _decoder.decode(part, out):
+            raise RuntimeError(problem)
 
 
 class Small:

@@ -177,6 +177,23 @@ def test_any_number_of_processes_decodes_the_same(
     assert not multiprocessing.active_children()
 
 
+def test_no_process_writes_into_memory_that_is_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes get as far ahead as they can before a part is looked at; the memory is used many times."""
+    monkeypatch.setattr(stream, "AT_ONCE", 1)
+    monkeypatch.setattr(stream, "AHEAD", 2)
+    data = data_of(source)
+    store = batches(load(data), data, loaders=2).store
+    assert isinstance(store, stream.Streamed)
+    asked = [stream.Request(np.array([row]), None) for row in range(24)]
+    alone, memory = torch.empty(1, *store.decoder.shape(None), dtype=torch.uint8), set()
+    for request, part in zip(asked, store._decoded(asked, 0), strict=True):
+        time.sleep(0.05)
+        assert not store.decoder.decode(request, alone)
+        assert torch.equal(part, alone)
+        memory.add(part.data_ptr())
+    assert len(memory) == 1 + 2 * 2
+
+
 def test_two_batches_are_decoded_ahead(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By one process too; a batch alone would be used up whenever a step takes longer than usual."""
     decoded, pixels = multiprocessing.Value("i", 0), Encoded.pixels

@@ -69,8 +69,13 @@ class Streamed:
         """The images at some indices of the split (b x h x w x c, uint8) on the device. Raises StreamError."""
         asked = [list(Request(self._rows(index), cut).parts()) for index, cut in wanted]
         parts = self._decoded([part for batch in asked for part in batch], 2 * max(map(len, asked), default=0))
+        on_gpu = self.device.type == "cuda"
         for batch in asked:
-            yield self._joined([next(parts) for _ in batch])
+            sizes = [len(part.rows) for part in batch]
+            images = torch.empty(sum(sizes), *self.decoder.shape(batch[0].cut), dtype=torch.uint8, pin_memory=on_gpu)
+            for place in images.split(sizes):
+                place.copy_(next(parts)[: len(place)])
+            yield images.to(self.device, non_blocking=True)
 
     def _rows(self, index: Tensor | slice) -> NDArray[np.int64]:
         if self.index is None:
@@ -78,36 +83,37 @@ class Streamed:
         rows: NDArray[np.int64] = self.index[index if isinstance(index, slice) else index.numpy()]
         return rows
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        if self.device.type == "cpu":
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        images = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, device=self.device)
-        for place, part in zip(images.split([len(part) for part in parts]), parts, strict=True):
-            place.copy_(part, non_blocking=True)
-        return images
-
     def _decoded(self, requests: list[Request], ahead: int) -> Iterator[Tensor]:
-        """The images of all requests, decoded so many requests `ahead` of the consumer."""
+        """The images of all requests, decoded so many requests `ahead` of the consumer.
+
+        A part has space for AT_ONCE images, and its memory is used again after the next one is asked for.
+        """
+        if not requests:
+            return
         workers = min(self.workers, len(requests))
+        factor = max(AHEAD, min(ahead, MOST_AHEAD) // workers) if workers else None
+        slots = min(len(requests), 1 + workers * (factor or 0))  # those in use by the processes, and the consumer's
+        memory = torch.empty(slots, AT_ONCE, *self.decoder.shape(requests[0].cut), dtype=torch.uint8)
+        if workers:
+            memory.share_memory_()
         with _quietly():
             loader = DataLoader(
-                self.decoder,
+                Into(memory, self.decoder),
                 batch_size=None,
-                sampler=requests,
+                sampler=[(number % slots, request) for number, request in enumerate(requests)],
                 num_workers=workers,
-                prefetch_factor=max(AHEAD, min(ahead, MOST_AHEAD) // workers) if workers else None,
+                prefetch_factor=factor,
                 timeout=LOOK_EVERY if workers else 0,
-                pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_group,
                 generator=torch.Generator(),  # else the state of the global one changes
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             )
-            images = iter(loader)
+            decoded = iter(loader)
         asked = monotonic()
-        for _ in requests:
+        for number in range(len(requests)):
             while True:
                 try:
-                    part = next(images)
+                    problem = next(decoded)
                 except RuntimeError as error:
                     if "timed out" not in str(error):
                         raise StreamStopped(f"a process that decodes images has died: {error}") from None
@@ -115,28 +121,34 @@ class Streamed:
                         raise StreamStopped(f"no image arrived for {PATIENCE} s: check the storage") from None
                 else:
                     break
-            if isinstance(part, str):
-                raise StreamError(part)
-            yield part
+            if problem:
+                raise StreamError(problem)
+            yield memory[number % slots]
             asked = monotonic()
 
 
-class Decoder(Dataset[Tensor | str]):
-    """From requests to images, or to a line on an image that cannot be decoded; runs in other processes."""
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes the images that requests name."""
 
-    def __init__(self, images: Encoded, size: int) -> None:
-        self.images, self.size = images, size
+    images: Encoded
+    size: int
 
-    def __getitem__(self, request: Request) -> Tensor | str:
-        rows, cut, channels = request.rows.tolist(), request.cut, self.images.target.channels
+    def shape(self, cut: Cut | None) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
         side = self.size if cut else self.images.target.crop
-        out = torch.empty(len(rows), side, side, channels, dtype=torch.uint8)
+        return side, side, self.images.target.channels
+
+    def decode(self, request: Request, out: Tensor) -> str:
+        """Write the images into the first places of `out`. Returns why one cannot be decoded, or an empty text."""
+        rows, cut = request.rows.tolist(), request.cut
+        side, _, channels = self.shape(cut)
         row = -1
         try:
             if cut is None:
                 for place, row in enumerate(rows):
                     out[place] = torch.from_numpy(self.images.pixels(row).copy())
-                return out
+                return ""
             opened, sides = [], []
             for row in rows:
                 content = self.images.content(row)
@@ -150,7 +162,19 @@ class Decoder(Dataset[Tensor | str]):
                 out[place] = crop.flip(1) if cut.flips[place] else crop
         except Exception as error:  # decoders raise errors of many types
             return f"{self.images.file}: image {row}: {reason(error)}; has the file changed?"
-        return out
+        return ""
+
+
+@dataclass(frozen=True)
+class Into(Dataset[str]):
+    """Decodes requests into slots of memory; it runs in other processes, and the memory is shared with them."""
+
+    memory: Tensor
+    decoder: Decoder
+
+    def __getitem__(self, asked: tuple[int, Request]) -> str:
+        slot, request = asked
+        return self.decoder.decode(request, self.memory[slot])
 
 
 def cropped(image: Image.Image, content: bytes, box: list[int], size: int, channels: int) -> Tensor:
