@@ -5,12 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from support import launch, results_of, rows, tiny, write_config
 
+from repr_ray.data.batches import Batches
+from repr_ray.data.decoded import load
+from repr_ray.study.data import Data
 from repr_ray.study.plan import Trial
 from repr_ray.training import loop, memory, setup
 from repr_ray.training.messages import Preempted
@@ -128,6 +133,28 @@ def test_a_stopped_trial_resumes_to_the_same_bits(device: torch.device, tmp_path
     with pytest.raises(Preempted):
         run(trial, tmp_path / "stopped", device, stop=lambda: next(steps) == 13)
     assert run(trial, tmp_path / "stopped", device)["checksum"] == undisturbed["checksum"]
+
+
+def test_images_that_stream_arrive_whole(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through memory that the processes write again, pinned memory, and copies that nothing waits for."""
+    monkeypatch.setenv("REPR_RAY_CACHE", str(tmp_path / "cache"))
+    for k in range(400):
+        path = tmp_path / "images" / ("test" if k < 8 else "train") / str(k % 2) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, compress_level=0)
+    block = {"name": "noise", "source": str(tmp_path / "images"), "store": "stream", "flip": True, "crop_padding": 4}
+    data = Data.model_validate(block)
+    found = load(data)
+
+    def epoch(on: torch.device, loaders: int) -> list[torch.Tensor]:
+        made = Batches(found.train, found.mean, found.std, data, on, classes=2, loaders=loaders)
+        return [batch.images.cpu() for batch in made.shuffled(48, torch.Generator().manual_seed(0))]
+
+    for ours, theirs in zip(epoch(device, 1), epoch(CPU, 0), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_speed(cuda: torch.device, measured: Measured) -> None:
