@@ -17,9 +17,8 @@ import numpy as np
 import torch.distributed as dist
 
 from benchmarks.tables import CPU, Arm, ratio_table, write
-from benchmarks.trials import STANDARD, epochs_of, trials, write_random_cifar
+from benchmarks.trials import STANDARD, epochs_of, run_on_ray, trials, write_random_cifar
 from repr_ray.data.decoded import load
-from repr_ray.runners import ray as on_ray
 from repr_ray.study.plan import Trial
 from repr_ray.training.trial import run_trial
 
@@ -68,7 +67,7 @@ def _trial(folder: Path, epochs: int, workers: int) -> Trial:
 
 def _on_ray(trial: Trial, folder: Path) -> None:
     (folder / "results").mkdir()
-    on_ray.run([trial], folder / "results", lambda message: None, {})
+    run_on_ray([trial], folder / "results")
 
 
 def _under_torchrun(trial: Trial, folder: Path) -> None:

@@ -18,10 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.tables import CPU, RESULTS, table, write
-from benchmarks.trials import STANDARD, epochs_of, results_of, trials
+from benchmarks.trials import STANDARD, epochs_of, results_of, run_on_ray, trials
 from repr_ray.data.decoded import load
 from repr_ray.runners import local
-from repr_ray.runners import ray as on_ray
 from repr_ray.study.plan import Trial
 
 Span = tuple[float, float]
@@ -39,7 +38,7 @@ def main() -> None:
     planned = _trials(args.trials, max(1, round(args.seconds / _epoch_seconds())))
     with tempfile.TemporaryDirectory() as folder:
         started = time()
-        on_ray.run(planned, Path(folder), lambda message: None, {})
+        run_on_ray(planned, Path(folder))
         makespan = time() - started
         results = results_of(Path(folder), planned)
         training = sum(row["seconds"] for trial in planned for row in epochs_of(Path(folder), trial))

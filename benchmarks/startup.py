@@ -21,7 +21,7 @@ from statistics import median
 from time import time
 
 from benchmarks.tables import CPU, Arm, ratio_table, table, write
-from benchmarks.trials import STANDARD, results_of, trials
+from benchmarks.trials import STANDARD, results_of, run_on_ray, trials
 from repr_ray.data.decoded import load
 from repr_ray.runners import ray as on_ray
 
@@ -30,10 +30,10 @@ TWO = "Train worker group of two"
 
 STEPS = (
     ("imports; config, plan, results folder", "trials to run"),
-    ("loading the images", "importing PyTorch"),
-    ("importing PyTorch, building every network", "starting Ray"),
-    ("starting Ray (since `loading the images`), importing Tune", "Ray is up"),
-    ("processes of the trials start and import PyTorch", "  starts"),
+    ("loading the images", "starting Ray"),
+    ("starting Ray, importing Tune", "importing PyTorch"),
+    ("a trial's process imports PyTorch and builds every network", "starting the processes"),
+    ("Tune starts the trials", "  starts"),
     ("first epoch", "  epoch 1/"),
     ("training of six trials; Ray stops", "reading the results"),
     ("tables and pictures", ""),
@@ -78,7 +78,7 @@ def first_and_later(planned: list[object]) -> list[float]:
     """Seconds that each trial took beside its training; the first with the start of Ray."""
     with tempfile.TemporaryDirectory() as folder:
         started = time()
-        on_ray.run(planned, Path(folder), lambda message: None, {})
+        run_on_ray(planned, Path(folder))
         results = results_of(Path(folder), planned)
     ended = [started, *(datetime.fromisoformat(result["finished"]).timestamp() for result in results)]
     return [b - a - r["wall_seconds"] for a, b, r in zip(ended, ended[1:], results, strict=False)]

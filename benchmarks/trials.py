@@ -30,6 +30,16 @@ def trials(
     return plan(validate(raw | blocks, "benchmark"))
 
 
+def run_on_ray(planned: Sequence[Trial], results: Path) -> None:
+    """Train trials on a Ray cluster that is started for them."""
+    from repr_ray.runners.ray import run  # not at the top: most benchmarks do without Ray
+    from repr_ray.runners.ray_cluster import Connection
+
+    with Connection(planned) as connection:
+        connection.wait()
+        run(planned, results, lambda message: None, {}, connection)
+
+
 def cifar_trial(model: dict[str, Any], scheme: dict[str, Any] | None = None, **train: Any) -> Trial:
     """One trial on augmented CIFAR-10, batch 128."""
     data = {"name": "cifar10", "crop_padding": 4, "flip": True}

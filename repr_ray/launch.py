@@ -73,10 +73,12 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         merged = merge(storage, experiment)
         rounds = Rounds(console, experiment, storage, location)
         rounds.load_data(merged)
-        runner = rounds.runner(args.runner, stack)
+        ray = stack.enter_context(contextlib.ExitStack())
+        runner = rounds.runner(args.runner, ray)
         args.trains = True
         with hold(storage, experiment):
             rounds.run(runner, shlex.join([*_COMMAND, *map(redact, arguments)]))
+            ray.close()
             _report(console, storage, args)
             rounds.show_first_failure()
         return 0 if rounds.complete else 1

@@ -22,6 +22,11 @@ class Mailbox:
         self.everyone_leaves = False
         self.changed = asyncio.Condition()
 
+    async def begin(self) -> None:
+        """Forget the trials of the last round: a trial that was stopped in it may go on."""
+        self.starts.clear()
+        self.trained.clear()
+
     async def put(self, message: Message) -> None:
         """Store a message of a trial."""
         self.messages.append(message)

@@ -40,35 +40,29 @@ def run(
     results: Path | str,
     tell: Tell,
     origin: dict[str, Any],
-    connection: Connection | None = None,
+    connection: Connection,
 ) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    `connection` is closed at the end; without an open one, a new one is made, to a cluster of the same kind. Raises
-    ConfigError if no trial gets its resources (within `resources.wait_minutes` on a cluster that was joined), or if a
-    node does not see `results`.
+    Raises ConfigError if no trial gets its resources (within `resources.wait_minutes` on a cluster that was joined),
+    or if a node does not see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
             f"--results: {results} is the job's own copy of the working folder and goes with the job;"
             " give a folder that every node sees, or set REPR_RAY_RESULTS in the job's environment"
         )
+    import ray
+    from ray import tune
 
-    resources = trials[0].resources
+    resources, handlers = trials[0].resources, signals.handlers()
+    wait_minutes = resources.wait_minutes if connection.joins else 0  # else no nodes are added
+    room = _wait_for_room(resources, tell, wait_minutes)
+    tell(Note("starting the processes of the trials"))
+    ray_private.skip_tracker_imports()
+    logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # failures are reported by `_record`
+    ray.get(connection.mailbox.begin.remote())
     with contextlib.ExitStack() as stack:
-        if not connection or connection.over.is_set():  # the later rounds of a launch do as the first
-            connection = Connection(trials, connection.joins if connection else None)
-        stack.enter_context(connection)
-        tell(Note("joining the Ray cluster" if connection.joins else "starting Ray on this machine"))
-        from ray import tune  # takes seconds, while Ray starts
-
-        ray_private.skip_tracker_imports()
-        connection.wait()
-        handlers = signals.handlers()
-        wait_minutes = resources.wait_minutes if connection.joins else 0  # else no nodes are added
-        room = _wait_for_room(resources, tell, wait_minutes)
-        tell(Note("Ray is up; starting the processes of the trials, which import PyTorch"))
-        logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # failures are reported by `_record`
         storage = stack.enter_context(opened(results))
         probe = stack.enter_context(_seen_by_every_node(storage))
         if room.gpus and resources.trials_per_gpu != 1:

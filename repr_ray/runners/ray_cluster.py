@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster that is joined, or one of our own on this machine."""
+"""The connection of a launch to Ray: a cluster that is joined, or one of our own on this machine."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from repr_ray.plug_ins import first_line
 from repr_ray.runners import ray_private, signals
 from repr_ray.runners.mailbox import Mailbox
-from repr_ray.runners.ray_trial import prepare
+from repr_ray.runners.ray_trial import prepare, problem_of
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 
@@ -38,15 +38,17 @@ class Connection:
 
     Ray starts in a thread, while the caller does something else. The thread lasts until the connection is closed: a
     cluster of our own ends with the thread that started it. `mailbox` is there once `up` is done.
+
+    A process of Ray, which imports PyTorch for `trials` anyway, checks the networks and schemes of some of them.
     """
 
     mailbox: Any
 
-    def __init__(self, trials: Sequence[Trial], joins: bool | None = None) -> None:
+    def __init__(self, trials: Sequence[Trial], checked: Sequence[Trial] = ()) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self.trials = trials
-        self.joins = ray_private.cluster_is_running() if joins is None else joins
+        self.trials, self.checked = trials, checked
+        self.joins = ray_private.cluster_is_running()
         self.up: Future[None] = Future()
         self.over = threading.Event()
         threading.Thread(target=self._hold, daemon=True).start()
@@ -54,6 +56,7 @@ class Connection:
     def _hold(self) -> None:
         try:
             import ray
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
             logging.getLogger("ray").setLevel(logging.ERROR)
             environment: Any = {"env_vars": _WORKERS}
@@ -69,8 +72,11 @@ class Connection:
                     logging_level=logging.ERROR,
                     runtime_env=environment,
                 )
-            # before the warm-up: it would take one of the warm processes
+            # before the processes that import PyTorch: it would take one of them
             self.mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=HEAD, max_concurrency=_CALLS).remote()
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            check = ray.remote(problem_of).options(num_cpus=0, scheduling_strategy=here)
+            self._problem = check.remote(self.checked)
             if not self.joins:
                 self._warm_up()
         except BaseException as error:
@@ -80,16 +86,18 @@ class Connection:
             self.over.wait()
 
     def _warm_up(self) -> None:
-        """Have the processes of a cluster of our own import what trials need, while the launcher imports Tune."""
+        """Have the processes of a cluster of our own import what trials need; the check of the networks is in one."""
         import ray
 
         resources = self.trials[0].resources
         fit = int(ray.cluster_resources().get("CPU", 0)) // resources.cpus_per_worker
-        for _ in range(min(len(self.trials) * resources.workers, fit)):
+        for _ in range(min(len(self.trials) * resources.workers, fit) - 1):
             ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
 
     def wait(self) -> None:
         """Wait until Ray is up. Raises ConfigError if it cannot be started or joined."""
+        from ray import tune  # noqa: F401 - takes seconds, while Ray starts
+
         try:
             self.up.result()
         except Exception as error:
@@ -97,6 +105,19 @@ class Connection:
                 f"--runner ray: Ray cannot be {'joined' if self.joins else 'started'}: {first_line(error)};"
                 f" {'check RAY_ADDRESS' if self.joins else 'try again'}, or use --runner local"
             ) from error
+
+    def check(self) -> None:
+        """Wait for the check of every network. Raises ConfigError if one does not fit its images or its scheme."""
+        import ray
+
+        try:
+            problem = ray.get(self._problem)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise ConfigError(f"the process that builds every network died: {first_line(error)}") from None
+        if problem:
+            raise ConfigError(problem)
 
     def __enter__(self) -> "Connection":
         return self

@@ -14,7 +14,9 @@ import torch
 from support import ROOT, results_of, tiny, write_config
 
 from repr_ray.runners import ray as runner
+from repr_ray.runners.ray_cluster import Connection
 from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import Trial
 from repr_ray.training.memory import Memory
 from repr_ray.training.messages import Message, Note, Tell
 
@@ -55,6 +57,14 @@ def pretend(config: dict[str, str], launch: Any) -> dict[str, Any]:
     return {"failure": None}
 
 
+def run(trials: list[Trial], results: Path, tell: Tell) -> None:
+    """Run trials on the cluster."""
+    with Connection(trials) as connection:
+        connection.wait()
+        assert connection.joins
+        runner.run(trials, results, tell, {}, connection)
+
+
 def schedule(
     results: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell = lambda message: None, **resources: Any
 ) -> list[tuple[float, float, str]]:
@@ -65,7 +75,7 @@ def schedule(
     monkeypatch.setattr(runner, "train_here", pretend)
     trials = tiny(seeds=list(range(30)), resources=resources)
     assert len(trials) == 60
-    runner.run(trials, results, tell, {})
+    run(trials, results, tell)
     rows = [(results / trial.name).read_text().split() for trial in trials]
     return [(float(begin), float(end), f"{node} {gpu}") for begin, end, node, gpu in rows]
 
@@ -126,10 +136,9 @@ def test_too_large_a_trial_is_given_up_in_the_open(
     trials = tiny(resources={"workers": 2, "gpus_per_worker": 2, "wait_minutes": 0.05})
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConfigError, match=r"a trial needs 4 GPUs and 2 CPUs \(2 workers\), the cluster has 2 GPUs"):
-        runner.run(trials, tmp_path, said.append, {})
-    assert said[0] == Note("joining the Ray cluster")
-    assert isinstance(said[1], Note)
-    assert said[1].text.startswith("waiting for resources: a trial needs 4 GPUs")
+        run(trials, tmp_path, said.append)
+    assert isinstance(said[0], Note)
+    assert said[0].text.startswith("waiting for resources: a trial needs 4 GPUs")
     assert not (tmp_path / "trials").exists()
     assert signal.getsignal(signal.SIGTERM) is handler, "a signal while the report is written would end badly"
 
