@@ -23,8 +23,9 @@ class Mailbox:
         self.changed = asyncio.Condition()
 
     async def begin(self) -> None:
-        """Forget the trials of the last round: a trial that was stopped in it may go on."""
+        """Forget the trials of the last round: a trial that paused in it may go on."""
         self.starts.clear()
+        self.running.clear()
         self.trained.clear()
 
     async def put(self, message: Message) -> None:
