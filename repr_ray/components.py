@@ -29,8 +29,8 @@ class Settings(BaseModel):
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}
     """The first defaults, as JSON values, of fields whose default has changed since.
 
-    For a field that was added, that is the value which does what was done without it. Settings that are the default
-    of a field of others are not asked: the field needs an entry of its own.
+    For a field that was added, it is the value that gives the behaviour before. Entries of nested settings do not
+    apply while these are at their default; the outer field then needs an entry.
     """
 
     def differing(self, **dump: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Component(Settings):
 
     family: ClassVar[str]
     given: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that the family passes to the component: they are no settings."""
+    """Arguments that the family passes to the component: they are not settings."""
     builds: ClassVar[Any] = None
     """The component: `module:object`, or the object itself."""
     kinds: ClassVar[dict[str, type["Component"]]]

@@ -1,4 +1,4 @@
-"""Rank 0 decides, all ranks receive, and a checksum checks it. With one process nothing is sent."""
+"""Communication between ranks: values of rank 0 are broadcast, checksums are compared. One process sends nothing."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ def assert_same_model(model: nn.Module, when: str) -> None:
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Whether an error only means that another rank is gone."""
+    """Whether an error is a lost connection to another rank."""
     return isinstance(error, dist.DistError) or "Connection closed" in str(error) or "Connection reset" in str(error)
 
 

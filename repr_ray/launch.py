@@ -1,6 +1,7 @@
 """python -m repr_ray.launch: train the trials of a config, and compare them.
 
-Exit status: 0 all trials done, 1 some failed, 2 bad config or input, 130 interrupted, 143 terminated.
+Exit status: 0 all trials done; 1 some failed, or the storage did; 2 bad config or input; 129 terminal closed, 130
+interrupted, 143 terminated.
 """
 
 import argparse

@@ -39,11 +39,11 @@ class RePrCallback(_package.Callback):
         self._saved: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach to the network and its optimizer, where a checkpoint left off if there was one."""
+        """Attach to the network and its optimizer, and load the state of a checkpoint if there is one."""
         if len(trainer.optimizers) != 1:
-            raise ValueError(f"RePrCallback: it follows one optimizer, there are {len(trainer.optimizers)}")
+            raise ValueError(f"RePrCallback: the Trainer has {len(trainer.optimizers)} optimizers; use a single one")
         if not trainer.max_epochs or trainer.max_epochs < 1:
-            raise ValueError("RePrCallback: say Trainer(max_epochs=...), from which the cycles follow")
+            raise ValueError("RePrCallback: set Trainer(max_epochs=...), the cycles are computed from it")
         model: nn.Module = pl_module.get_submodule(self.network) if self.network else pl_module
         example = self.example if self.example is not None else getattr(pl_module, "example_input_array", None)
         self.repr = RePr(

@@ -105,7 +105,7 @@ def resolved(family: str, name: str, builtin: Mapping[str, Any]) -> str:
         raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
     found = imported(path)
     if not callable(found):
-        raise ValueError(f"{path} is no class or function")
+        raise ValueError(f"{path} is not a class or function")
     used[name] = path.partition(":")[0]
     return path
 

@@ -217,19 +217,19 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         raise Unusable(f"lacks {', '.join(missing)}")
     for name, kind in columns(Measured).items():
         if (value := result.get(name)) is not None and not _fits(value, kind):
-            raise Unusable(f"says {name}={str(value)[:100]!r}, which is no {_KINDS[kind]}")
+            raise Unusable(f"says {name}={str(value)[:100]!r}, not {_KINDS[kind]}")
     for name in ("started", "finished"):
         try:
             datetime.fromisoformat(result[name]).timestamp()
         except (ValueError, OverflowError):
-            raise Unusable(f"says {name}={result[name][:100]!r}, which is no time") from None
+            raise Unusable(f"says {name}={result[name][:100]!r}, not a time") from None
     for name in ("versions", "hardware"):
         if not isinstance(result[name], dict):
-            raise Unusable(f"says {name}={str(result[name])[:100]!r}, which is no mapping")
+            raise Unusable(f"says {name}={str(result[name])[:100]!r}, not a mapping")
     return result
 
 
-_KINDS = {int: "whole number", float: "number", str: "text"}
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
 def _fits(value: Any, kind: type) -> bool:

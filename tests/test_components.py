@@ -221,12 +221,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schemes": {"s": {"kind": "mine:Plain", "dcay": 1}}}, "schemes.s.dcay: unknown field; did you mean decay?"),
     ({"schemes": {"s": {"kind": "mine:Mild", "softnes": 1}}}, "schemes.s.softnes: unknown field; did you mean soft"),
     ({"schemes": {"s": {"kind": "mine:Mild", "s1": 0}}}, "schemes.s.s1=0: input should be greater"),
-    ({"schemes": {"s": {"kind": "mine:net"}}}, "schemes.s.kind='mine:net': net is no scheme"),
+    ({"schemes": {"s": {"kind": "mine:net"}}}, "schemes.s.kind='mine:net': net is not a scheme"),
     ({"model": {"kind": "mine:net", "widht": 3}}, "model.widht: unknown field; did you mean width?"),
     ({"model": {"kind": "mine:net", "width": "wide"}}, "model.width='wide': expected an integer"),
     ({"model": {"kind": "mine:net", "classes": 3}}, "model.classes: unknown field"),
     ({"model": {"kind": "mine:nett"}}, "module mine has no nett; did you mean net?"),
-    ({"model": {"kind": "mine:NOTHING"}}, "mine:NOTHING is no class or function"),
+    ({"model": {"kind": "mine:NOTHING"}}, "mine:NOTHING is not a class or function"),
     ({"model": {"kind": "nowhere:net"}}, "there is no module nowhere in "),
     ({"model": {"kind": "package.nowhere:net"}}, "there is no module package.nowhere in "),
     ({"model": {"kind": "raises:net"}}, "plug-in raises: raises.py:2: ZeroDivisionError: division by zero"),
@@ -246,7 +246,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"schemes": {"r": {"kind": "repr", "ranking": {"score": "mine:smalest"}}}},
         "has no smalest; did you mean small",
     ),
-    ({"schemes": {"r": {"kind": "repr", "reinit": {"direction": "mine:NOTHING"}}}}, "is no class or function"),
+    ({"schemes": {"r": {"kind": "repr", "reinit": {"direction": "mine:NOTHING"}}}}, "is not a class or function"),
 ]
 
 
@@ -304,7 +304,7 @@ def test_a_network_that_gives_no_logits_is_refused_before_training(write: Write,
         (
             "def f(base, step, *_): return -1.0",
             {"train": {"schedule": {"kind": "own:f"}}},
-            "-1.0 is no learning rate",
+            "-1.0 is not a learning rate",
         ),
         ("def f(base): return 1.0", {"train": {"schedule": {"kind": "own:f"}}}, "TypeError: f() takes 1 positional"),
         (

@@ -60,7 +60,7 @@ def test_there_are_configs() -> None:
         (["train.optimizer.learning_rate=.nan"], ["train.optimizer.learning_rate=nan"]),
         (["resources.wait_minutes=.inf"], ["resources.wait_minutes=inf", "finite"]),
         (["schemes.repr.reinit.gain=.inf"], ["schemes.repr.reinit.gain=inf", "finite"]),
-        (["baseline=satndard"], ["baseline: 'satndard' is no scheme; there are repr, standard"]),
+        (["baseline=satndard"], ["baseline: 'satndard' is not a scheme; there are repr, standard"]),
         (["schemes={a: {kind: standard}, a: {kind: repr}}"], ["the key 'a' occurs twice"]),
         (["model.depth=1000000000"], ["model.depth=1000000000: input should be less than or equal to 1000"]),
         (["model.width=10000000000"], ["model.width=10000000000: input should be less than"]),

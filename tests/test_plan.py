@@ -111,7 +111,7 @@ def test_a_value_of_a_grid_may_set_several_fields() -> None:
         ({"model.width": {"a": {}}}, r"grid\.model\.width: expected a list of values"),
         ({"training": ARMS, "data.flip": [True]}, r"grid: data\.flip varies twice"),
         ({"training": {}}, r"grid\.training"),
-        ({"training": {"a b": {}}}, r"grid\.training: 'a b' is no name for labels"),
+        ({"training": {"a b": {}}}, r"grid\.training: 'a b' cannot be a name in labels"),
         ({"training": {"a": 3}}, r"grid\.training=\{'a': 3\}: expected a mapping"),
         ({"training": ["a"]}, r"grid\.training: only fields of data, model, train and schemes can vary"),
         ({"training": {"a": {}, "b": {}}}, "have the same settings"),

@@ -120,7 +120,7 @@ def test_configurations_of_a_data_set_are_told_apart(tmp_path: Path) -> None:
     write(root / "cropped" / "0.parquet", table(30))
     write(root / "full" / "0.parquet", table(50, seed=1))
     for said in ({}, {"configuration": "cropt"}):
-        with pytest.raises(ConfigError, match=r"configurations cropped, full; say one, as in data\.configuration=cr"):
+        with pytest.raises(ConfigError, match=r"configurations cropped, full; set one, as in data\.configuration=cr"):
             load(own(root, **said))
     sizes = {name: load(own(root, configuration=name)) for name in ("cropped", "full")}
     assert {name: len(found.train) + len(found.test) for name, found in sizes.items()} == {"cropped": 30, "full": 50}
@@ -205,14 +205,14 @@ def test_a_dry_run_says_that_the_first_image_is_damaged(tmp_path: Path, content:
     root = class_folders(tmp_path / "own", train=20, test=6)
     (root / "train" / "cat" / "0.png").write_bytes(content)
     assert "train begins with" in describe(own(root))
-    assert "train/cat/0.png: is no JPEG, PNG, WEBP, BMP, GIF image" in describe(own(root))
+    assert "train/cat/0.png: is not a JPEG, PNG, WEBP, BMP, GIF image" in describe(own(root))
     with pytest.raises(ConfigError, match=r"train/cat/0\.png: is no .*data\.skip_damaged=1"):
         load(own(root))
 
 
 def test_mixed_sizes_are_scaled_and_cropped(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "c", ((20, 12), (9, 30)), train=20, test=8)
-    with pytest.raises(ConfigError, match=r"data\.size: images from 9 x 30 to 20 x 12 pixels become squares"):
+    with pytest.raises(ConfigError, match=r"data\.size: images from 9 x 30 to 20 x 12 pixels are scaled to squares"):
         load(own(root))
     data = load(own(root, size=8, resize=10, evaluation_resize=9, validation_images=4))
     assert data.train.images.shape[1:] == (10, 10, 3)

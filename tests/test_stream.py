@@ -384,7 +384,7 @@ def test_an_image_that_changes_under_a_trial_is_named(source: Path, loaders: int
     spoiled = Encoded(tmp_path / "content.npy", found.train.images.offsets, found.train.images.target)
     train = decoded.Split(spoiled, found.train.labels)
     made = Batches(train, found.mean, found.std, data, CPU, loaders=loaders)
-    assert_fails(made, r"content\.npy: image 7: is no JPEG.* image; has the file changed\?")
+    assert_fails(made, r"content\.npy: image 7: is not a JPEG.* image; has the file changed\?")
 
 
 def test_a_trial_whose_loader_was_killed_resumes_to_the_same_bits(source: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str
     elif needed > (free := shutil.disk_usage(folder).free):
         raise ConfigError(
             f"data.store={data.store}: decoded images take {needed / 1e9:,.1f} GB, {folder.parent} has"
-            f" {free / 1e9:,.1f} GB; name another REPR_RAY_CACHE, or say data.store=stream"
+            f" {free / 1e9:,.1f} GB; name another REPR_RAY_CACHE, or set data.store=stream"
         )
     surveys: dict[str, Survey] = {}
     for split, rows in chosen.items():
@@ -114,7 +114,7 @@ def _one_size(looks: list[Look], data: Data) -> int:
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         first, last = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
         of = f"from {first} to {last}" if len(sizes) > 1 else f"of {first}"
-        raise ConfigError(f"data.size: images {of} pixels become squares; say of which side, as in data.size=64")
+        raise ConfigError(f"data.size: images {of} pixels are scaled to squares; set the side, as in data.size=64")
     return sizes[0][0]
 
 

@@ -160,7 +160,7 @@ def _statistics(data: Data, facts: dict[str, Any], channels: int) -> tuple[NDArr
         if not (std > 0).all():
             raise ConfigError(
                 f"data.source={data.source}: {facts['where']}: channel {int(std.argmin())} has one value all over"
-                " the training images, and cannot be divided by its deviation; say data.normalise=none"
+                " the training images, and cannot be divided by its deviation; set data.normalise=none"
             )
         return mean, std
     given = data.normalise
@@ -192,7 +192,7 @@ def _copy(data: Data, progress: Track) -> tuple[Path, dict[str, Any]]:
         if (there := facts["counts"][split]) < (expected := getattr(data.facts, split)):
             raise ConfigError(
                 f"data.source={data.source}: it has {there:,} {split} images, {data.name} has {expected:,}; give it"
-                " another data.name, or say data.partial=true"
+                " another data.name, or set data.partial=true"
             )
     return folder, facts
 

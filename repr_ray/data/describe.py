@@ -15,7 +15,7 @@ from repr_ray.storage.folder import redact
 from repr_ray.study.data import Data
 
 LARGEST = 2_000_000_000  # bytes of a source that a dry run reads
-COLOUR = 3  # channels of images that nobody has looked at yet
+COLOUR = 3  # channels assumed for images that have not been read
 
 
 def describe(data: Data) -> str:

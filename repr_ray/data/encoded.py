@@ -83,7 +83,7 @@ class Survey:
         self.digests += digests
 
     def labels(self, labels: NDArray[np.int64]) -> None:
-        """The labels of all of them."""
+        """Add the labels of all images to the digest."""
         self.content.update(f"{labels.dtype.str}{labels.shape}".encode())
         self.content.update(np.ascontiguousarray(labels).data)
 

@@ -47,7 +47,7 @@ class Target:
 
     @property
     def bytes(self) -> int:
-        """Of one image."""
+        """Bytes of one decoded image."""
         return self.crop**2 * self.channels
 
 
@@ -180,7 +180,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, Unreadable):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return f"is no {', '.join(FORMATS)} image"
+        return f"is not a {', '.join(FORMATS)} image"
     text = " ".join(str(error).split()) or type(error).__name__
     text = "".join(c if c.isprintable() else "?" for c in text)
     return f"cannot be decoded ({text[:200]})"

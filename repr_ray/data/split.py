@@ -77,7 +77,7 @@ def choose(found: Splits, data: Data) -> tuple[dict[str, Rows], list[str]]:
         del chosen[split]
     if "train" not in chosen:
         raise ConfigError(
-            f"data.splits.train: none of the splits {', '.join(found.rows)} is called train; say which to train on"
+            f"data.splits.train: none of the splits {', '.join(found.rows)} is called train; set the one to train on"
         )
     if "test" not in chosen and "validation" in chosen and not named["validation"]:
         chosen["test"] = chosen.pop("validation")
@@ -154,7 +154,7 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> tuple[in
 
 def _another(data: Data, reason: str) -> ConfigError:
     return ConfigError(
-        f"data.source={data.source}: {reason}; give it another data.name, or say data.partial=true for a part of it"
+        f"data.source={data.source}: {reason}; give it another data.name, or set data.partial=true for a part of it"
         if "images" in reason
         else f"data.source={data.source}: {reason}; give it another data.name"
     )
@@ -173,5 +173,5 @@ def check_classes(split: str, labels: NDArray[np.int64], classes: int, names: tu
         called = listed([names[label] if names else str(label) for label in missing], 3)
         raise ConfigError(
             f"data: no {split} image ({len(labels):,} in all) is of class {called}; take more images, another"
-            " split, or say data.partial=true"
+            " split, or set data.partial=true"
         )

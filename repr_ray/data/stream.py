@@ -46,7 +46,7 @@ class Request:
     cut: Cut | None
 
     def parts(self) -> Iterator["Request"]:
-        """The number of requests for the processes, one at least."""
+        """The request in parts of at most AT_ONCE images, at least one part."""
         for start in range(0, max(1, len(self.rows)), AT_ONCE):
             of = slice(start, start + AT_ONCE)
             yield Request(self.rows[of], self.cut and self.cut.take(of))
@@ -209,7 +209,7 @@ def _scale(box: int, size: int) -> int:
 
 
 def _leave_group(worker: int) -> None:
-    """Ignore signals that a terminal or scheduler sends to all processes: the trial ends these processes."""
+    """Start a session, so that signals to the process group of the trial do not reach this process."""
     os.setsid()
 
 

@@ -33,7 +33,7 @@ def apoz(measurement: Measurement) -> dict[str, Tensor]:
 
 
 def gradient(measurement: Measurement) -> dict[str, Tensor]:
-    """Minus the mean |dL/dw| of a filter's weights, L the mean loss: filters that learn least are dropped first."""
+    """Minus the mean |dL/dw| of a filter's weights, L the mean loss: those with the smallest are dropped first."""
     means = measurement.mean_of_kernels(torch.autograd.grad)
     return {name: -grad.abs().flatten(1).mean(1) for name, grad in means.items()}
 

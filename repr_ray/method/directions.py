@@ -59,7 +59,7 @@ def null_space(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip
 
 
 def null_space_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """A basis vector for each filter, of the null space of [old values; survivors], as in the siahuat0727 code.
+    """Basis vectors of the null space of [old values; survivors], one per filter, as in the siahuat0727 code.
 
     There may be fewer basis vectors than filters; the others get the last resort.
     """
@@ -67,7 +67,7 @@ def null_space_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator
 
 
 def survivors_basis(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """A basis vector for each filter, of the null space of the survivors alone, as in earlier code of siahuat0727.
+    """Basis vectors of the null space of the survivors, one per filter, as in earlier code of siahuat0727.
 
     That null space is larger, but may still have fewer dimensions than there are filters.
     """
@@ -126,7 +126,7 @@ def old(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool)
 
 
 def zero(kernel: Tensor, dropped: Tensor, generator: torch.Generator, clip: bool) -> Directions:
-    """Zero."""
+    """Zeros (k x d), not scaled: a control that brings filters back empty."""
     return Directions(torch.zeros_like(kernel[dropped]), fixed=True)
 
 

@@ -30,7 +30,7 @@ class LossSettings(Component):
     def accept(cls, target: Any) -> None:
         """Accept subclasses of repr_ray.LossTerm."""
         if not hasattr(target, "penalty"):
-            raise ValueError(f"{target.__name__} is no loss: a loss is a subclass of repr_ray.LossTerm")
+            raise ValueError(f"{target.__name__} is not a loss: a loss is a subclass of repr_ray.LossTerm")
 
 
 class LabelSmoothing(LossSettings):
@@ -96,8 +96,8 @@ class Srip(LossSettings):
     weight: Weight = 0.1
     """weight of the penalty at the beginning"""
     decay: tuple[tuple[Count, Weight], ...] = ((20, 1e-2), (50, 1e-3), (70, 1e-5), (120, 0.0))
-    """pairs of an epoch and the factor of the weight from then on; by default as in the paper, which trains 200
-    epochs"""
+    """pairs of an epoch (counted from 0) and the factor of the weight from then on; by default as in the paper, which
+    trains 200 epochs"""
 
     @model_validator(mode="after")
     def _ascending(self) -> "Srip":

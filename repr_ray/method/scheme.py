@@ -153,7 +153,7 @@ class Scheme:
                 )
 
     def before_step(self) -> None:
-        """Change gradients before the optimizer sees them."""
+        """Change gradients before the optimizer's step."""
 
     def after_step(self) -> None:
         """Restore what an optimizer step must not change."""

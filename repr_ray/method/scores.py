@@ -39,7 +39,7 @@ def overlap(weight: Tensor) -> float:
 
 
 def zero_filters(weight: Tensor) -> int:
-    """The number of filters of a layer with an all-zero kernel: they are dead, or emit a constant."""
+    """The number of filters of a layer with an all-zero kernel; such a filter outputs a constant."""
     return int((weight.detach().flatten(1) == 0).all(1).sum())
 
 

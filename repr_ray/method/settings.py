@@ -126,7 +126,7 @@ class SchemeSettings(Component):
     def accept(cls, target: Any) -> None:
         """Accept subclasses of repr_ray.Scheme."""
         if not hasattr(target, "start_epoch"):
-            raise ValueError(f"{target.__name__} is no scheme: a scheme is a subclass of repr_ray.Scheme")
+            raise ValueError(f"{target.__name__} is not a scheme: a scheme is a subclass of repr_ray.Scheme")
 
     @property
     def needs_teacher(self) -> bool:

@@ -79,7 +79,7 @@ def _fitting(
                     reason = str(error).partition(f"{name}: ")[2] or str(error)
             if reason:
                 raise ValueError(
-                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); say a larger"
+                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set a larger"
                     " data.size, such as 224, to which images are scaled, or choose another network"
                 )
     return make(options)
@@ -140,7 +140,7 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if type(error).__name__ == "UnpicklingError":  # PyTorch's text is about its own arguments
-            reason = "it is no file of tensors alone that torch.save wrote"
+            reason = "it is not a file of tensors alone that torch.save wrote"
         raise ValueError(f"model.weights={file}: cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):

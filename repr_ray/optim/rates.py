@@ -36,7 +36,7 @@ class Steps(RateSettings):
 
     kind: Literal["steps"]
     epochs: tuple[Count, ...] = ()
-    """epochs at which the rate changes"""
+    """numbers of epochs after which the rate changes"""
     every_steps: Count | None = None
     """optimizer steps between two changes"""
     factor: Annotated[float, Field(gt=0)] = 0.1

@@ -25,7 +25,7 @@ zero. Reasons:
    alone is called equal in 2.5% of studies.
 
 The t-test takes differences to be normal. Where two schemes do not differ their paired differences are symmetric,
-and symmetric heavy tails (a collapsed run) make it more careful, not less. Results are in `docs/statistics.md`.
+and symmetric heavy tails (a collapsed run) make it more conservative. Results are in `docs/statistics.md`.
 """
 
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ class Room:
         if waited >= self.wait_seconds:
             after = f" for {_minutes(waited)}" if self.wait_seconds else ""
             raise ConfigError(
-                f"resources: {self._shortage()}{after}; ask for fewer"
+                f"resources: {self._shortage()}{after}; lower workers, cpus_per_worker or gpus_per_worker"
                 + (", or raise resources.wait_minutes; the same command resumes" if self.wait_seconds else "")
             )
         if now - self.said >= REMIND_EVERY:

@@ -19,7 +19,7 @@ def handlers() -> dict[signal.Signals, Any]:
 
 
 def install(wanted: Mapping[signal.Signals, Any]) -> None:
-    """Install handlers."""
+    """Set the handlers of some signals."""
     for number, handler in wanted.items():
         signal.signal(number, handler)
 
@@ -28,8 +28,8 @@ def install(wanted: Mapping[signal.Signals, Any]) -> None:
 def sigterm_kept() -> Iterator[None]:
     """Keep the handler of SIGTERM while Ray starts or ends, in any thread.
 
-    Ray's core replaces the handler in C when it starts and removes it when it ends, which Python does not notice: a
-    signal then kills the process on the spot.
+    Ray's core replaces the handler in C when it starts and removes it when it ends, without informing Python:
+    SIGTERM would then end the process at once.
     """
     libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(1024)  # a struct sigaction is smaller
     libc.sigaction(signal.SIGTERM, None, action)

@@ -23,7 +23,7 @@ class _Loader(_Base):  # constructors added to yaml's own loader would be global
     }
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """An integer of a reasonable length, and not as YAML 1.1 reads 010 (8) and 1:30 (90)."""
+        """Read an integer. Raises YAMLError if it is too long, octal (010) or sexagesimal (1:30)."""
         if len(node.value) > LONGEST_NUMBER:
             raise _error(node, f"a number of {len(node.value):,} characters")
         return _as_written(node, super().construct_yaml_int(node))

@@ -57,7 +57,7 @@ def _refused(mode: int) -> str:
         return "is a symbolic link"
     if stat.S_ISDIR(mode):
         return "is a folder"
-    return "" if stat.S_ISREG(mode) else "is no regular file"
+    return "" if stat.S_ISREG(mode) else "is not a regular file"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except Unusable:
         raise
     except ValueError as error:
-        raise Unusable(f"is no JSON ({error})") from None
+        raise Unusable(f"is not JSON ({error})") from None
     return _mapping(content)
 
 
@@ -78,7 +78,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(read_bytes(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Unusable(f"is no YAML ({' '.join(str(error).split())})") from None
+        raise Unusable(f"is not YAML ({' '.join(str(error).split())})") from None
     return _mapping(content)
 
 
@@ -95,7 +95,7 @@ def check_plain(content: Any, levels: int = DEEPEST) -> None:
         raise Unusable(f"is nested more than {DEEPEST} levels deep")
     if isinstance(content, dict):
         if odd := [key for key in content if not isinstance(key, str) or not is_text(key)]:
-            raise Unusable(f"has the key {odd[0]!r}, which is no text")
+            raise Unusable(f"has the key {odd[0]!r}, which is not text")
         content = content.values()
     elif not isinstance(content, list):
         if isinstance(content, int) and not -(2**63) <= content < 2**63:

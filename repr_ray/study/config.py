@@ -85,7 +85,7 @@ class Resources(Settings):
 
 
 class Looks(Settings):
-    """Seeds 0, 1, 2, ... are added look by look until a scheme has a verdict."""
+    """Seeds 0, 1, 2, ... are added look by look until every scheme has a verdict."""
 
     looks: Annotated[tuple[Annotated[int, Field(ge=3, le=1_000)], ...], Field(min_length=1, max_length=100)]
     """numbers of seeds at each look, fixed in advance: the bounds are computed for them (docs/statistics.md)"""
@@ -155,7 +155,7 @@ class Experiment(Settings):
         if len(set(self.every_seed)) < len(self.every_seed):
             raise ValueError("seeds: each seed once")
         if self.baseline not in (*self.schemes, "standard"):  # the default need not exist
-            raise ValueError(f"baseline: {self.baseline!r} is no scheme; there are {', '.join(self.schemes)}")
+            raise ValueError(f"baseline: {self.baseline!r} is not a scheme; there are {', '.join(self.schemes)}")
         if isinstance(self.seeds, Looks) and (self.baseline not in self.schemes or len(self.schemes) < 2):
             raise ValueError(
                 f"seeds: looks compare schemes with the baseline {self.baseline!r}; have it and another in schemes,"
@@ -165,7 +165,9 @@ class Experiment(Settings):
             self._check_tuning(self.tuning)
         for name, scheme in self.schemes.items():
             if not name or not name.isprintable():
-                raise ValueError(f"schemes: {name!r} is no name for tables: no control characters, and not empty")
+                raise ValueError(
+                    f"schemes: {name!r} cannot be a name in tables: it is empty or has control characters"
+                )
             try:
                 scheme.check(self.train.epochs, self.data.validation_images, self.train.compact_sub_network)
             except ValueError as error:

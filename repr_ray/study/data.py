@@ -130,8 +130,8 @@ class Data(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] = Field(
         description=(
-            f"the data set: of {', '.join(FACTS)} it is known what the source has to hold, any other name needs a"
-            " source and is read as it is found"
+            f"name of the data set; for {', '.join(FACTS)} the content of the source is known and checked, any other"
+            " name needs a `data.source`"
         )
     )
     source: str = "torchvision"
@@ -174,7 +174,8 @@ class Data(Settings):
     skip_damaged: Natural = 0
     """number of images that may be left out because they cannot be decoded"""
     train_images: Count | None = None
-    """number of training images, the first ones without the validation images; by default all"""
+    """number of training images, without the validation images; by default all. For digits, cifar10 and cifar100 the
+    first ones (unless `split_by_seed`), else drawn by class"""
     validation_images: Natural = 0
     """images held out for validation, drawn by class; for digits, cifar10 and cifar100 the last ones of the training
     set"""

@@ -59,8 +59,8 @@ class Trial:
     def fingerprint(self) -> str:
         """Eight hex digits of everything that changes the result; paths and hardware are not in it.
 
-        Fields at their first defaults are left out: a setting added to a later version, which by default changes
-        nothing, does not invalidate existing results, and a default that changes does not take over old ones.
+        Fields at their first defaults are left out, so a new setting does not invalidate existing results, and
+        results made with an old default are not taken for those of a new one.
         """
         blocks = self._blocks().items()
         result: dict[str, Any] = {name: block.differing(exclude={"source", "partial"}) for name, block in blocks}
@@ -208,7 +208,7 @@ def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:
         raise ConfigError(f"grid.{key}: expected a list of values; what sets several fields gets a name of its own")
     for name, fields in values.items():
         if not re.fullmatch(r"[\w.+-]+", name):
-            raise ConfigError(f"grid.{key}: {name!r} is no name for labels: letters, digits, and . _ + -")
+            raise ConfigError(f"grid.{key}: {name!r} cannot be a name in labels: use letters, digits, and . _ + -")
         if wrong := [field for field in fields if field.partition(".")[0] not in _SHARED or "." not in field]:
             raise ConfigError(f"grid.{key}.{name}: {wrong[0]}: only fields of data, model and train can vary here")
     return [(f"{key}={name}", dict(fields)) for name, fields in values.items()]

@@ -95,7 +95,7 @@ class _Content(BaseModel, strict=True):
     scheme: dict[str, Any]
     average: dict[str, Any] | None = None
     precision: Literal["fp32", "bf16"]
-    data_digest: str | None = None  # of version 0.4 and later
+    data_digest: str | None = None  # None in early checkpoints
     epochs: list[_Row]
     cycles: list[dict[str, Any]]
     part: _PartialEpoch | None = None

@@ -106,7 +106,7 @@ def check(trial: Trial) -> Mapping[str, str]:
         with _refusing(trial, trial.train.schedule.kind):
             rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
             if not 0 <= rate < math.inf:
-                raise ConfigError(f"{rate} is no learning rate")
+                raise ConfigError(f"{rate} is not a learning rate")
         loss = trial.settings.loss
         with _refusing(trial, trial.settings.kind, *([loss.kind] if loss else [])):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))

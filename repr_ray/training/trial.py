@@ -224,7 +224,7 @@ class _Run:
         if state is None or len(state["epochs"]) != teacher.train.epochs:
             raise ConfigError(f"loss: the teacher {teacher.name} has no weights of its last epoch; train it again")
         if state.get("data_digest") != self.setup.data_digest:
-            raise ConfigError(f"loss: the teacher {teacher.name} has trained on other images")
+            raise ConfigError(f"loss: the teacher {teacher.name} was trained on other images; set another name")
         self._note(f"learns from {teacher.name}")
         return state["model"], {"teacher": teacher.name, "teacher_seconds": folder.stored["wall_seconds"]}
 
@@ -327,7 +327,10 @@ def _assert_same_data(digest: str, announced: str | None, state: dict[str, Any] 
     """Raise on every rank unless all ranks, the launch and the checkpoint have the same images."""
     every = distributed.of_every_rank(digest)
     if odd := [str(rank) for rank, other in enumerate(every) if other != every[0]]:
-        raise distributed.RanksDiffer(f"data: the images on rank {', '.join(odd)} differ from those on rank 0")
+        where = ", ".join(odd)
+        raise distributed.RanksDiffer(
+            f"data: the images on rank {where} differ from those on rank 0; check data.source"
+        )
     if announced not in (None, every[0]):
         raise ConfigError("data: the images on this node are not those of the launch; data.source differs there")
     if state and state.get("data_digest", every[0]) != every[0]:

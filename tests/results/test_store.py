@@ -135,10 +135,10 @@ def test_values_that_are_not_numbers_survive(experiment: Make, tmp_path: Path) -
     [
         ("config.yaml", {"seed": "abc"}, "is not a trial (seed='abc' is not of type int64)"),
         ("config.yaml", {"epochs": "ten"}, "is not a trial (epochs='ten' is not of type int64)"),
-        ("config.yaml", {"settings": {"scheme": "repr"}}, "is not a trial (scheme='repr' is no mapping)"),
+        ("config.yaml", {"settings": {"scheme": "repr"}}, "is not a trial (scheme='repr' is not a mapping)"),
         ("config.yaml", {"seed": True}, "is not a trial (seed=True is not of type int64)"),
         ("config.yaml", {"scheme": ["repr"]}, "is not a trial (scheme=['repr'] is not of type string)"),
-        ("config.yaml", {"settings": {1: 2}}, "has the key 1, which is no text"),
+        ("config.yaml", {"settings": {1: 2}}, "has the key 1, which is not text"),
         ("epochs.jsonl", {"layers": {"a": {"overlap": "x"}}}, "1 of 1 lines of epochs.jsonl cannot be read"),
         ("epochs.jsonl", {"test_accuracy": 7.1}, "1 lines of epochs.jsonl are left out"),
         ("epochs.jsonl", {"epoch": 2**62}, "1 lines of epochs.jsonl are left out"),

@@ -151,14 +151,14 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         found = {str(split): [Path(name) for name in names] for split, names in builder.config.data_files.items()}
     except Exception as error:  # the library's, fsspec's and pyarrow's
         if (known := _configurations(root)) and data.configuration not in known:
-            there = f"it has the configurations {', '.join(known)}; say one, as in data.configuration={known[0]}"
+            there = f"it has the configurations {', '.join(known)}; set one, as in data.configuration={known[0]}"
             raise _error(data, there) from None
         raise _error(data, f"cannot be laid out as a data set ({_first_line(error)})") from None
     for file in (file for files in found.values() for file in files):
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
             raise _error(data, file, "is named by the README, and does not lie in this folder")
         if file.suffix.lower() != ".parquet":
-            raise _error(data, file, "is no Parquet file, others are; move one kind away")
+            raise _error(data, file, "is not a Parquet file, others are; move one kind away")
     every = [file for files in found.values() for file in files]
     image, label, counts = _check_files(root, every, data)
     try:
@@ -323,7 +323,8 @@ def _read_class_folders(root: Path, data: Data) -> Splits:
     alike = sorted({first for first, *rest in parts if len(rest) > 1 and _LIKE_A_SPLIT.fullmatch(first)} - splits)
     if len(alike) > 1 and not splits:
         raise _error(
-            data, f"{', '.join(alike)} look like splits, not classes; say which, as in data.splits.test={alike[0]}"
+            data,
+            f"{', '.join(alike)} look like splits, not classes; set them, as in data.splits.test={alike[0]}",
         )
     for file, (first, *rest) in zip(files, parts, strict=True):
         if splits and first not in splits:

@@ -18,9 +18,9 @@ class DSDSettings(SchemeSettings):
     Before epoch `sparse_at` the `sparsity` share of the smallest weights of each convolution and linear layer is
     set to zero and kept there; from epoch `dense_at` all weights train again, at `final_rate` times the rate.
     Defaults are the paper's: the same share of every layer, a tenth of the rate (section 2), not the first
-    convolution (section 4), 30% (tables 2 to 4; section 2 recommends 25% to 50%). It trains each phase until it
-    converges, ResNets for 90, 45 and 45 epochs. In its tables the sparse phase also has a lower rate than the first
-    phase; set this by a schedule of the rate.
+    convolution (section 4), 30% (tables 2 to 4; section 2 recommends 25% to 50%). The paper trains each phase
+    until it converges, ResNets for 90, 45 and 45 epochs. In its tables the sparse phase also has a lower rate than
+    the first phase; set this by a schedule of the rate.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.dsd:DSD"

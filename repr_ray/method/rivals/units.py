@@ -19,7 +19,7 @@ from repr_ray.method.scores import overlap
 
 @dataclass
 class Switch:
-    """Whether activations are summed in a forward pass; what is not needed costs nothing."""
+    """Whether activations are summed in a forward pass; without the sums there is no extra cost."""
 
     on: bool = True
 

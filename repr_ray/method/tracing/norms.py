@@ -1,4 +1,4 @@
-"""Batch, layer and group norms: whose gamma and beta silence a dropped filter."""
+"""Batch, layer and group norms; gamma and beta of a dropped filter are zero."""
 
 from typing import Any
 

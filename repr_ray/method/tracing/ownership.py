@@ -147,7 +147,10 @@ class Ownership:
         self.unclaimed = set()
 
     def consume(self, labels: list[float], reason: str | None = None) -> None:
-        """Labels end here: in a sum, or, where there is a reason, with their layers left out."""
+        """Stop following these labels.
+
+        With a `reason` their layers are left out; without one the labels have ended in a sum.
+        """
         self.leave_out_constants(torch.tensor([label for label in labels if label < 0]))
         silent = [label for label in labels if label > 0]
         self.leave_out(silent, reason) if reason else self.join(silent)

@@ -91,7 +91,7 @@ def _to_constants(trace: Trace, labels: Tensor, name: str) -> Tensor:
 
 
 def sum_of(trace: Trace, a: Tensor, b: Tensor, name: str) -> Tensor:
-    """A sum is zero where both are zero with the same filter; to anything else a dropped filter adds nothing."""
+    """A sum is zero where both are zero with the same filter; in any other sum a dropped filter adds zero."""
     constants = [
         _to_constants(trace, z, name) if bool(((z.abs() >= FIRST) & (o == CONSTANT)).any()) else z
         for z, o in ((a, b), (b, a))
@@ -109,7 +109,7 @@ def sum_of(trace: Trace, a: Tensor, b: Tensor, name: str) -> Tensor:
 
 
 def _product(trace: Trace, a: Tensor, b: Tensor, name: str) -> Tensor:
-    """A product is zero where either factor is: a gate cannot bring back a zero."""
+    """A product is zero where either factor is, also behind a gate."""
     silent_a, silent_b = a >= ZERO, b >= ZERO
     out = torch.full_like(a, MIXED)
     out = torch.where((a == CONSTANT) & (b == CONSTANT), CONSTANT, out)

@@ -130,7 +130,7 @@ def problem_of(row: dict[str, Any]) -> str:
     inner = blocks["settings"] if isinstance(blocks["settings"], dict) else {}
     blocks |= {key: inner.get(key) for key in ("data", "model", "train", "scheme")}
     if wrong := [key for key, value in blocks.items() if not isinstance(value or {}, dict)]:
-        return f"{wrong[0]}={shortened(blocks[wrong[0]])} is no mapping"
+        return f"{wrong[0]}={shortened(blocks[wrong[0]])} is not a mapping"
     return ""
 
 
