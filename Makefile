@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 run: $(READY)  ## train the quickstart: three schemes, two seeds, under two minutes
 	$(VENV)/bin/python -m repr_ray.launch $(ARGS)
 
-test: $(READY)  ## lint, types and the whole test suite
+test: $(READY)  ## lint, types and all tests that are not slow
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

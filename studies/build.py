@@ -45,7 +45,7 @@ P_OF_FIXED_SEEDS = (
 )
 P_BY_LOOKS = (
     ", at the last look, with an interval that holds at all looks together. p: over all looks; Holm p: over all"
-    " comparisons as well, see docs/statistics.md."
+    " comparisons as well, see docs/statistics.md; ≈: of a t-test, corrected by simulation."
 )
 ENDING = (
     " Test at best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test"
@@ -174,8 +174,16 @@ def _only(sheet: tables.Sheet, names: Sequence[str], footnotes: Sequence[str] = 
 
 def index() -> str:
     """The index: a line per answer."""
-    lines = ["# Studies", "", "All studies with this package, positive or negative. Every page is built from the"]
-    lines += ["tables beside it: `python -m studies.build`.", "", "| study | question | answer |", "|:---|:---|:---|"]
+    lines = [
+        "# Studies",
+        "",
+        "All finished studies, positive or negative; a folder without a page is a config that has",
+    ]
+    lines += [
+        "not been run to its end. Every page is built from the tables beside it: `python -m studies.build`.",
+        "",
+    ]
+    lines += ["| study | question | answer |", "|:---|:---|:---|"]
     for study in studies():
         with study.compared() as (_, comparison):
             name = study.folder.name
