@@ -26,13 +26,18 @@ def make_trial(
     error: str | None = None,
     status: str = "failed",
     settings: Mapping[str, Any] | None = None,
+    tuned: Mapping[str, Any] | None = None,
+    stage: str = "",
     layers: Mapping[str, int] = LAYERS,
     cycle: tuple[int, int] = (3, 2),
     collapsed: int | None = None,
     validation: bool = True,
     log_lines: int = 12,
 ) -> Path:
-    """Write a trial folder whose last test accuracy is exactly `accuracy`; `done` epochs of it, or all."""
+    """Write a trial folder whose last test accuracy is exactly `accuracy`; `done` epochs of it, or all.
+
+    `settings` has fields of the settings' blocks, `tuned` those of the experiment that tuning tried or has chosen.
+    """
     rng = np.random.default_rng([seed, len(scheme), epochs])
     order = "inverse" if scheme.startswith("inverse") else "worst"
     method: dict[str, Any] = {"kind": "standard"}
@@ -48,7 +53,7 @@ def make_trial(
     for dotted, value in (settings or {}).items():
         block, _, key = dotted.partition(".")
         blocks[block][key] = value
-    slug = "-".join(part for part in (model, dataset, scheme, variant) if part)
+    slug = "-".join(part for part in (model, dataset, scheme, variant, stage) if part)
     slug = "".join(c if c.isalnum() or c in ".=-" else "_" for c in slug)
     fingerprint = hashlib.sha256(json.dumps([slug, blocks], sort_keys=True).encode()).hexdigest()[:8]
     folder = results / "trials" / f"{slug}-s{seed}-{fingerprint}"
@@ -65,7 +70,8 @@ def make_trial(
         "epochs": epochs,
         "settings": blocks,
         "resources": {"workers": 1, "cpus": 2},
-    }
+    } | ({"tuned": dict(tuned)} if tuned else {})
+    config |= {"stage": stage} if stage else {}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     finished = epochs if done is None else done
     if finished:

@@ -4,7 +4,7 @@ from time import process_time
 from typing import Any
 
 import pytest
-from support import tiny
+from support import TINY, tiny
 
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
@@ -120,6 +120,35 @@ def test_a_value_of_a_grid_may_set_several_fields() -> None:
 def test_what_cannot_be_an_axis_of_a_grid_is_said(grid: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(grid=grid)
+
+
+TUNED = {"budget": 2, "space": {"train.optimizer.learning_rate": {"choice": [0.1, 0.2]}}, "seeds": [77]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "repr", "grid": {"schemes.repr.s1": [1, 2]}}, r"grid\.schemes\.repr\.s1: repr is the baseline"),
+        (
+            {"grid": {"data.validation_images": [0, 200]}, "tuning": TUNED},
+            r"validation_images \(at data\.valid.*=0\)",
+        ),
+        (
+            {"grid": {"train.epochs": [8, 20]}, "train": TINY["train"] | {"epochs": 20}}
+            | {"tuning": TUNED | {"halve_after": [11]}},
+            r"tuning\.halve_after: 11: an epoch before the last, train\.epochs=8",
+        ),
+        (
+            {"tuning": TUNED | {"space": {"model.width": {"integer": [8, 9]}}}},
+            r"space: model\.width: .*other|networks",
+        ),
+        ({"tuning": TUNED | {"space": {"data.label_noise": {"uniform": [0, 0.5]}}}}, r"data\.label_noise: .* images"),
+    ],
+)
+def test_what_could_never_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    """Before it is trained."""
+    with pytest.raises(ConfigError, match=message):
+        tiny(**changes)
 
 
 def test_names_are_safe_file_names() -> None:

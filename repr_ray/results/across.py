@@ -1,10 +1,11 @@
 """Schemes over several data sets and networks.
 
 Seeds are repetitions on one data set and one network: they give the uncertainty of a mean there, and no evidence for
-other data. Each (data set, network) gives one number per scheme, the mean over seeds, and the test is over these
-numbers: Wilcoxon's signed-rank test for one scheme beside the baseline, Friedman's test with Nemenyi's critical
-difference for more (Demsar, JMLR 7, 2006). Variants of a data set and network, such as the values of a grid, are not
-independent data sets: their means are averaged.
+other data. Each (data set, network) gives one number per scheme: the baseline's mean over its seeds, and for another
+scheme that mean plus its mean paired difference, so that one with fewer seeds than the baseline is compared over its
+own. The test is over these numbers: Wilcoxon's signed-rank test for one scheme beside the baseline, Friedman's test
+with Nemenyi's critical difference for more (Demsar, JMLR 7, 2006). Variants of a data set and network, such as the
+values of a grid, are not independent data sets: their means are averaged.
 """
 
 from dataclasses import dataclass
@@ -51,13 +52,13 @@ def across(table: pd.DataFrame, baseline: str) -> Across | None:
     from scipy import stats
 
     notes: list[str] = []
-    cells = table.dropna(subset="test_accuracy_mean")
-    wide = cells.pivot_table(
-        "test_accuracy_mean", [*PAIR, "variant"], "scheme", aggfunc="first", sort=False, observed=True
-    )
-    if baseline not in wide:
-        return None
-    wide = _without_gaps(wide.dropna(subset=baseline), baseline, notes)
+    key, of_baseline = [*PAIR, "variant"], table["scheme"] == baseline
+    base = table[of_baseline].set_index(key)["test_accuracy_mean"].dropna()
+    others = table[~of_baseline].dropna(subset="difference_mean")
+    wide = others.pivot_table("difference_mean", key, "scheme", aggfunc="first", sort=False, observed=True)
+    wide = wide.reindex(base.index).add(base, axis=0)
+    wide.insert(0, baseline, base)
+    wide = _without_gaps(wide, baseline, notes)
     accuracies = wide.groupby(PAIR, sort=False).mean().round(12)  # equal means are equal
     n, schemes = accuracies.shape
     if n < 2 or schemes < 2:

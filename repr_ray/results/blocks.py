@@ -18,8 +18,8 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     Settings of a scheme that differ between variants are added too, except for the baseline, which keeps its name.
     """
     trials = trials.copy()
-    texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}")
-    blocks = texts.map({text: _untuned(*map(json.loads, text.split("\n"))) for text in texts.unique()})
+    texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}") + "\n" + trials["scheme"]
+    blocks = texts.map({text: _untuned(*text.split("\n", 2)) for text in texts.unique()})
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
     base = trials["scheme"] == baseline
@@ -39,17 +39,29 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     return _by_data(trials, notes)
 
 
-def _untuned(settings: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
+def _untuned(settings: str, tuned: str, scheme: str) -> dict[str, Any]:
     """All settings without those tuned for each scheme: schemes are compared at their chosen values."""
-    block = whole(settings)
-    for field in tuned:
-        *path, last = field.split(".")
+    block = whole(json.loads(settings))
+    for field in json.loads(tuned):
+        *path, last = _stored_as(field, scheme).split(".")
         inner: Any = block
         for part in path:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
             inner.pop(last, None)
     return block
+
+
+def _stored_as(field: str, scheme: str) -> str:
+    """The dotted field of a trial's settings that a field of an experiment sets: `schemes.NAME.x` is `scheme.x`.
+
+    `scheme` is the trial's label: the name of its scheme, which may have dots, and values of a grid.
+    """
+    first, _, rest = field.partition(".")
+    if first != "schemes":
+        return field
+    places = [place for place, character in enumerate(rest) if character == "."]
+    return next((f"scheme{rest[p:]}" for p in places if f"{scheme} ".startswith(f"{rest[:p]} ")), field)
 
 
 def _without_scheme(settings: dict[str, Any]) -> dict[str, Any]:

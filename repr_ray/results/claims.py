@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from repr_ray.results.blocks import GROUP
+from repr_ray.results.blocks import BLOCK, GROUP
 from repr_ray.results.compare import Comparison, records
 from repr_ray.results.settings import cells, comparable
 
@@ -85,10 +85,15 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
     standards = dict(iter(claims[claims["scheme"] == "standard"].groupby(_NEEDED[:3])))
     of_standard = [_partner(row, standards.get(tuple(row[key] for key in _NEEDED[:3]))) for row in records(claims)]
     claims = claims.assign(standard=pd.Series(of_standard, claims.index, dtype=float))
+
+    def published(block: dict[str, Any], scheme: str) -> tuple[str, dict[str, Any]]:
+        """The published name and the settings of a scheme of a block of trials."""
+        settings = comparable(json.loads(texts[(*(block[key] for key in BLOCK), scheme)] or "{}"))
+        return _published_name(scheme, settings), settings
+
     rows = []
     for ours in records(comparison.table[comparison.table["n"] > 0]):
-        used = comparable(json.loads(texts[tuple(ours[key] for key in GROUP)] or "{}"))
-        scheme = _published_name(ours["scheme"], used)
+        scheme, used = published(ours, ours["scheme"])
         matches = claims[(claims["dataset"] == ours["dataset"]) & (claims["scheme"] == scheme)]
         for claim in records(matches):
             model = _differs(claim["source"], claim["model"], ours["model"])
@@ -100,7 +105,9 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
             row["match"] = "approximate" if remark else "exact"
             quantity = "best on test" if claim["measure"].startswith("selected") else "accuracy"
             rows.append(row | _judge(quantity, claim["accuracy"], ours, claim["measure"], ours["n"], not remark))
-            if not pd.isna(claim["standard"]) and not ours["is_baseline"] and not pd.isna(ours["pairs"]):
+            if quantity == "best on test" or pd.isna(claim["standard"]) or pd.isna(ours["pairs"]):
+                continue  # ours are differences of the last epoch
+            if published(ours, comparison.baseline)[0] == "standard":
                 gain = round(claim["accuracy"] - claim["standard"], 6)
                 rows.append(row | _judge("gain", gain, ours, "difference", ours["pairs"], not remark))
     return pd.DataFrame(_one_each(rows), columns=COLUMNS)

@@ -18,14 +18,13 @@ import pandas as pd
 
 from repr_ray.results.blocks import BLOCK, GROUP, one_a_seed, unambiguous
 from repr_ray.results.by_looks import judge, said_of
-from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
+from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.design import Design
 from repr_ray.results.power import seeds_needed
 from repr_ray.results.sequential import Array, holm
 from repr_ray.results.store import UNFINISHED, Tables
 from repr_ray.results.words import sentence, what_it_takes
 
-_FEWEST = 6  # pairs below which there is no verdict: no exact two-sided test reaches 0.05 with five
 _EXACT = 20  # pairs up to which all 2^n sign flips are enumerated
 
 
@@ -272,7 +271,7 @@ def _paired_t(differences: Array) -> float:
     """p of the t-test of the interval; used where the corrected exact test needs more seeds."""
     from scipy import stats
 
-    if len(differences) < _FEWEST:
+    if len(differences) < FEWEST:
         return 1.0
     if np.ptp(differences) == 0:
         return float(differences[0] == 0)

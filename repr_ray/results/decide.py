@@ -38,6 +38,7 @@ from repr_ray.results.sequential import Array, Bounds, holm, two_sided
 
 LEVEL = 0.05
 FEWEST_FOR_INTERVAL = 3  # pairs below which no interval is computed
+FEWEST = 6  # of a fixed list, pairs below which there is no verdict: no exact two-sided test reaches 0.05 with five
 VERDICTS = ("cannot tell", "better", "worse", "practically equal")
 _OPEN, _BETTER, _WORSE, _EQUAL = range(4)
 

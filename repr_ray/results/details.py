@@ -9,6 +9,7 @@ import pandas as pd
 from repr_ray.results.across import Across
 from repr_ray.results.blocks import GROUP
 from repr_ray.results.compare import Comparison, finished, records
+from repr_ray.results.decide import FEWEST_FOR_INTERVAL
 from repr_ray.results.effects import beats, beats_of_same_seed, device_hours, median, reaching
 from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
@@ -75,7 +76,8 @@ def details_sheet(found: pd.DataFrame) -> Sheet:
 
 def power_sheet(comparison: Comparison) -> Sheet:
     """Seeds that a verdict would need, one row per scheme without one."""
-    rows = [row for row in records(comparison.table) if row["verdict"] == "cannot tell" and row["pairs"] > 1]
+    undecided = comparison.table[comparison.table["verdict"] == "cannot tell"]
+    rows = records(undecided[undecided["pairs"] >= FEWEST_FOR_INTERVAL])
     for row in rows:
         needed = seeds_needed(row, len(rows), comparison.design)
         row |= needed | {"more": max(0.0, np.nanmin([*needed.values(), np.inf]) - row["pairs"])}

@@ -38,21 +38,24 @@ class Study:
 
 
 def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Study]:
-    """Every scheme that was run over a grid."""
+    """Every scheme that was run over a grid; settings that name different fields are different grids."""
     table = comparison.table[comparison.table["n"] > 0]
-    found: dict[tuple[str, str, str], list[tuple[dict[str, str], Row]]] = {}
+    found: dict[tuple[str, str, str, frozenset[str]], list[tuple[dict[str, str], Row]]] = {}
     for row in records(table if with_baseline else table[~table["is_baseline"]]):
         scheme, inside = _grid_values(row["scheme"])
         _, around = _grid_values(f"- {row['variant']}")
-        found.setdefault((row["dataset"], row["model"], scheme), []).append((around | inside, row))
-    for key, cells in found.items():
+        point = around | inside
+        found.setdefault((row["dataset"], row["model"], scheme, frozenset(point)), []).append((point, row))
+    for (dataset, model, scheme, _), cells in found.items():
         values: dict[str, set[str]] = {}
         for point, _ in cells:
             for field, value in point.items():
                 values.setdefault(field, set()).add(value)
         varying = sorted((f for f, v in values.items() if len(v) > 1), key=lambda f: -len(values[f]))
         if varying:
-            yield Study(*key, cells, {field: sorted(values[field], key=sort_key) for field in varying})
+            yield Study(
+                dataset, model, scheme, cells, {field: sorted(values[field], key=sort_key) for field in varying}
+            )
 
 
 def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
@@ -69,8 +72,7 @@ def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
         while title in sheets and sheets[title].columns != columns:
             title += ", other values"
         sheet = sheets.setdefault(title, Sheet(columns, [], [], [LEGEND]))
-        whole = [(point, row) for point, row in study.cells if study.levels.keys() <= point.keys()]
-        cells = {tuple(point[field] for field in study.levels): row for point, row in whole}
+        cells = {tuple(point[field] for field in study.levels): row for point, row in study.cells}
         for values in sorted({point[1:] for point in cells}, key=lambda values: [*map(sort_key, values)]):
             texts = [_cell(cells.get((value, *values))) for value in study.levels[across]]
             if any(cell.text != NONE for cell in texts):

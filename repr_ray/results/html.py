@@ -95,7 +95,7 @@ def _embedded(pictures: Iterable[Picture], folder: Path, room: int) -> Iterable[
 
 def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
     """Every trial under its data set, model and scheme, failures first."""
-    room = min(_LOG, _LOGS // len(comparison.trials))
+    room = min(_LOG, _LOGS // max(1, len(comparison.trials)))
     status = comparison.table.set_index(GROUP)["status"]
     trials = comparison.trials.assign(well=comparison.trials["status"].isin(("done", *UNFINISHED)))
     trials = trials.sort_values("well", kind="stable")  # groups go by their first trial

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from repr_ray.results.decide import LEVEL
+from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.design import Design
 from repr_ray.results.sequential import Array, bounds
 
@@ -18,15 +18,15 @@ def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None)
     """The total number of seeds that a verdict on a row needs; NaN if it has one or no number is enough."""
     found = {"seeds_to_differ": np.nan, "seeds_to_equal": np.nan}
     mean, sd = row["difference_mean"], row["difference_sd"]
-    if row["verdict"] != "cannot tell" or np.isnan(sd) or row["pairs"] < 3:
+    if row["verdict"] != "cannot tell" or np.isnan(sd) or row["pairs"] < FEWEST_FOR_INTERVAL:
         return found
     level = LEVEL / max(still_open, 1)
     level = bounds(design.looks).nominal(level) if design else level
     found["seeds_to_differ"] = seeds_to_differ(mean, sd, level) or np.nan
     if not np.isnan(row["margin"]):
         found["seeds_to_equal"] = seeds_to_equal(row["margin"], sd, level) or np.nan
-    # the present seeds are too few
-    return {name: np.maximum(seeds, row["pairs"] + 1) for name, seeds in found.items()}
+    fewest = max(row["pairs"] + 1, 0 if design else FEWEST)  # the present seeds are too few
+    return {name: np.maximum(seeds, fewest) for name, seeds in found.items()}
 
 
 def seeds_to_differ(difference: float, sd: float, level: float, power: float = POWER) -> int | None:

@@ -35,8 +35,9 @@ NEAR = 0.01  # trials whose accuracy is within one point of the best are near it
 def tried(tables: Tables) -> pd.DataFrame:
     """A row for every point of every scheme: its `tuned` values (JSON) and `accuracy`, a mean over its seeds.
 
-    Accuracies are fractions of validation images, 0 for a trial that diverged, NaN while one has not ended, and those
-    of the last epoch that was trained for a point that was `stopped` early.
+    A point is `chosen` if trials of the comparison have its values. Accuracies are fractions of validation images, 0
+    for a trial that diverged, NaN while one has not ended, and those of the last epoch that was trained for a point
+    that was `stopped` early.
     """
     trials = tables.trials[tables.trials["stage"] == "tuning"]
     accuracy = trials["val_accuracy"].where(trials["status"].isin(("done", STOPPED_EARLY)))
@@ -45,8 +46,10 @@ def tried(tables: Tables) -> pd.DataFrame:
     frame = trials[CELL].assign(tuned=trials["tuned"], accuracy=accuracy, **status)
     grouped = frame.groupby([*CELL, "tuned"], sort=False)
     accuracy_of = {"accuracy": ("accuracy", lambda a: a.mean(skipna=False))}
-    found = grouped.agg(**accuracy_of, **{name: (name, "any") for name in status})
-    return found.reset_index()
+    found = grouped.agg(**accuracy_of, **{name: (name, "any") for name in status}).reset_index()
+    compared = tables.trials[tables.trials["stage"] != "tuning"]
+    used = set(compared[[*CELL, "tuned"]].itertuples(index=False, name=None))
+    return found.assign(chosen=[row in used for row in found[[*CELL, "tuned"]].itertuples(index=False, name=None)])
 
 
 def accuracies(points_: pd.DataFrame) -> dict[tuple[str, ...], Array]:
@@ -114,7 +117,8 @@ def _row(key: Any, group: pd.DataFrame) -> Row:
         return row
     found = sensitivity(tried["accuracy"].to_numpy(dtype=float))
     row |= {"best": found["best"]} if row["stopped"] else found
-    chosen = json.loads(tried["tuned"].iloc[int(tried["accuracy"].argmax())]).items()
+    best = tried[tried["chosen"]] if tried["chosen"].any() else tried  # the first of equals was chosen
+    chosen = json.loads(best["tuned"].iloc[int(best["accuracy"].argmax())]).items()
     said = (f"{f.rpartition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else value}" for f, value in chosen)
     missing = int(group["accuracy"].isna().sum())
     row["chosen"] = ", ".join(said) or "nothing to tune"

@@ -186,9 +186,8 @@ class Experiment(Settings):
         return self
 
     def _check_tuning(self, tuning: Tuning) -> None:
-        """Raise ValueError unless tuning has validation images, its own seeds, and existing schemes."""
-        if not self.data.validation_images:
-            raise ValueError("tuning: settings are chosen by validation accuracy; set data.validation_images")
+        """Raise ValueError unless tuning fits the training, and has its own seeds and existing schemes."""
+        tuning.check(self.data.validation_images, self.train.epochs, self.train.evaluate_every)
         if both := sorted(set(tuning.seeds) & set(self.every_seed)):
             raise ValueError(f"tuning.seeds: {both[0]} is a seed of the comparison too; choose others")
         if unknown := [name for name in tuning.schemes if name not in self.schemes]:
@@ -196,11 +195,5 @@ class Experiment(Settings):
         for field in tuning.space:
             if field.partition(".")[0] not in ("data", "model", "train"):
                 raise ValueError(f"tuning.space: {field}: fields of data, model and train; others in tuning.schemes")
-        for epoch in tuning.halve_after:
-            if epoch >= self.train.epochs or epoch % self.train.evaluate_every:
-                raise ValueError(
-                    f"tuning.halve_after: {epoch}: an epoch before the last, train.epochs={self.train.epochs}, after"
-                    f" which the network is evaluated, train.evaluate_every={self.train.evaluate_every}"
-                )
         if shared := [field for name in self.schemes for field in tuning.of(name) if field in self.varied]:
             raise ValueError(f"tuning: {shared[0]} is in the grid too; it is either compared or tuned")

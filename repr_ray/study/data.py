@@ -218,6 +218,12 @@ class Data(Settings):
             raise ValueError(str(error)) from None
 
     @property
+    def images(self) -> "Data":
+        """The settings that say what the images of all splits are: those without augmentation."""
+        fields = ("crop_padding", "flip", "augment", "normalise", "store")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in fields})
+
+    @property
     def facts(self) -> Facts | None:
         """The facts of a data set of this name."""
         return FACTS.get(self.name)

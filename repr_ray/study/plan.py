@@ -17,6 +17,7 @@ from repr_ray.plug_ins import digests
 from repr_ray.study.config import ConfigError, Experiment, Resources, Train
 from repr_ray.study.data import Data
 from repr_ray.study.reading import owner, replace, validate
+from repr_ray.study.tuning import Tuning
 
 _SHARED = ("data", "model", "train")  # blocks of settings that all schemes share
 
@@ -189,7 +190,14 @@ def cells(experiment: Experiment) -> list[Cell]:
             f"grid: {count:,} trials, more than most_trials={experiment.most_trials:,};"
             " raise that, or take fewer seeds or values"
         )
+    for key in own.get(experiment.baseline, ()):
+        raise ConfigError(
+            f"grid.{key}: {experiment.baseline} is the baseline, and one with several values is none; name another"
+            " baseline, or give the values schemes of their own"
+        )
     raw = experiment.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}
+    if experiment.tuning:
+        _assert_compared(raw, experiment, experiment.tuning)
     varied = {field.partition(".")[0] for field in experiment.varied}
     raw |= {block: getattr(experiment, block) for block in _SHARED if block not in varied}  # valid
     found = []
@@ -198,8 +206,31 @@ def cells(experiment: Experiment) -> list[Cell]:
             for own_text, own_point in _points(own[scheme]):
                 label = " ".join(filter(None, [scheme, own_text]))
                 resolved = _resolve(raw, point | own_point) if point | own_point else experiment
+                if experiment.tuning:
+                    _assert_tunable(resolved, experiment.tuning, f"{variant} {own_text}".strip())
                 found.append(Cell(scheme, label, variant, resolved, tuple(experiment.grid)))
     return found
+
+
+def _assert_tunable(resolved: Experiment, tuning: Tuning, where: str) -> None:
+    """Raise ConfigError unless settings can be chosen at a point of the grid."""
+    try:
+        tuning.check(resolved.data.validation_images, resolved.train.epochs, resolved.train.evaluate_every)
+    except ValueError as error:
+        raise ConfigError(f"{error} (at {where})") from None
+
+
+def _assert_compared(raw: dict[str, Any], experiment: Experiment, tuning: Tuning) -> None:
+    """Raise ConfigError if schemes would not be compared at their choices: on other images, or other networks."""
+    for field, values in tuning.space.items():
+        for value in values.extremes if field.partition(".")[0] in ("data", "model") else ():
+            chosen = _resolve(raw, {field: value})
+            same = chosen.model.label == experiment.model.label
+            if not same or chosen.data.images != experiment.data.images:
+                raise ConfigError(
+                    f"tuning.space: {field}: schemes with different values have different"
+                    f" {'images' if same else 'networks'}, and are not compared; put it into the grid instead"
+                )
 
 
 def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:

@@ -5,6 +5,7 @@ validation accuracy is chosen for a scheme. Points depend on the experiment and 
 points, never on the runner or the order in which trials end, so that a resumed launch has the same trials.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,11 @@ class Range(Settings):
             if given[0] == "log_uniform" and low <= 0:
                 raise ValueError("log_uniform: numbers above 0")
         return self
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """The values of a choice, or the smallest and the largest number."""
+        return self.choice or (self.at(0.0), self.at(math.nextafter(1.0, 0.0)))
 
     def at(self, share: float) -> Any:
         """The value at a share of the range, from 0 (included) to 1 (excluded)."""
@@ -92,6 +98,17 @@ class Tuning(Settings):
         if self.halve_after and (varied := [f for f in self.space if f.startswith(_TIMING)]):
             raise ValueError(f"halve_after: points that differ in {varied[0]} cannot be compared before the end")
         return self
+
+    def check(self, validation_images: int, epochs: int, evaluate_every: int) -> None:
+        """Raise ValueError unless a training has the validation accuracies that settings are chosen by."""
+        if not validation_images:
+            raise ValueError("tuning: settings are chosen by validation accuracy; set data.validation_images")
+        for epoch in self.halve_after:
+            if epoch >= epochs or epoch % evaluate_every:
+                raise ValueError(
+                    f"tuning.halve_after: {epoch}: an epoch before the last, train.epochs={epochs}, after"
+                    f" which the network is evaluated, train.evaluate_every={evaluate_every}"
+                )
 
     def of(self, scheme: str) -> dict[str, Range]:
         """The search space of a scheme by dotted field."""

@@ -71,6 +71,15 @@ def test_seeds_that_a_verdict_takes(experiment: Make, tmp_path: Path) -> None:
     assert said.endswith(f"Seeds that this would take: about {equal} for practical equality, if there is none.")
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5])
+def test_a_fixed_list_of_seeds_needs_six(experiment: Make, tmp_path: Path, seeds: int) -> None:
+    gain = [0.05 + 0.001 * seed for seed in range(seeds)]
+    comparison, _ = gathered(tmp_path, experiment({"standard": [0.7] * seeds, "repr": [0.7 + g for g in gain]}))
+    rows = power_sheet(comparison).rows
+    assert [row[4].text for row in rows] == ["6"] * (seeds > 2), "two pairs have no spread to plan with"
+    assert ("Seeds that this would take: about 6 for" in comparison.answer) is (seeds > 2)
+
+
 def test_a_comparison_says_its_looks_and_bounds(experiment: Make, tmp_path: Path) -> None:
     base = 0.7 + LUCK[0]
     study = until_decided(experiment({"standard": base, "repr": base + LUCK[1] / 40}), [6, 10], margin=0.5)

@@ -10,6 +10,7 @@ from studies import make_experiment, make_trial
 from repr_ray.results import store, tables
 from repr_ray.results.compare import Comparison, compare
 from repr_ray.results.grids import LEGEND, grid_sheets, studies
+from repr_ray.results.plots.grid import ablations
 
 
 def compared(folder: Path) -> Comparison:
@@ -77,6 +78,16 @@ def test_wide_grids_go_on_below(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(f"0.{k:02}".rstrip("0") in printed for k in (5, 35, 60))
     assert max(map(len, printed.splitlines())) <= 80
     assert printed.count("repr · cifar10") == 3 or printed.count("repr · cifar10") == 2
+
+
+def test_a_run_without_the_grid_beside_one_with_it(tmp_path: Path) -> None:
+    """Each picture has the settings that name its fields; nothing is made up for the others."""
+    grid = {f"repr prune_ratio={p}": [0.7, 0.71, 0.7] for p in (0.1, 0.2)}
+    other = {f"repr s1={s}": [0.72, 0.7, 0.7] for s in (5, 10)}
+    comparison = compared(make_experiment(tmp_path / "x", {"standard": [0.7] * 3, "repr": [0.7] * 3} | grid | other))
+    found = {tuple(study.levels): len(study.cells) for study in studies(comparison)}
+    assert found == {("prune_ratio",): 2, ("s1",): 2}
+    assert len(list(ablations(comparison))) == 2
 
 
 def test_a_line_is_no_grid(tmp_path: Path) -> None:

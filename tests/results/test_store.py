@@ -263,6 +263,16 @@ def test_tables_of_another_version_are_named(experiment: Make, tmp_path: Path) -
     assert hashes(other) == before
 
 
+def test_a_done_trial_without_its_last_epochs_has_no_accuracy(experiment: Make, tmp_path: Path) -> None:
+    """Its last line is that of an earlier epoch, in the middle of a training."""
+    folder = experiment({"standard": [0.7, 0.7]})
+    cut = sorted(folder.glob("trials/*/epochs.jsonl"))[0]
+    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:-4]))
+    tables = gather(tmp_path, folder)
+    assert tables.trials["test_accuracy"].isna().tolist() == [True, False]
+    assert any("done, but epochs.jsonl ends after epoch 8 of 12" in note for note in tables.notes)
+
+
 def test_the_same_trial_in_two_folders_counts_once(experiment: Make, tmp_path: Path) -> None:
     one = experiment({"standard": [0.7, 0.71]}, name="one")
     two = experiment({"standard": [0.7, 0.71], "repr": [0.75, 0.76]}, name="two")

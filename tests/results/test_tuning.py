@@ -1,10 +1,19 @@
 """Tuning curves against exact expectations and by simulation; sensitivity by hand."""
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+from studies import make_trial
 
-from repr_ray.results.tuned import sensitivity, tuning_curve
+from repr_ray.report import report
+from repr_ray.results import store
+from repr_ray.results.compare import compare
+from repr_ray.results.grids import studies
+from repr_ray.results.tuned import sensitivity, tried, tuned_sheet, tuning_curve
 
 
 def test_the_curve_is_the_mean_best_of_all_draws() -> None:
@@ -30,6 +39,45 @@ def test_bands_hold_for_all_budgets_together() -> None:
         curve = tuning_curve(rng.random(5))
         held += bool(((curve["low"] <= truth) & (truth <= curve["high"])).all())
     assert held >= 18
+
+
+def test_the_choice_is_that_of_the_compared_trials(tmp_path: Path) -> None:
+    """Two points are equally good; the table names the one that was taken, whatever its trial is called."""
+    folder = tmp_path / "x"
+    rates = [0.01, 0.02, 0.03]
+    for rate in rates:
+        tuned = {"train.optimizer.learning_rate": rate}
+        make_trial(folder, seed=77, stage="tuning", tuned=tuned, settings={"train.batch_size": int(1e4 * rate)})
+    for chosen in rates:
+        for old in folder.glob("trials/*-s0-*"):
+            shutil.rmtree(old)
+        make_trial(folder, tuned={"train.optimizer.learning_rate": chosen})
+        tables = store.gather([folder], tmp_path)
+        [row] = tuned_sheet(tried(tables)).rows
+        assert row[2].text == f"learning_rate={chosen}"
+
+
+def test_a_schemes_own_choice_does_not_part_it(tmp_path: Path) -> None:
+    """It is chosen anew in each cell of a grid; names of schemes may have dots."""
+    folder = tmp_path / "x"
+    for noise, ratio in ((0.0, 0.1), (0.2, 0.4)):
+        for seed in range(3):
+            where: dict[str, Any] = {"seed": seed, "variant": f"data.label_noise={noise}"}
+            where["settings"] = {"data.label_noise": noise}
+            make_trial(folder, **where)
+            where["settings"] |= {"scheme.prune_ratio": ratio}
+            make_trial(folder, scheme="v1.5", tuned={"schemes.v1.5.prune_ratio": ratio}, **where)
+    comparison = compare(store.gather([folder], tmp_path))
+    assert comparison.table["scheme"].tolist() == ["standard", "v1.5"] * 2
+    assert {tuple(study.levels) for study in studies(comparison)} == {("data.label_noise",)}
+
+
+def test_a_report_of_trials_that_are_only_tuned(tmp_path: Path) -> None:
+    make_trial(tmp_path / "x", stage="tuning", tuned={"train.optimizer.learning_rate": 0.1})
+    make_trial(tmp_path / "x", seed=1, stage="tuning", done=3, error="out of memory")
+    report([tmp_path / "x"])
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "There is nothing yet to compare" in page and "points not tried yet" in page
 
 
 def test_sensitivity() -> None:

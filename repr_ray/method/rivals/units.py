@@ -39,7 +39,7 @@ class Reader:
 
     def listen(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook; active in training only, while the switch is on."""
-        if not self.switch.on or not module.training:
+        if not self.switch.on or not module.training or not len(inputs[0]):  # a rank may have none of a last batch
             return
         with torch.no_grad():
             x = inputs[0]

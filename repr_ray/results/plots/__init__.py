@@ -59,7 +59,7 @@ def draw(tables: Tables, comparison: Comparison, folder: Path, schemes: int = 30
     """
     counts = comparison.table.groupby(BLOCK, sort=False).size().to_numpy()
     blocks = len(counts)
-    detailed = int((counts.cumsum() <= max(schemes, counts[0] if schemes else 0)).sum())
+    detailed = int((counts.cumsum() <= max(schemes, counts[:1].sum() if schemes else 0)).sum())
     if detailed < blocks:
         comparison.notes.append(
             f"curves, filters, scores and overlaps are drawn for {detailed} of {blocks} blocks;"

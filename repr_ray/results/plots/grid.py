@@ -32,7 +32,7 @@ def ablations(comparison: Comparison) -> Iterator[tuple[Figure, str, str]]:
         fields = list(study.levels)
         title = f"{study.scheme} over {', '.join(fields)}: {study.dataset} · {study.model}"
         best = max(study.cells, key=lambda cell: cell[1][f"{measure}_mean"])
-        at = ", ".join(f"{field} {best[0].get(field)}" for field in fields)
+        at = ", ".join(f"{field} {best[0][field]}" for field in fields)
         signed = measure == "difference"
         alt = f"{what} of {study.scheme}; the highest is {points(best[1][f'{measure}_mean'], signed)} at {at}."
         draw_it = _line if len(fields) == 1 else _maps
@@ -51,7 +51,7 @@ def _line(study: Study, measure: str, what: str) -> Figure:
     longest = inches(names)
     upright = even and longest * len(names) > _LINE[0]
     ticks = 0.25 + longest if upright else 0.45 if even else 0.3
-    cells = sorted(study.cells, key=lambda cell: sort_key(cell[0].get(field, "")))
+    cells = sorted(study.cells, key=lambda cell: sort_key(cell[0][field]))
     x = [levels[field].index(point[field]) if even else sort_key(point[field])[1] for point, _ in cells]
     shown = _shown([row for _, row in cells], measure, what)
     panels = Panels.make(len(shown), 2, _LINE, left=0.9, ticks=ticks, gap=(0.9, 0.42), x_label=field)
@@ -85,10 +85,10 @@ def _maps(study: Study, measure: str, what: str) -> Figure:
     fields, levels = list(study.levels), study.levels
     across, down, *rest = fields
     others = sorted(
-        {tuple(point.get(f, "") for f in rest) for point, _ in study.cells}, key=lambda t: [sort_key(v) for v in t]
+        {tuple(point[f] for f in rest) for point, _ in study.cells}, key=lambda t: [sort_key(v) for v in t]
     )[:_MAPS]
     size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
-    cells = {tuple(point.get(f, "") for f in fields): row for point, row in study.cells}
+    cells = {tuple(point[f] for f in fields): row for point, row in study.cells}
     shown = _shown(list(cells.values()), measure, what)
     looks = {each: _colours(each, list(cells.values())) for each in shown}
     panels = Panels.make(

@@ -28,7 +28,15 @@ def long_tables(trials: list[StoredTrial], notes: list[str]) -> LongTables:
     columns = {key: epochs[key].to_numpy() for key in ("epoch", *FIGURES, *AVERAGE)}
     ends = np.searchsorted(of_epoch, np.arange(len(trials) + 1))
     for trial, start, end in zip(trials, ends[:-1], ends[1:], strict=True):
-        trial.row |= _figures({key: values[start:end] for key, values in columns.items()})
+        figures = _figures({key: values[start:end] for key, values in columns.items()})
+        planned = trial.row["epochs"]
+        if trial.row["status"] == "done" and planned and figures["epochs_done"] != planned:
+            notes.append(
+                f"{trial.folder}: done, but epochs.jsonl ends after epoch {figures['epochs_done']} of {planned}: it"
+                " counts without accuracies"
+            )
+            figures = {"epochs_done": figures["epochs_done"]}
+        trial.row |= figures
         if trial.row["status"] == "waiting" and end > start:
             trial.row["status"] = "running"
     return parts
