@@ -15,7 +15,7 @@ from repr_ray.storage.lease import HOLDER, LOCK, Held, lease
 from repr_ray.storage.text import line
 from repr_ray.study.config import ConfigError, Experiment, Looks
 from repr_ray.study.data import Data
-from repr_ray.study.plan import Trial
+from repr_ray.study.plan import WEIGHTS, Trial
 from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
@@ -138,15 +138,16 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
         )
 
 
-def refuse_other_plug_ins(folder: Path, trials: Iterable[Trial]) -> None:
-    """Raise ConfigError if a trial in the folder was trained with another version of a plug-in."""
-    for found in (TrialFolder(folder, trial) for trial in trials if trial.plug_ins):
+def refuse_other_sources(folder: Path, trials: Iterable[Trial]) -> None:
+    """Raise ConfigError if a trial in the folder was trained with another version of a plug-in or other weights."""
+    for found in (TrialFolder(folder, trial) for trial in trials if trial.sources):
         known = found.stored.get("plug_ins") if found.done or found.begun else None
-        for name, digest in found.trial.plug_ins.items():
+        for name, digest in found.trial.sources.items():
             if isinstance(known, dict) and known.get(name, digest) != digest:
+                what = f"{name}: the file" if name == WEIGHTS else f"plug-in {name}: its source"
                 raise ConfigError(
-                    f"plug-in {name}: its source has changed since {found.trial.name} in {folder} was trained (digest"
-                    f" {known[name]} there, {digest} here); bring the former source back, or choose another name=..."
+                    f"{what} has changed since {found.trial.name} in {folder} was trained (digest {known[name]}"
+                    f" there, {digest} here); bring the former one back, or choose another name=..."
                 )
 
 

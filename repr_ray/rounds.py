@@ -9,7 +9,7 @@ from rich.console import Console
 
 from repr_ray import estimate, stages
 from repr_ray.data.shape import shape_of
-from repr_ray.experiment import has_other_source, refuse_other_data, refuse_other_plug_ins
+from repr_ray.experiment import has_other_source, refuse_other_data, refuse_other_sources
 from repr_ray.progress import Progress, bar, say
 from repr_ray.storage.folder import Folder, light, redact
 from repr_ray.study.config import Experiment
@@ -28,6 +28,7 @@ class Rounds:
 
     def __init__(self, console: Console, experiment: Experiment, storage: Folder, location: Path | str) -> None:
         self.console, self.experiment, self.storage, self.location = console, experiment, storage, location
+        self.merged = experiment
         self.digests: dict[Data, str] = {}
         self.moved = has_other_source(storage.path, experiment)
         storage.pull(wanted=light)
@@ -54,11 +55,12 @@ class Rounds:
 
         `merged` is the experiment together with the one stored in the folder. Raises ConfigError.
         """
+        self.merged = merged
         if self.pending or self.moved:
             every = plan(merged)
             self.digests = _load(self.console, {trial.data for trial in [*every, *self.trials]})
             refuse_other_data(self.storage.path, every, self.digests)
-        refuse_other_plug_ins(self.storage.path, self.trials)
+        refuse_other_sources(self.storage.path, self.trials)
 
     def runner(self, name: str, stack: ExitStack) -> Runner | None:
         """The function that runs trials, after a check of every network; None without pending trials.
@@ -97,6 +99,8 @@ class Rounds:
         """Run the pending trials, and those that their results require, each once."""
         if not self.pending:
             say(self.console, f"all {len(self.trials)} trials are done already, results in {redact(self.location)}")
+        for trial in stages.called_for(self.merged, self.storage.path):
+            TrialFolder(self.storage.path, trial, self.storage).relabel()
         tried = set[tuple[str, int]]()
         while runner and self.pending:
             now = stages.ready(self.pending, self.storage.path)

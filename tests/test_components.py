@@ -483,7 +483,7 @@ def test_a_plug_in_that_changed_is_refused_with_the_way_out(
     status, told = trained_once()
     assert status == 2
     assert "plug-in mine:Shrink: its source has changed since" in told
-    assert "bring the former source back, or choose another name=" in told
+    assert "bring the former one back, or choose another name=" in told
     assert trained_once("name=other")[0] == 0, "the way out"
     path.write_text(former)
     assert trained_once()[0] == 0, "the other way out"

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
 
@@ -160,6 +161,19 @@ def test_a_second_launch_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert status == 0
     assert "all 2 trials are done already" in out
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/trials/*/*")}
+
+
+def test_a_grid_that_is_added_labels_what_was_trained_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a cell of the grid would be two, with a part of the seeds each."""
+    arguments = ("--config", write_config(tmp_path), "--results", tmp_path, "--runner", "local")
+    assert here(capsys, *arguments, "seeds=[0]")[0] == 0
+    size = TINY["train"]["batch_size"]
+    assert here(capsys, *arguments, "seeds=[0, 1]", f"grid.train.batch_size=[{size}, {2 * size}]")[0] == 0
+    table = pd.read_parquet(tmp_path / "tiny" / "comparison.parquet")
+    assert set(table["variant"]) == {f"train.batch_size={n}" for n in (size, 2 * size)}
+    assert set(table["n"]) == {2}
 
 
 def test_seeds_and_schemes_may_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

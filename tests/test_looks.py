@@ -33,7 +33,8 @@ def record(results: Path, trial: Trial, accuracy: float | None) -> None:
     if accuracy is None:
         (folder.path / "error.json").write_text(json.dumps({"status": "failed", "message": "boom", "epoch": 0}))
         return
-    row = {"epoch": trial.train.epochs - 1, "phase": "full", "cycle": 0, "test_accuracy": accuracy, "train_accuracy": accuracy}
+    row = {"epoch": trial.train.epochs - 1, "phase": "full", "cycle": 0, "train_accuracy": accuracy}
+    row["test_accuracy"] = accuracy
     (folder.path / "epochs.jsonl").write_text(json.dumps(row) + "\n")
     result = {
         "status": "done",

@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from repr_ray.components import Settings
@@ -23,6 +25,8 @@ _SHARED = ("data", "model", "train")  # blocks of settings that all schemes shar
 
 Level = tuple[str, dict[str, Any]]
 """A value on an axis of a grid: its text in labels, and the dotted fields that it sets."""
+
+WEIGHTS = "model.weights"
 
 LONGEST = 100  # bytes of a scheme's label in a folder name; file systems hold 255, the rest takes up to 70
 
@@ -84,10 +88,16 @@ class Trial:
         """The digest of the source of each component that is not built in, by its name in the settings."""
         return digests(self._dumped())
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The digests of `plug_ins`, and that of the file of weights that the network starts from."""
+        file = getattr(self.model, "weights", None)
+        return self.plug_ins | ({WEIGHTS: _digest_of(Path(file))} if file else {})
+
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
         teacher = self.teacher.name if self.teacher else ""
-        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.plug_ins, "teacher": teacher}
+        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.sources, "teacher": teacher}
         return {name: value for name, value in given.items() if value} | {
             "experiment": self.experiment,
             "dataset": self.data.name,
@@ -265,6 +275,20 @@ def distinct(trials: list[Trial]) -> list[Trial]:
                 f" {trial.name}; give one another name, or leave it out"
             )
     return trials
+
+
+def _digest_of(file: Path) -> str:
+    """Sixteen hex digits of a file's content; empty if it cannot be read, which `check` reports."""
+    try:
+        return _digest_at(file, file.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@cache
+def _digest_at(file: Path, mtime_ns: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def _called(trial: Trial) -> str:

@@ -89,6 +89,16 @@ class TrialFolder:
             text = yaml.safe_dump(names | self.trial.record(), sort_keys=False, allow_unicode=True)
             write_atomic(self.path / "config.yaml", text.encode())
 
+    def relabel(self) -> None:
+        """Give a trial that is done its present labels: an axis that a grid has got since is one of them."""
+        path, record = self.path / "config.yaml", self.trial.record()
+        labels = {name: record[name] for name in ("experiment", "scheme", "variant")}
+        with contextlib.suppress(FileNotFoundError, Unusable):
+            if self.done and any(read_mapping(path).get(name) != value for name, value in labels.items()):
+                text = yaml.safe_dump(read_mapping(path) | labels, sort_keys=False, allow_unicode=True)
+                write_atomic(path, text.encode())
+                self.push()
+
     def take_over(self) -> None:
         """Make this process the owner; a former owner, perhaps behind a broken link, finds out when it writes."""
         self.owner = uuid.uuid4().hex

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
 from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
+from repr_ray.models.settings import Library
 from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError, Train
 from repr_ray.study.plan import Trial
@@ -39,7 +41,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     optimizer = trial.train.optimizer.optimizer(model.parameters())
     seed = derive_seed(trial.seed, "scheme")
     scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, seed, example_of(trial))
-    scheme.fresh = partial(build_model, trial)
+    scheme.fresh = partial(build_model, _untrained(trial))
     decoded = load(trial.data, seed=derive_seed(trial.seed, "data"))
     return Setup(
         trial=trial,
@@ -80,6 +82,12 @@ def build_model(trial: Trial) -> nn.Module:
     images = shape_of(trial.data)
     network: nn.Module = trial.model.network(images.classes, images.channels, images.size)
     return network
+
+
+def _untrained(trial: Trial) -> Trial:
+    """The trial without a file of weights: layers that are re-initialised become random, not pretrained."""
+    given = {"weights": None} if isinstance(trial.model, Library) else {}
+    return replace(trial, model=trial.model.model_copy(update=given))
 
 
 def example_of(trial: Trial) -> Tensor:

@@ -19,7 +19,7 @@ from repr_ray.plug_ins import in_one_line
 from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
-from repr_ray.study.plan import Trial
+from repr_ray.study.plan import WEIGHTS, Trial
 from repr_ray.training import checkpoint, provenance
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.loop import Diverged, PartialEpoch, Stop, assert_finite, never, run_epoch
@@ -204,7 +204,10 @@ class _Run:
         self.folder.take_over()
         self.folder.pull()
         self.folder.clear()
-        announced = self.folder.stored.get("data_digest")
+        stored = self.folder.stored
+        announced, weights = stored.get("data_digest"), (stored.get("plug_ins") or {}).get(WEIGHTS)
+        if weights not in (None, self.trial.sources.get(WEIGHTS)):
+            raise ConfigError(f"{WEIGHTS}: the file on this node is not that of the launch")
         for name, state in checkpoint.readable(self.folder.path, self._note):
             yield announced, name, state
         yield announced, "", None
@@ -316,7 +319,7 @@ class _Run:
             "checksum": distributed.checksum(setup.model),
             "data_digest": setup.data_digest,
             "data_notes": "; ".join(setup.data_notes),
-            "plug_ins": setup.trial.plug_ins,
+            "plug_ins": setup.trial.sources,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(setup.device),

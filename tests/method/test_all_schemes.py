@@ -128,8 +128,13 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def _train_half(case: str, share: slice) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Two epochs more than the first event takes; weights, and events of rank 0."""
+    """Two epochs more than the first event takes; weights, and events of rank 0.
+
+    The last batch of an epoch has a single image, so that one of two ranks has none.
+    """
     torch.manual_seed(0)
+    ranks, each = dist.get_world_size() if dist.is_initialized() else 1, batches()
+    each.append(tuple(part[:1] for part in each[0]))
     model = small()
     parallel = nn.parallel.DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(parallel.parameters(), 0.05, momentum=0.9)
@@ -137,10 +142,11 @@ def _train_half(case: str, share: slice) -> tuple[dict[str, torch.Tensor], list[
     events = []
     for epoch in range(EPOCHS):
         events += scheme.start_epoch(epoch)
-        for number, (images, labels) in enumerate(batches()):
+        for number, (images, labels) in enumerate(each):
             torch.manual_seed(number)
             optimizer.zero_grad()
-            scheme.objective(parallel(images[share]), labels[share], images[share]).backward()
+            loss = scheme.loss(parallel(images[share]), labels[share], images[share])
+            (loss * ranks / len(labels) + (scheme.penalty() or 0)).backward()  # ranks take the mean of gradients
             optimizer.step()
             scheme.after_step()
         events += scheme.end_epoch()

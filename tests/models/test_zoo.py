@@ -1,5 +1,6 @@
 """Networks of torchvision and timm from a config: names, options, weights from a file, and what is refused."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
+from repr_ray.experiment import refuse_other_sources
 from repr_ray.models.settings import Timm, Torchvision
+from repr_ray.study.config import ConfigError
+from repr_ray.study.plan import plan
+from repr_ray.study.reading import validate
+from repr_ray.training.folder import TrialFolder
+from repr_ray.training.setup import set_up
 
 
 def build(kind: str, classes: int = 4, channels: int = 3, size: int = 64, **fields: Any) -> nn.Module:
@@ -80,6 +87,43 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         assert own.keys() - same == {"classifier.1.weight", "classifier.1.bias"}
     with torch.device("meta"):
         build("torchvision", name="squeezenet1_1", weights=str(tmp_path / "w.pt"))
+
+
+PRETRAINED: dict[str, Any] = {
+    "name": "pretrained",
+    "seeds": [0],
+    "train": {"epochs": 3, "batch_size": 32, "optimizer": {"kind": "sgd", "learning_rate": 0.01}},
+    "schemes": {"rifle": {"kind": "rifle", "every": 1}, "perturb": {"kind": "shrink_perturb"}},
+    "data": {"name": "digits", "size": 64, "channels": 3},
+}
+
+
+def test_layers_that_are_renewed_become_random_not_pretrained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved = build("torchvision", classes=10, name="shufflenet_v2_x0_5").state_dict()
+    torch.save(saved, tmp_path / "w.pt")
+    model = {"kind": "torchvision", "name": "shufflenet_v2_x0_5", "weights": str(tmp_path / "w.pt")}
+    for trial in plan(validate(PRETRAINED | {"model": model}, "pretrained")):
+        one = set_up(trial, torch.device("cpu"))
+        assert torch.equal(one.model.get_parameter("fc.weight"), saved["fc.weight"])
+        assert one.scheme.fresh is not None
+        anew = one.scheme.fresh().state_dict()
+        assert not any(torch.equal(anew[name], saved[name]) for name in ("fc.weight", "conv1.0.weight"))
+
+
+def test_weights_that_changed_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """The name of a trial has the place of the file alone."""
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
+    model = {"kind": "torchvision", "name": "resnet18", "weights": str(tmp_path / "w.pt")}
+    trial = plan(validate(PRETRAINED | {"model": model}, "pretrained"))[0]
+    folder = TrialFolder(tmp_path, trial)
+    folder.announce()
+    (folder.path / "epochs.jsonl").write_text("{}\n")
+    refuse_other_sources(tmp_path, [trial])
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    os.utime(tmp_path / "w.pt", (1, 1))
+    with pytest.raises(ConfigError, match=r"model\.weights: the file has changed since .* bring the former one back"):
+        refuse_other_sources(tmp_path, [trial])
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
