@@ -30,10 +30,10 @@ TWO = "Train worker group of two"
 
 STEPS = (
     ("imports; config, plan, results folder", "trials to run"),
-    ("loading the images", "starting Ray"),
-    ("starting Ray, importing Tune", "importing PyTorch"),
-    ("a trial's process imports PyTorch and builds every network", "starting the processes"),
-    ("Tune starts the trials", "  starts"),
+    ("loading the images", "importing PyTorch"),
+    ("importing PyTorch, building every network", "starting Ray"),
+    ("starting Ray (since `loading the images`), importing Tune", "starting the processes"),
+    ("processes of the trials import PyTorch (since Ray's start)", "  starts"),
     ("first epoch", "  epoch 1/"),
     ("training of six trials; Ray stops", "reading the results"),
     ("tables and pictures", ""),

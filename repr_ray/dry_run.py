@@ -36,6 +36,8 @@ def _show_plan(console: Console, trials: list[Trial], results: str) -> None:
     for (label, scheme), left_out in _left_out([t for t in trials if shape_is_known(t.data)]).items():
         for layer, reason in left_out.items():
             say(console, f"{label}, {scheme}: no filter of {layer} is dropped: {reason}")
+    for text in estimate.late_lines(trials):
+        say(console, text, "yellow")
     r = trials[0].resources
     shared = f", {r.trials_per_gpu} on each GPU" if r.trials_per_gpu != 1 else ""
     say(

@@ -17,10 +17,13 @@ import yaml
 from repr_ray.data.cache import cache_folder
 from repr_ray.data.describe import copy_bytes
 from repr_ray.data.shape import shape_of
+from repr_ray.method.rivals.settings import RenewalSettings
+from repr_ray.method.settings import RePrSettings, SchemeSettings
 from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.plug_ins import digests
 from repr_ray.storage.folder import redact
 from repr_ray.storage.foreign import read_json
+from repr_ray.study.config import Train
 from repr_ray.study.data import Data
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
@@ -30,6 +33,7 @@ FLOAT = 4  # bytes of a weight, and of a momentum
 EPOCH = 1_200  # bytes that an epoch adds to a trial (tables, events, checkpoints); measured
 LAYER = 290  # bytes that each convolution adds to an epoch's; measured
 NEWEST = 20  # finished trials that the speed is estimated from
+LOW = 0.2  # share of the highest learning rate below which what is re-initialised hardly trains
 SMALL = 1e12  # weights x pixels x images that one core trains while Ray starts, in about ten seconds; measured
 
 
@@ -50,6 +54,35 @@ class Speed:
     device: str
     hardware: str
     trials: int
+
+
+def late_lines(trials: Iterable[Trial]) -> list[str]:
+    """Warnings about schemes that re-initialise filters or layers when the learning rate has nearly gone.
+
+    Such schemes lost by far where the rate falls to zero once (studies/plain_or_regularised).
+    """
+    lines = {}
+    for trial in trials:
+        built_in = trial.train.schedule.kind not in trial.plug_ins
+        if built_in and isinstance(trial.settings, RePrSettings | RenewalSettings):
+            last, share = _last_return(trial.settings, trial.train)
+            if share < LOW:
+                where = " ".join(filter(None, [trial.scheme, trial.variant]))
+                lines[where] = (
+                    f"WARNING: {where}: what it re-initialises last, after epoch {last} of {trial.train.epochs},"
+                    f" trains at {share:.1%} of the highest learning rate; end its cycles earlier, or restart the"
+                    " rate with train.schedule.kind=cosine_restarts"
+                )
+    return list(lines.values())
+
+
+@cache
+def _last_return(settings: SchemeSettings, train: Train) -> tuple[int, float]:
+    """The number of epochs before the last re-initialisation, and the share of the highest rate after it."""
+    epochs = train.epochs
+    last = max((e for e in range(1, epochs) if settings.place(e, epochs) == ("full", 0)), default=0)
+    rates = [train.schedule.rate(1.0, epoch, 1, epochs) for epoch in range(epochs)]
+    return last, rates[last] / max(rates)
 
 
 @cache

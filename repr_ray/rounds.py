@@ -65,7 +65,8 @@ class Rounds:
     def runner(self, name: str, stack: ExitStack) -> Runner | None:
         """The function that runs trials, after a check of every network; None without pending trials.
 
-        Ray ends with `stack`. Raises ConfigError unless every network fits its images, and every scheme its network.
+        Ray, which takes seconds to start, starts during the check, and ends with `stack`. Raises ConfigError unless
+        every network fits its images, and every scheme its network.
         """
         if not self.pending:
             return None
@@ -73,23 +74,20 @@ class Rounds:
         from repr_ray.runners.ray_cluster import Connection
 
         run: Runner = local.run
-        networks = list({(t.model, t.settings, t.train, shape_of(t.data)): t for t in self.pending}.values())
-        building = "importing PyTorch and building every network once, to check it"
-        if name == "ray":
-            connection = stack.enter_context(Connection(self.pending, networks))
+        connection = stack.enter_context(Connection(self.pending)) if name == "ray" else None
+        say(self.console, "importing PyTorch and building every network once, to check it")
+        from repr_ray.training.setup import check
+
+        for trial in {(t.model, t.settings, t.train, shape_of(t.data)): t for t in self.pending}.values():
+            check(trial)
+        if connection:
             say(self.console, "joining the Ray cluster" if connection.joins else "starting Ray on this machine")
             connection.wait()
-            say(self.console, building)
-            connection.check()
             run = functools.partial(ray.run, connection=connection)
-        else:
-            say(self.console, building)
-            from repr_ray.training.setup import check
-
-            for trial in networks:
-                check(trial)
         if name == "ray" and estimate.starts_longer_than_it_trains(self.pending):
             say(self.console, "these trials are small: --runner local trains them at once, without Ray")
+        for text in estimate.late_lines(self.pending):
+            say(self.console, text, "yellow")
         disk, enough = estimate.disk_line(self.pending, self.location)
         if not enough:  # a warning: space may become free, and a full disk gives a clear error
             say(self.console, disk, "yellow")

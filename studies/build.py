@@ -84,6 +84,10 @@ class Study:
             for picture in sorted(Path(work, "plots").glob("*.png")):
                 if picture.stem.rpartition("-")[2] in PICTURES:
                     shutil.copyfile(picture, self.folder / picture.name)
+        with self.compared() as (_, comparison):  # of a grid the page shows differences alone
+            for picture in self.folder.glob("*.png") if grid_sheets(comparison) else ():
+                if not picture.stem.endswith("-differences"):
+                    picture.unlink()
 
     def page(self) -> str:
         """The page as Markdown."""
@@ -91,12 +95,10 @@ class Study:
         with self.compared() as (gathered, comparison):
             lines = [f"# {about['title']}", "", f"**Question.** {about['question']}", ""]
             lines += [f"**Answer.** {answer(comparison)}", ""]
-            grids = grid_sheets(comparison)
-            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P_OF_FIXED_SEEDS) + ("" if grids else ENDING)
-            for sheet in grids.values():
+            legend = BEGINNING + (P_BY_LOOKS if comparison.design else P_OF_FIXED_SEEDS) + ENDING
+            sheets = [*grid_sheets(comparison).values()] or [_sheet(comparison, COLUMNS_ON_PAGE, [legend])]
+            for sheet in sheets:
                 lines += [tables.markdown_sheet(sheet), ""]
-            columns = COLUMNS_IN_README if grids else COLUMNS_ON_PAGE
-            lines += [tables.markdown_sheet(_sheet(comparison, columns, [legend])), ""]
             if len(points := tuned.tried(gathered)):
                 lines += ["Chosen for each scheme by validation accuracy, with seeds of their own:"]
                 lines += [tables.markdown_sheet(_only(tuned.tuned_sheet(points), COLUMNS_TUNED)), ""]

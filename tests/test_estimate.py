@@ -21,6 +21,24 @@ from repr_ray.study.reading import validate
 from repr_ray.training.folder import TrialFolder
 
 
+def test_a_return_at_a_low_rate_is_warned_of() -> None:
+    """A cosine is at 2.4% of its first rate after nine tenths of a training; restarts begin anew there."""
+    schemes = {
+        "standard": {"kind": "standard"},
+        "repr": {"kind": "repr", "s1": 20, "s2": 10, "cycles": 3},
+        "early": {"kind": "repr", "s1": 10, "s2": 10, "cycles": 1},
+        "forgetting": {"kind": "later_layer_forgetting"},
+    }
+
+    def warned(**schedule: Any) -> list[str]:
+        return estimate.late_lines(tiny(schemes=schemes, train={"epochs": 100, "schedule": schedule}))
+
+    assert [line.split(":")[1].strip() for line in warned(kind="cosine")] == ["repr", "forgetting"]
+    assert all("after epoch 90 of 100, trains at 2.4% of" in line for line in warned(kind="cosine"))
+    assert not warned(kind="constant") and not warned(kind="steps", epochs=[60], factor=0.5)
+    assert not warned(kind="cosine_restarts", first=10)
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar100"])
 @pytest.mark.parametrize(
     "settings",

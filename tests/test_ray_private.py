@@ -1,6 +1,8 @@
 """The private names of Ray that the runner uses: each is there, and does what it is used for."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from repr_ray.data.stream import StreamStopped
 from repr_ray.runners import ray, ray_private, ray_ranks
+from repr_ray.runners.mailbox import MAILBOX
 from repr_ray.study.config import ConfigError
 
 
@@ -38,6 +41,29 @@ def test_the_callbacks_of_tune_are_not_counted() -> None:
     ray_private.skip_tracker_imports()
     assert usage.tag_callbacks([]) is False
     assert "usage" not in usage.tag_callbacks.__module__
+
+
+def test_tune_uses_processes_that_were_started_before() -> None:
+    """On a cluster of our own; else it propagates variables of this process."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable:
+        pass
+
+    for wanted in (True, False):
+        ray_private.use_started_processes(wanted)
+        made = _ActorClassCache().get(Trainable)
+        assert ("PL_DISABLE_FORK" not in str(made._default_options)) is wanted
+
+
+def test_processes_preload_what_a_trial_needs_but_for_the_mailbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.workers import default_worker
+
+    assert "worker_preload_modules" in inspect.getsource(default_worker)
+    code = "import sys, repr_ray.runners.preload; sys.exit('repr_ray.training.trial' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setenv(MAILBOX, "1")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
 
 
 def test_the_state_lists_draining_nodes() -> None:

@@ -4,6 +4,9 @@ import asyncio
 
 from repr_ray.training.messages import Done, Failed, Message, Stopped
 
+MAILBOX = "REPR_RAY_MAILBOX"
+"""The environment variable of the mailbox's process, which trains nothing."""
+
 Place = tuple[int, int]
 """Epochs done, and optimizer steps of the next one."""
 

@@ -60,6 +60,7 @@ def run(
     room = _wait_for_room(resources, tell, wait_minutes)
     tell(Note("starting the processes of the trials"))
     ray_private.skip_tracker_imports()
+    ray_private.use_started_processes(not connection.joins)
     logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)  # failures are reported by `_record`
     ray.get(connection.mailbox.begin.remote())
     with contextlib.ExitStack() as stack:

@@ -9,8 +9,7 @@ from typing import Any
 
 from repr_ray.plug_ins import first_line
 from repr_ray.runners import ray_private, signals
-from repr_ray.runners.mailbox import Mailbox
-from repr_ray.runners.ray_trial import prepare, problem_of
+from repr_ray.runners.mailbox import MAILBOX, Mailbox
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 
@@ -27,7 +26,10 @@ _ENVIRONMENT = {
 _CALLS = 100_000  # concurrent calls of the mailbox: waiting calls stay open, a few for every process
 
 # Trials train in a thread. By default it gets a malloc arena of its own, which `keep_freed_memory` does not affect.
-_WORKERS = {"MALLOC_ARENA_MAX": "1"}
+# PyTorch Lightning: what Tune sets as well.
+_WORKERS = {"MALLOC_ARENA_MAX": "1", "PL_DISABLE_FORK": "1"}
+
+MOST_PRELOADED = 16  # cores of a machine on which all processes that Ray starts import PyTorch
 
 HEAD = {"node:__internal_head__": 0.001}
 """Places a process without resources of its own on the head node, even if that has no CPUs."""
@@ -38,16 +40,14 @@ class Connection:
 
     Ray starts in a thread, while the caller does something else. The thread lasts until the connection is closed: a
     cluster of our own ends with the thread that started it. `mailbox` is there once `up` is done.
-
-    A process of Ray, which imports PyTorch for `trials` anyway, checks the networks and schemes of some of them.
     """
 
     mailbox: Any
 
-    def __init__(self, trials: Sequence[Trial], checked: Sequence[Trial] = ()) -> None:
+    def __init__(self, trials: Sequence[Trial]) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self.trials, self.checked = trials, checked
+        self.trials = trials
         self.joins = ray_private.cluster_is_running()
         self.up: Future[None] = Future()
         self.over = threading.Event()
@@ -56,14 +56,17 @@ class Connection:
     def _hold(self) -> None:
         try:
             import ray
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
             logging.getLogger("ray").setLevel(logging.ERROR)
             environment: Any = {"env_vars": _WORKERS}
+            mailbox: Any = {}
             if not self.joins:  # inherited variables; with a runtime_env Ray cannot use its prestarted processes
                 ray_private.listen_on_loopback()
                 os.environ.update(_WORKERS)
                 environment = None
+                if self._preloads:
+                    ray_private.preload("repr_ray.runners.preload")
+                    mailbox = {"runtime_env": {"env_vars": {MAILBOX: "1"}}}
             with signals.sigterm_kept():
                 ray.init(
                     address=None if self.joins else "local",
@@ -72,27 +75,19 @@ class Connection:
                     logging_level=logging.ERROR,
                     runtime_env=environment,
                 )
-            # before the processes that import PyTorch: it would take one of them
-            self.mailbox = ray.remote(Mailbox).options(num_cpus=0, resources=HEAD, max_concurrency=_CALLS).remote()
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            check = ray.remote(problem_of).options(num_cpus=0, scheduling_strategy=here)
-            self._problem = check.remote(self.checked)
-            if not self.joins:
-                self._warm_up()
+            mailbox |= {"num_cpus": 0, "resources": HEAD, "max_concurrency": _CALLS}
+            self.mailbox = ray.remote(Mailbox).options(**mailbox).remote()
         except BaseException as error:
             self.up.set_exception(error)
         else:
             self.up.set_result(None)
             self.over.wait()
 
-    def _warm_up(self) -> None:
-        """Have the processes of a cluster of our own import what trials need; the check of the networks is in one."""
-        import ray
-
-        resources = self.trials[0].resources
-        fit = int(ray.cluster_resources().get("CPU", 0)) // resources.cpus_per_worker
-        for _ in range(min(len(self.trials) * resources.workers, fit) - 1):
-            ray.remote(prepare).options(num_cpus=resources.cpus_per_worker).remote()
+    @property
+    def _preloads(self) -> bool:
+        """Whether the processes that Ray starts import PyTorch at once: one for each core, and trials take most."""
+        few = (os.cpu_count() or 1) <= MOST_PRELOADED
+        return few and bool(self.trials) and self.trials[0].resources.workers == 1
 
     def wait(self) -> None:
         """Wait until Ray is up. Raises ConfigError if it cannot be started or joined."""
@@ -105,19 +100,6 @@ class Connection:
                 f"--runner ray: Ray cannot be {'joined' if self.joins else 'started'}: {first_line(error)};"
                 f" {'check RAY_ADDRESS' if self.joins else 'try again'}, or use --runner local"
             ) from error
-
-    def check(self) -> None:
-        """Wait for the check of every network. Raises ConfigError if one does not fit its images or its scheme."""
-        import ray
-
-        try:
-            problem = ray.get(self._problem)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise ConfigError(f"the process that builds every network died: {first_line(error)}") from None
-        if problem:
-            raise ConfigError(problem)
 
     def __enter__(self) -> "Connection":
         return self

@@ -3,6 +3,7 @@
 tests/test_ray_private.py then fails first.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,34 @@ def listen_on_loopback() -> None:
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def preload(module: str) -> None:
+    """Have every process of the cluster that `ray.init()` starts here import a module before it gets work."""
+    os.environ["RAY_preload_python_modules"] = module  # noqa: SIM112 - the name of a setting of Ray
+
+
+def use_started_processes(wanted: bool) -> None:
+    """Whether Tune may use processes that Ray has started before, with the environment of this process.
+
+    Otherwise it gives its processes a runtime environment with variables of its own, and they are started anew.
+    """
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    cache: Any = _ActorClassCache
+    original = _TUNES.setdefault("get", cache.get)
+    cache.get = _without_environment if wanted else original
+
+
+_TUNES: dict[str, Any] = {}
+
+
+def _without_environment(self: Any, trainable: Any) -> Any:
+    import ray
+
+    if trainable not in self._cache:
+        self._cache[trainable] = ray.remote(trainable)
+    return self._cache[trainable]
 
 
 def skip_tracker_imports() -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -10,7 +10,6 @@ from typing import Any
 
 from repr_ray.runners.ray_private import show_as
 from repr_ray.storage.folder import Folder, StorageError, opened, redact
-from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint
 from repr_ray.training.folder import TrialFolder
@@ -93,24 +92,6 @@ def _probe(storage: Folder) -> str:
         return storage.read(PROBE).decode()
     except FileNotFoundError:
         return ""
-
-
-def prepare() -> None:
-    """Import the modules of a trial, so that this process starts trials at once."""
-    import repr_ray.training.trial  # noqa: F401
-
-
-def problem_of(trials: Sequence[Trial]) -> str:
-    """The first reason why trials cannot be trained; an empty text if there is none."""
-    from repr_ray.training.setup import check
-
-    try:
-        for trial in trials:
-            check(trial)
-    except ConfigError as error:
-        return str(error)
-    prepare()
-    return ""
 
 
 def train_here(config: dict[str, str], launch: Launch) -> dict[str, Any]:
