@@ -73,13 +73,6 @@ def test_what_the_teacher_is_trained_with_changes_the_student() -> None:
     [
         ({"schemes": {"ban": BAN}}, "there is no scheme standard; add it"),
         ({"schemes": {"ban": BAN, "other": BAN}, "baseline": "other"}, "would need a teacher itself"),
-        (
-            {
-                "schemes": {"ban": BAN, "standard": {"kind": "repr", "s1": 1, "s2": 1}},
-                "grid": {"schemes.standard.prune_ratio": [0.2, 0.3]},
-            },
-            "which the grid varies",
-        ),
     ],
 )
 def test_students_without_one_teacher_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -206,7 +206,7 @@ def test_a_dry_run_says_that_the_first_image_is_damaged(tmp_path: Path, content:
     (root / "train" / "cat" / "0.png").write_bytes(content)
     assert "train begins with" in describe(own(root))
     assert "train/cat/0.png: is not a JPEG, PNG, WEBP, BMP, GIF image" in describe(own(root))
-    with pytest.raises(ConfigError, match=r"train/cat/0\.png: is no .*data\.skip_damaged=1"):
+    with pytest.raises(ConfigError, match=r"train/cat/0\.png: is not a .*data\.skip_damaged=1"):
         load(own(root))
 
 
@@ -287,7 +287,7 @@ def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
         ),
         "two kinds": (
             lambda root: class_folders(root, train=3),
-            r"cat/0.png: is no Parquet file, others are",
+            r"cat/0.png: is not a Parquet file, others are",
         ),
         "no struct": (
             replace(picture=[b"x", b"y", b"z"], kind=[0, 1, 2]),
@@ -376,7 +376,7 @@ def test_damaged_images_may_be_skipped(tmp_path: Path) -> None:
     rows[4], rows[7] = {"bytes": b"RIFF", "path": None}, {"bytes": rows[7]["bytes"][:1500], "path": None}
     write(tmp_path / "p" / "train.parquet", content.set_column(0, "picture", pa.array(rows, STRUCT)))
     write(tmp_path / "p" / "test.parquet", table(9, seed=1))
-    with pytest.raises(ConfigError, match=r"train.parquet, row 4, column picture: is no .*data\.skip_damaged=[12]"):
+    with pytest.raises(ConfigError, match=r"train.parquet, row 4, column picture: is not a .*data\.skip_damaged=[12]"):
         load(own(tmp_path / "p"))
     data = load(own(tmp_path / "p", skip_damaged=2))
     np.testing.assert_array_equal(data.train.images, np.delete(pictures(30), [4, 7], axis=0))
