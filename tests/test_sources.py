@@ -376,7 +376,9 @@ def test_damaged_images_may_be_skipped(tmp_path: Path) -> None:
     rows[4], rows[7] = {"bytes": b"RIFF", "path": None}, {"bytes": rows[7]["bytes"][:1500], "path": None}
     write(tmp_path / "p" / "train.parquet", content.set_column(0, "picture", pa.array(rows, STRUCT)))
     write(tmp_path / "p" / "test.parquet", table(9, seed=1))
-    with pytest.raises(ConfigError, match=r"train.parquet, row 4, column picture: is not a .*data\.skip_damaged=[12]"):
+    with pytest.raises(
+        ConfigError, match=r"train.parquet, row 4, column picture: is not a .*data\.skip_damaged=[12]"
+    ):
         load(own(tmp_path / "p"))
     data = load(own(tmp_path / "p", skip_damaged=2))
     np.testing.assert_array_equal(data.train.images, np.delete(pictures(30), [4, 7], axis=0))
