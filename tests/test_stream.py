@@ -372,6 +372,30 @@ def test_a_process_that_hangs_ends_in_an_error(source: Path, monkeypatch: pytest
     assert assert_fails(made, r"no image arrived for 0\.3 s") < 20
 
 
+def test_a_process_that_hangs_in_its_fork_is_replaced(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one never begins; the batches are the same."""
+    forks, begin = multiprocessing.Value("i", 0), stream._begin
+
+    def first_hangs(started: torch.Tensor, worker: int) -> None:
+        with forks.get_lock():
+            forks.value += 1
+            hangs = forks.value == 1
+        if hangs:
+            time.sleep(60)
+        begin(started, worker)
+
+    monkeypatch.setattr(stream, "AT_ONCE", 4)
+    monkeypatch.setattr(stream, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(stream, "START", 0.5)
+    monkeypatch.setattr(stream, "_begin", first_hangs)
+    data = data_of(source, **CROPS)
+    found = load(data)
+    began = time.monotonic()
+    assert_equal(shuffled(batches(found, data, loaders=2), 10), shuffled(batches(found, data), 10))
+    assert time.monotonic() - began < 30 and forks.value == 4
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("loaders", [0, 1])
 def test_an_image_that_changes_under_a_trial_is_named(source: Path, loaders: int, tmp_path: Path) -> None:
     data = data_of(source, **CROPS)

@@ -1,5 +1,6 @@
 """Images that are decoded when they are needed, by processes of one trial, some batches ahead of training."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -8,7 +9,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,9 @@ AHEAD = 4  # requests ahead for each process at least; and as many as two batche
 MOST_AHEAD = 32  # requests ahead of two batches at most: it bounds the memory of images that are not used yet
 PATIENCE = 300  # seconds without an image after which the trial fails
 LOOK_EVERY = 5  # seconds between two checks of the processes
+# Seconds after which a process that has not begun is replaced: CPython before 3.12 may hang in a fork while another
+# thread ends (PyOS_AfterFork_Child waits for a lock that nobody holds in the child).
+START = 15
 
 
 class StreamError(RuntimeError):
@@ -96,20 +102,30 @@ class Streamed:
         memory = torch.empty(slots, AT_ONCE, *self.decoder.shape(requests[0].cut), dtype=torch.uint8)
         if workers:
             memory.share_memory_()
-        with _quietly():
-            loader = DataLoader(
-                Into(memory, self.decoder),
-                batch_size=None,
-                sampler=[(number % slots, request) for number, request in enumerate(requests)],
-                num_workers=workers,
-                prefetch_factor=factor,
-                timeout=LOOK_EVERY if workers else 0,
-                worker_init_fn=_leave_group,
-                generator=torch.Generator(),  # else the state of the global one changes
-                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            )
-            decoded = iter(loader)
-        asked = monotonic()
+        asked = [(number % slots, request) for number, request in enumerate(requests)]
+        started = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()  # their process ids
+
+        def start(first: int) -> tuple[Iterator[str], list[Any]]:
+            """Start the processes from a request on: their results in order, and the processes."""
+            started.zero_()
+            before = multiprocessing.active_children()
+            with _quietly():
+                loader = DataLoader(
+                    Into(memory, self.decoder),
+                    batch_size=None,
+                    sampler=asked[first:],
+                    num_workers=workers,
+                    prefetch_factor=factor,
+                    timeout=LOOK_EVERY if workers else 0,
+                    worker_init_fn=partial(_begin, started),
+                    generator=torch.Generator(),  # else the state of the global one changes
+                    multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                )
+                decoded = iter(loader)
+            return decoded, [child for child in multiprocessing.active_children() if child not in before]
+
+        decoded, children = start(0)
+        waited_from = started_at = monotonic()
         for number in range(len(requests)):
             while True:
                 try:
@@ -117,14 +133,22 @@ class Streamed:
                 except RuntimeError as error:
                     if "timed out" not in str(error):
                         raise StreamStopped(f"a process that decodes images has died: {error}") from None
-                    if monotonic() - asked > PATIENCE:
+                    if monotonic() - waited_from > PATIENCE:
                         raise StreamStopped(f"no image arrived for {PATIENCE} s: check the storage") from None
+                    begun = set(started.tolist())
+                    hung = [child for child in children if child.pid not in begun]
+                    if hung and monotonic() - started_at > START:
+                        for child in hung:
+                            child.kill()
+                        del decoded  # ends the others
+                        decoded, children = start(number)
+                        started_at = monotonic()
                 else:
                     break
             if problem:
                 raise StreamError(problem)
             yield memory[number % slots]
-            asked = monotonic()
+            waited_from = monotonic()
 
 
 @dataclass(frozen=True)
@@ -208,9 +232,10 @@ def _scale(box: int, size: int) -> int:
     return next((by for by in (8, 4, 2) if box >= by * size), 1)
 
 
-def _leave_group(worker: int) -> None:
-    """Start a session, so that signals to the process group of the trial do not reach this process."""
+def _begin(started: Tensor, worker: int) -> None:
+    """Say that this process has begun, and start a session: signals to the trial's group do not reach it."""
     os.setsid()
+    started[worker] = os.getpid()
 
 
 @contextmanager
