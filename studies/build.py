@@ -174,18 +174,13 @@ def _only(sheet: tables.Sheet, names: Sequence[str], footnotes: Sequence[str] = 
     return tables.Sheet(columns, rows, headings, list(footnotes))
 
 
+_ABOUT = """All finished studies, positive or negative; a folder without a page is a config that has not been run to its
+end. Every page is built from the tables beside it: `python -m studies.build`."""
+
+
 def index() -> str:
     """The index: a line per answer."""
-    lines = [
-        "# Studies",
-        "",
-        "All finished studies, positive or negative; a folder without a page is a config that has",
-    ]
-    lines += [
-        "not been run to its end. Every page is built from the tables beside it: `python -m studies.build`.",
-        "",
-    ]
-    lines += ["| study | question | answer |", "|:---|:---|:---|"]
+    lines = ["# Studies", "", _ABOUT, "", "| study | question | answer |", "|:---|:---|:---|"]
     for study in studies():
         with study.compared() as (_, comparison):
             name = study.folder.name

@@ -119,16 +119,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cell:
-    """A scheme at one point of the grid: its trials differ in the seed alone.
-
-    `experiment` has the setting, `grid` the fields that vary.
-    """
+    """A scheme at one point of the grid, whose setting `experiment` has: its trials differ in the seed alone."""
 
     scheme: str
     label: str
     variant: str
     experiment: Experiment
-    grid: tuple[str, ...] = ()
 
     def trials(self, seeds: Iterable[int], values: Mapping[str, Any] | None = None, stage: str = "") -> list[Trial]:
         """A trial for each seed, with `values` of dotted fields that tuning tries or has chosen."""
@@ -164,8 +160,6 @@ class Cell:
             raise ConfigError(f"{told}, and there is no scheme {resolved.baseline}; add it, or name another baseline")
         if baseline.needs_teacher:
             raise ConfigError(f"{told}, which would need a teacher itself; name another baseline")
-        if any(owner([f"schemes.{resolved.baseline}"], key) for key in self.grid):
-            raise ConfigError(f"{told}, which the grid varies: give the values of the grid schemes of their own")
         if resolved.tuning:
             raise ConfigError(f"{told}, which tuning would choose after it; tune without it")
         return baseline
@@ -218,7 +212,7 @@ def cells(experiment: Experiment) -> list[Cell]:
                 resolved = _resolve(raw, point | own_point) if point | own_point else experiment
                 if experiment.tuning:
                     _assert_tunable(resolved, experiment.tuning, f"{variant} {own_text}".strip())
-                found.append(Cell(scheme, label, variant, resolved, tuple(experiment.grid)))
+                found.append(Cell(scheme, label, variant, resolved))
     return found
 
 

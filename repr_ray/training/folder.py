@@ -94,8 +94,8 @@ class TrialFolder:
         path, record = self.path / "config.yaml", self.trial.record()
         labels = {name: record[name] for name in ("experiment", "scheme", "variant")}
         with contextlib.suppress(FileNotFoundError, Unusable):
-            if self.done and any(read_mapping(path).get(name) != value for name, value in labels.items()):
-                text = yaml.safe_dump(read_mapping(path) | labels, sort_keys=False, allow_unicode=True)
+            if self.done and (config := read_mapping(path)) != config | labels:
+                text = yaml.safe_dump(config | labels, sort_keys=False, allow_unicode=True)
                 write_atomic(path, text.encode())
                 self.push()
 
