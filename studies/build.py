@@ -174,8 +174,8 @@ def _only(sheet: tables.Sheet, names: Sequence[str], footnotes: Sequence[str] = 
     return tables.Sheet(columns, rows, headings, list(footnotes))
 
 
-_ABOUT = """All finished studies, positive or negative; a folder without a page is a config that has not been run to its
-end. Every page is built from the tables beside it: `python -m studies.build`."""
+_ABOUT = """All finished studies, positive or negative; a folder without a page is a config that has not been run to
+its end. Every page is built from the tables beside it: `python -m studies.build`."""
 
 
 def index() -> str:
