@@ -1,6 +1,7 @@
 """The command: through Ray as a subprocess, and through the local runner in this process."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from support import ROOT, TINY, launch, results_of, rows, tiny, write_config
+from support import ROOT, STANDARD, TINY, launch, results_of, rows, tiny, write_config
 
 from repr_ray import launch as launch_module
 from repr_ray import report as report_module
@@ -135,6 +136,28 @@ def test_two_workers_through_ray_train(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     [(name, result)] = results_of(tmp_path / "alone").items()
     assert several[name]["checksum"] == result["checksum"]
+
+
+@pytest.mark.slow
+def test_the_process_that_drives_two_workers_dies(tmp_path: Path) -> None:
+    """Its workers' cores become free, although no dashboard runs, which Ray's own clean-up needs."""
+    seed = os.getpid()  # a name that no other trial on this machine has
+    config = write_config(tmp_path, seeds=[seed], schemes=STANDARD, train=TINY["train"] | {"epochs": 300})
+    command = [sys.executable, "-m", "repr_ray.launch", "--config", config, "--results", tmp_path]
+    started = subprocess.Popen([*command, "resources.workers=2"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("tiny/trials/*/checkpoint-*.pt")):
+            assert time.monotonic() < deadline and started.poll() is None
+            time.sleep(0.1)
+        listed = subprocess.run(["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        [process] = re.findall(rf"(\d+) ray::convnet\S*-s{seed}-", listed)
+        os.kill(int(process), signal.SIGKILL)
+        out = started.communicate(timeout=240)[0]
+    finally:
+        started.kill()
+    assert started.returncode == 0, out
+    assert "its process died" in out and "resumes at epoch" in out
 
 
 @pytest.mark.slow

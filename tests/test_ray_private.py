@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,44 @@ def test_the_state_lists_draining_nodes() -> None:
 
     assert isinstance(state, GlobalState)
     assert "Dict" in str(inspect.signature(state.get_draining_nodes).return_annotation)
+
+
+def test_groups_of_dead_processes_of_this_job_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData as Row
+    from ray.util.placement_group import PlacementGroup
+
+    ours, theirs = (ray.JobID.from_int(number) for number in (1, 2))
+    actor, nobody = b"\1" * ray.ActorID.size(), ray.ActorID.nil().binary()
+    rows = [
+        Row(creator_job_id=ours.binary(), creator_actor_id=actor, creator_actor_dead=True, state=Row.CREATED),
+        Row(creator_job_id=ours.binary(), creator_actor_id=actor, creator_actor_dead=True, state=Row.PENDING),
+        Row(creator_job_id=ours.binary(), creator_actor_id=actor, creator_actor_dead=True, state=Row.REMOVED),
+        Row(creator_job_id=ours.binary(), creator_actor_id=actor, creator_actor_dead=False, state=Row.CREATED),
+        Row(creator_job_id=ours.binary(), creator_actor_id=nobody, creator_actor_dead=True, state=Row.CREATED),
+        Row(creator_job_id=theirs.binary(), creator_actor_id=actor, creator_actor_dead=True, state=Row.CREATED),
+    ]
+    for number, row in enumerate(rows):
+        row.placement_group_id = bytes([number]) * ray.PlacementGroupID.size()
+    removed: list[PlacementGroup] = []
+    table = SimpleNamespace(get_placement_group_table=lambda: [row.SerializeToString() for row in rows])
+    assert hasattr(state, "_connect_and_get_accessor")
+    monkeypatch.setattr(state, "_connect_and_get_accessor", lambda: table)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=ours.hex))
+    monkeypatch.setattr("ray.util.remove_placement_group", removed.append)
+    ray_private.remove_abandoned_groups()
+    assert [group.id.binary()[0] for group in removed] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own settings
+def test_a_trainer_starts_no_process_that_asks_the_dashboard() -> None:
+    from ray.train.torch import TorchTrainer
+
+    def callbacks(trainer: Any) -> set[str]:
+        return {type(callback).__name__ for callback in trainer(lambda: None)._create_default_callbacks()}
+
+    assert callbacks(TorchTrainer) - callbacks(ray_private.torch_trainer()) == {"PlacementGroupCleanerCallback"}
 
 
 def test_a_process_gets_a_title() -> None:

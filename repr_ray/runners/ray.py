@@ -238,6 +238,8 @@ def _watch(mailbox: Any, tell: Tell, room: Room, handlers: Mapping[signal.Signal
             if monotonic() - self.forwarded > 0.5:
                 self.forward()
                 self.tell_drained()
+                if self.room.resources.workers > 1:
+                    ray_private.remove_abandoned_groups()
                 self.forwarded = monotonic()
             if monotonic() - self.checked > 5:
                 try:

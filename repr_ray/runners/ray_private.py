@@ -70,6 +70,22 @@ def draining_nodes() -> Iterable[str]:
     return ray._private.state.state.get_draining_nodes().keys()
 
 
+def remove_abandoned_groups() -> None:
+    """Free the resources of worker groups whose Train controller has died: Ray keeps them until the job ends."""
+    import ray
+    from ray.core.generated import gcs_pb2
+    from ray.util.placement_group import PlacementGroup
+
+    table: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]  # made by protobuf
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    for row in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = table.FromString(row)
+        of_an_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        removed = group.state == table.REMOVED
+        if group.creator_job_id == job.binary() and of_an_actor and group.creator_actor_dead and not removed:
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
 def show_as(title: str) -> None:
     """Set the name of this process in the dashboard and `ps`."""
     import ray
@@ -83,6 +99,22 @@ def error_of(trial: Any) -> Exception:
     from ray import cloudpickle
 
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+
+
+def torch_trainer() -> Any:
+    """A TorchTrainer without the process that Train starts to remove the placement group of a dead controller.
+
+    That process asks Ray's dashboard, which may not run, and then outlives the launch. Use `remove_abandoned_groups`.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # untyped
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return Trainer
 
 
 def errors_of_ranks(error: Exception) -> list[Exception] | None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from repr_ray.plug_ins import first_line
-from repr_ray.runners.ray_private import errors_of_ranks, show_as
+from repr_ray.runners.ray_private import errors_of_ranks, show_as, torch_trainer
 from repr_ray.runners.ray_trial import Launch
 from repr_ray.study.config import Resources
 from repr_ray.training.messages import Failed, Message, Note, Preempted
@@ -49,12 +49,12 @@ class Ranks:
 
     def _run(self, launch: Launch, resources: Resources) -> None:
         import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
 
         function: Any = _train_rank
         once: Any = {"max_failures": 0, "max_preemption_failures": 0}  # Tune retries the trial
         gpus = launch.gpus
-        trainer = TorchTrainer(
+        trainer = torch_trainer()(
             function,
             train_loop_config={"launch": launch, "key": self.key},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
