@@ -1,4 +1,4 @@
-# Each target sets up all it needs; a stranger types `make run` or `make test`.
+# Each target sets up all it needs; `make run` and `make test` need nothing before.
 PYTHON ?= python3
 VENV := .venv
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -15,10 +15,10 @@ test: $(READY)  ## lint, types and all tests that are not slow
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-slow: $(READY)  ## the rest: real clusters whose processes, nodes and links die; 40 minutes
+test-slow: $(READY)  ## the rest: the slow tests, with faults of processes, nodes and links; 40 minutes
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
-test-gpu: $(READY)  ## what a CUDA device is asked, ten minutes: a table of what passed and what it measured
+test-gpu: $(READY)  ## the tests of a CUDA device, ten minutes: a table of results and measurements
 	REPR_RAY_NEEDS_GPU=1 $(VENV)/bin/python -m pytest tests/gpu tests/test_fake_device.py $(ARGS)
 
 fuzz: $(READY)  ## random configs, results and data for five minutes each

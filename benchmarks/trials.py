@@ -1,5 +1,6 @@
 """Trials to measure: settings, random images, a set-up that needs no data set, and stored results."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from repr_ray.data.batches import Batches
-from repr_ray.data.decoded import Split
+from repr_ray.data.decoded import Decoded, Split
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training.setup import build_model, keep_freed_memory
+from repr_ray.training.setup import set_up
 from repr_ray.training.step import Setup
 
 STANDARD = {"standard": {"kind": "standard"}}
@@ -55,27 +55,9 @@ def random_images(count: int) -> Split:
 
 def set_up_on(trial: Trial, split: Split, precision: str, device: torch.device) -> Setup:
     """`repr_ray.training.setup.set_up` on given images, with the threads that are set."""
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.manual_seed(trial.seed)
-    model = build_model(trial).to(device).to(memory_format=torch.channels_last)
-    optimizer = trial.train.optimizer.optimizer(model.parameters())
-    batches = Batches(split, np.full(3, 0.5), np.full(3, 0.25), trial.data, device)
-    return Setup(
-        trial=trial,
-        device=device,
-        precision=precision,
-        model=model,
-        forward=model,
-        optimizer=optimizer,
-        scheme=trial.settings.scheme(model, optimizer, trial.train.epochs),
-        train=batches,
-        validation=batches,
-        test=batches,
-        ranking=None,
-        chance=0.1,
-        data_digest="random",
-    )
+    threads = trial.resources.model_copy(update={"cpus_per_worker": torch.get_num_threads()})
+    images = Decoded(split, split, split, np.full(3, 0.5), np.full(3, 0.25), 32, 10, (), "random")
+    return set_up(dataclasses.replace(trial, resources=threads), device, precision, images)
 
 
 def write_random_cifar(folder: Path, train: int, test: int) -> None:

@@ -57,7 +57,7 @@ class Speed:
 
 
 def late_lines(trials: Iterable[Trial]) -> list[str]:
-    """Warnings about schemes that re-initialise filters or layers when the learning rate has nearly gone.
+    """Warnings about schemes that re-initialise filters or layers when the learning rate is nearly zero.
 
     Such schemes lost by far where the rate falls to zero once (studies/plain_or_regularised).
     """

@@ -102,7 +102,7 @@ def _refuse_other(folder: Path, stored: Experiment, new: Experiment) -> None:
     shared = stored.schemes.keys() & new.schemes.keys()
     before, after = (_flat(experiment, shared) for experiment in (stored, new))
     differences = [
-        f"{name} is {_said(before.get(name))} there and {_said(after.get(name))} here"
+        f"{name} is {_shown(before.get(name))} there and {_shown(after.get(name))} here"
         for name in before | after
         if before.get(name) != after.get(name)
     ]
@@ -151,7 +151,7 @@ def refuse_other_sources(folder: Path, trials: Iterable[Trial]) -> None:
                 )
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 

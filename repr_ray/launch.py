@@ -53,13 +53,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except BaseException as error:
         if (number := _signal_behind(error)) is None:
             raise
-        rest = "the same command resumes from the last checkpoints" if args.trains else "no trial had begun"
+        rest = "the same command resumes from the last checkpoints" if args.trains else "no trial was started"
         print(f"\n{_ENDED[signal.Signals(number)]}; {rest}", file=sys.stderr)
         return 128 + number
 
 
 def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[str]) -> int:
     from repr_ray.dry_run import dry_run  # not at the top: --help does without these
+    from repr_ray.progress import say
     from repr_ray.rounds import Rounds
 
     experiment = load(args.config, args.overrides)
@@ -77,6 +78,8 @@ def _launch(console: "Console", args: argparse.Namespace, arguments: Sequence[st
         ray = stack.enter_context(contextlib.ExitStack())
         runner = rounds.runner(args.runner, ray)
         args.trains = True
+        if isinstance(storage, Remote):
+            say(console, "making sure that no other launch writes there")
         with hold(storage, experiment):
             rounds.run(runner, shlex.join([*_COMMAND, *map(redact, arguments)]))
             ray.close()
@@ -144,7 +147,6 @@ def _report(console: "Console", storage: Folder, args: argparse.Namespace) -> No
     from repr_ray.progress import say
     from repr_ray.report import report, to_trackers
 
-    say(console, "reading the results, drawing tables and pictures")
     report([storage.path], console=console)
     storage.push()
     try:

@@ -5,7 +5,6 @@ entry-point group `repr_ray.FAMILY`.
 """
 
 import ast
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -19,6 +18,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from repr_ray.storage.text import hint
 
 _PATH = r"[^\W\d][\w.]*:[^\W\d][\w.]*"
 
@@ -44,7 +45,7 @@ def imported(path: str) -> Any:
         return reduce(getattr, attributes.split("."), module)
     except AttributeError:
         public = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == name]
-        raise ValueError(f"module {name} has no {attributes}{_near(attributes, public)}") from None
+        raise ValueError(f"module {name} has no {attributes}{hint(attributes, public)}") from None
 
 
 def digests(settings: Any) -> dict[str, str]:
@@ -102,7 +103,7 @@ def resolved(family: str, name: str, builtin: Mapping[str, Any]) -> str:
     if path is None or not re.fullmatch(_PATH, path):
         known = [*filter(is_short, builtin), *_installed(family)]
         there = ", ".join(map(repr, known))
-        raise ValueError(f"expected {there}, or my_module:name for one of your own{_near(name, known)}")
+        raise ValueError(f"expected {there}, or my_module:name for one of your own{hint(name, known)}")
     found = imported(path)
     if not callable(found):
         raise ValueError(f"{path} is not a class or function")
@@ -163,8 +164,3 @@ def _where(error: Exception) -> str:
     """`file:line: ` of the line that raised."""
     last = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename or '?').name}:{last.lineno}: "
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

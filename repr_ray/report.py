@@ -45,6 +45,8 @@ def report(
     file is never replaced, which a note says. Raises ValueError, one line per folder, if no folder holds a trial, and
     for a file of claims that cannot be read.
     """
+    if console:
+        console.print("reading the results, drawing tables and pictures")
     from repr_ray.results import claims as published
     from repr_ray.results import details as beside
     from repr_ray.results import store, tables, tuned

@@ -12,7 +12,7 @@ from repr_ray.data.shape import shape_of
 from repr_ray.experiment import has_other_source, refuse_other_data, refuse_other_sources
 from repr_ray.progress import Progress, bar, say
 from repr_ray.storage.folder import Folder, light, redact
-from repr_ray.study.config import Experiment
+from repr_ray.study.config import Experiment, Looks
 from repr_ray.study.data import Data
 from repr_ray.study.plan import Trial, plan
 from repr_ray.training.folder import TrialFolder
@@ -41,6 +41,8 @@ class Rounds:
             say(console, f"{len(self.pending)} of {len(self.trials)} trials to run, results in {results}")
 
     def _plan(self) -> None:
+        if isinstance(self.experiment.seeds, Looks):
+            say(self.console, "judging the results so far")
         self.trials = stages.called_for(self.experiment, self.storage.path)
         self.folders = [TrialFolder(self.storage.path, trial) for trial in self.trials]
         self.pending = [folder.trial for folder in self.folders if not stages.ended(folder)]

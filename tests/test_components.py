@@ -51,8 +51,10 @@ class Shrink(Scheme):
 class Plain(Scheme):
     """Settings as keyword arguments."""
 
-    def __init__(self, model, optimizer, *, epochs: int, decay: float = 0.1, twice: bool = False):
-        super().__init__(model, optimizer, epochs=epochs)
+    def __init__(
+        self, model, optimizer, settings=None, *, epochs, seed=0, example=None, decay: float = 0.1, twice=False
+    ):
+        super().__init__(model, optimizer, epochs=epochs, seed=seed, example=example)
         self.decay = decay
 
     def penalty(self):

@@ -133,7 +133,7 @@ def test_a_loss_of_ones_own_asks_its_teacher_in_every_step() -> None:
     """It may change the images first."""
     student = trials()["ban"]
     setup = set_up(student, CPU)
-    setup.scheme.term = type("Mine", (Distillation,), {})(setup.model)
+    setup.scheme.term = type("Mine", (Distillation,), {})(setup.model, 0.5, 1.0)
     assert student.teacher is not None
     teacher.teach(setup, student.teacher, build_model(student.teacher).state_dict())
     assert setup.stored is None

@@ -50,5 +50,5 @@ def test_without_timm_it_is_one_line_before_anything_is_trained(kind: str, monke
     trial = tiny(train={"optimizer": SETTINGS[kind]})[0]
     find = importlib.util.find_spec
     monkeypatch.setattr("repr_ray.optim.optimizers.find_spec", lambda name: None if name == "timm" else find(name))
-    with pytest.raises(ConfigError, match=rf"standard: train\.optimizer\.kind={kind}: timm has it; pip install"):
+    with pytest.raises(ConfigError, match=rf"standard: train\.optimizer\.kind={kind}: needs timm; pip install"):
         check(trial)

@@ -124,7 +124,7 @@ def test_configurations_of_a_data_set_are_told_apart(tmp_path: Path) -> None:
             load(own(root, **said))
     sizes = {name: load(own(root, configuration=name)) for name in ("cropped", "full")}
     assert {name: len(found.train) + len(found.test) for name, found in sizes.items()} == {"cropped": 30, "full": 50}
-    with pytest.raises(ConfigError, match=r"has no Parquet files, which data\.configuration is about"):
+    with pytest.raises(ConfigError, match=r"has no Parquet files, and data\.configuration names a part of one"):
         load(own(class_folders(tmp_path / "c", train=20, test=6), configuration="full"))
 
 

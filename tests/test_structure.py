@@ -71,12 +71,9 @@ def test_results_are_read_without_training_code() -> None:
         assert used & {f"repr_ray.{layer}" for layer in trains} == set(), path
 
 
-@pytest.mark.parametrize("package", ["ray"])
-def test_only_the_ray_runner_and_the_searcher_import_ray(package: str) -> None:
-    using = {str(p.relative_to(PACKAGE)) for p in FILES if any(n.split(".")[0] == package for n in imports(p))}
-    assert using == {f"runners/ray{part}.py" for part in ("", "_cluster", "_trial", "_ranks", "_private")} | {
-        "study/tuning.py"
-    }
+def test_only_the_ray_runner_imports_ray() -> None:
+    using = {str(p.relative_to(PACKAGE)) for p in FILES if any(n.split(".")[0] == "ray" for n in imports(p))}
+    assert using == {f"runners/ray{part}.py" for part in ("", "_cluster", "_trial", "_ranks", "_private")}
 
 
 def test_only_one_module_knows_private_names_of_ray() -> None:

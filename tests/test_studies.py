@@ -14,6 +14,7 @@ from support import ROOT, results_of, tiny
 
 from repr_ray.report import report
 from repr_ray.runners import local
+from repr_ray.study.config import Looks
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import load
 
@@ -91,7 +92,7 @@ def test_a_page_knows_of_looks_and_of_tuning(tmp_path: Path, monkeypatch: pytest
     page = study.page()
     assert "an interval that holds at all looks together. p: over all looks" in page
     with study.compared() as (_, comparison):
-        assert comparison.design == ((6, 10), 0.5)
+        assert comparison.design == Looks(looks=(6, 10), margin=0.5)
         assert comparison.table["looked"].tolist()[1:] == [6]
     assert "| repr | 2 | learning\\_rate=0.2 |" in page
     layers = page.partition("Filters dropped")[2]

@@ -9,10 +9,10 @@ from repr_ray.data.copying import bytes_of
 from repr_ray.data.decoded import known_facts
 from repr_ray.data.images import look, reason
 from repr_ray.data.source import Rows, Source
-from repr_ray.data.sources import kind_of, source_of
+from repr_ray.data.sources import source_of
 from repr_ray.data.split import check_classes, check_labels, choose
 from repr_ray.storage.folder import redact
-from repr_ray.study.data import Data
+from repr_ray.study.data import SOURCES, Data
 
 LARGEST = 2_000_000_000  # bytes of a source that a dry run reads
 COLOUR = 3  # channels assumed for images that have not been read
@@ -20,16 +20,15 @@ COLOUR = 3  # channels assumed for images that have not been read
 
 def describe(data: Data) -> str:
     """Splits, classes and the first image, or why they were not looked at. Raises ConfigError as a launch would."""
-    facts = known_facts(data) if kind_of(data) != "hf" else None
+    facts = known_facts(data) if data.kind != "hf" else None
     if facts:
         encoded = facts.get("encoded")
         channels = encoded["train"]["channels"] if encoded else facts["files"]["train_images"][0][-1]
         sizes = f"{facts['size']} x {facts['size']} pixels, {_channels(channels)}"
         done = "packed" if encoded else "decoded"
         return _line(data, facts["counts"], facts["classes"], facts["names"], f"{sizes}; {done} already")
-    kind = kind_of(data)
-    if kind in _NOT_LOOKED_AT:
-        return _later(data, _NOT_LOOKED_AT[kind])
+    if (known := SOURCES.get(data.kind)) and known.unseen:
+        return _later(data, known.unseen)
     source, _ = source_of(data)
     if (size := _bytes(source)) > LARGEST:
         return _later(data, f"{size / 1e9:,.0f} GB")
@@ -46,10 +45,9 @@ def describe(data: Data) -> str:
 
 def copy_bytes(data: Data) -> int | None:
     """Bytes that the copy of a data set takes on each machine, 0 where it is there already, None if not known yet."""
-    kind = kind_of(data)
-    if kind != "hf" and known_facts(data):
+    if data.kind != "hf" and known_facts(data):
         return 0
-    known, source = data.facts, source_of(data)[0] if kind == "folder" else None
+    known, source = data.facts, source_of(data)[0] if data.kind == "folder" else None
     size, channels = data.size or (known and known.size), data.channels or (known.channels if known else COLOUR)
     counts = {"train": known.train, "test": known.test} if known else {}
     if data.store != "stream":
@@ -66,14 +64,6 @@ def copy_bytes(data: Data) -> int | None:
 
 def _bytes(source: Source) -> int:
     return sum(entry[1] for entry in source.stamps)
-
-
-_NOT_LOOKED_AT = {
-    "digits": "part of scikit-learn",
-    "torchvision": "perhaps not downloaded yet",
-    "hf": "perhaps not downloaded yet",
-    "uri": "on object storage",
-}
 
 
 def _later(data: Data, reason: str) -> str:

@@ -42,7 +42,7 @@ class LossTerm:
 class LabelSmoothing(LossTerm):
     """See `loss_settings.LabelSmoothing`."""
 
-    def __init__(self, model: nn.Module, smoothing: float = 0.1) -> None:
+    def __init__(self, model: nn.Module, smoothing: float) -> None:
         self.smoothing = smoothing
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class LabelSmoothing(LossTerm):
 class Distillation(LossTerm):
     """See `loss_settings.Distillation`."""
 
-    def __init__(self, model: nn.Module, alpha: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, alpha: float, temperature: float) -> None:
         self.alpha, self.temperature = alpha, temperature
 
     def loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
@@ -92,9 +92,6 @@ class Penalty(LossTerm):
 class Orthogonality(Penalty):
     """See `loss_settings.Orthogonality`. A filter of zeros has no overlap, and counts as 1."""
 
-    def __init__(self, model: nn.Module, weight: float = 0.01) -> None:
-        super().__init__(model, weight)
-
     def of_layer(self, layer: nn.Conv2d) -> Tensor:
         """Sum of |W^W^T - I|."""
         rows = layer.weight.flatten(1)
@@ -106,7 +103,7 @@ class Orthogonality(Penalty):
 class Srip(Penalty):
     """See `loss_settings.Srip`."""
 
-    def __init__(self, model: nn.Module, weight: float = 0.1, decay: tuple[tuple[int, float], ...] = ()) -> None:
+    def __init__(self, model: nn.Module, weight: float, decay: tuple[tuple[int, float], ...]) -> None:
         super().__init__(model, weight)
         self.first, self.decay = weight, decay
 
@@ -132,7 +129,7 @@ class Srip(Penalty):
 class Ocnn(Penalty):
     """See `loss_settings.Ocnn`. Dilated convolutions are left out as well."""
 
-    def __init__(self, model: nn.Module, weight: float = 0.1, squared: bool = True) -> None:
+    def __init__(self, model: nn.Module, weight: float, squared: bool) -> None:
         super().__init__(model, weight)
         self.squared = squared
 

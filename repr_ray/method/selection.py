@@ -1,6 +1,5 @@
 """From scores to the filters that are dropped."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from repr_ray.method.settings import Selection
+from repr_ray.storage.text import hint
 
 
 def excluded_layers(
@@ -25,8 +25,8 @@ def excluded_layers(
             if name in left_out:
                 raise ValueError(f"selection.{field}: {name} is never dropped from: {left_out[name]}")
             if name != "first" and name not in layers:
-                hint = nearest(name, ["first", *layers])
-                raise ValueError(f"selection.{field}: no droppable layer is called {name}; {hint}")
+                near = nearest(name, ["first", *layers])
+                raise ValueError(f"selection.{field}: no droppable layer is called {name}{near}")
         return {layers[0] if name == "first" else name for name in names}
 
     spared = resolve("exclude", selection.exclude)
@@ -39,8 +39,7 @@ def excluded_layers(
 
 def nearest(name: str, layers: Sequence[str]) -> str:
     """A hint for a layer that there is not: the layer of the nearest name, or else all of them."""
-    near = difflib.get_close_matches(name, layers, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(layers)}"
+    return hint(name, layers) or f"; there are {', '.join(layers)}"
 
 
 def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selection) -> None:

@@ -117,7 +117,7 @@ class SchemeSettings(Component):
     """A training scheme. It trains with cross entropy, or with its `loss`."""
 
     family: ClassVar[str] = "scheme"
-    given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed"})
+    given: ClassVar[frozenset[str]] = frozenset({"model", "optimizer", "settings", "epochs", "seed", "example"})
 
     loss: Loss | None = None
     """loss of the scheme; by default cross entropy"""

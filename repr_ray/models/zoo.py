@@ -1,6 +1,5 @@
 """Networks of torchvision and timm, untrained or from a file of weights."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from repr_ray.storage.text import hint
 
 
 def torchvision(
@@ -41,10 +42,7 @@ def timm(
     except ModuleNotFoundError as error:
         raise ValueError(f"model.kind=timm: {error}; pip install 'repr-ray[timm]'") from None
     if not library.is_model(name):
-        near = difflib.get_close_matches(name, library.list_models(), n=1)
-        raise ValueError(
-            f"model.name={name}: timm has no such network" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        raise ValueError(f"model.name={name}: timm has no such network{hint(name, library.list_models())}")
     _refuse_given(options, "pretrained", "num_classes", "in_chans", "checkpoint_path", "pretrained_cfg")
 
     def make(options: Mapping[str, Any]) -> nn.Module:

@@ -100,7 +100,7 @@ class _OfTimm(OptimizerSettings):
     def optimizer(self, parameters: Iterable[Any]) -> Any:
         """See `OptimizerSettings.optimizer`. Raises ValueError, saying what to install, where timm is missing."""
         if find_spec("timm") is None:
-            raise ValueError(f"train.optimizer.kind={self.kind}: timm has it; pip install 'repr-ray[timm]'")
+            raise ValueError(f"train.optimizer.kind={self.kind}: needs timm; pip install 'repr-ray[timm]'")
         return super().optimizer(parameters)
 
     @property

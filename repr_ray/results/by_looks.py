@@ -8,13 +8,13 @@ import pandas as pd
 
 from repr_ray.results.blocks import GROUP
 from repr_ray.results.decide import LEVEL, decide
-from repr_ray.results.design import Design
 from repr_ray.results.sequential import bounds
 from repr_ray.results.store import UNFINISHED
+from repr_ray.study.config import Looks
 
 
 def judge(
-    rows: Sequence[dict[str, Any]], pairs: pd.DataFrame, trials: pd.DataFrame, baseline: str, design: Design
+    rows: Sequence[dict[str, Any]], pairs: pd.DataFrame, trials: pd.DataFrame, baseline: str, design: Looks
 ) -> None:
     """Add intervals, p values and verdicts over all looks and schemes to the rows of a comparison.
 
@@ -49,7 +49,7 @@ def judge(
         row |= {name: float(getattr(result, name)[place]) for name in ("p", "p_holm", "p_equal_holm")}
 
 
-def said_of(design: Design) -> str:
+def note_on(design: Looks) -> str:
     """The looks and their bounds, in a sentence."""
     level = bounds(design.looks).nominal(LEVEL)
     margin = "" if design.margin is None else f", margin {design.margin:g} points"

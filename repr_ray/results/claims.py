@@ -27,7 +27,7 @@ from repr_ray.results.settings import cells, comparable
 
 MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced
 UNDECIDED = "cannot tell yet"
-_TOLD = 8  # settings that differ
+_LISTED = 8  # settings that differ
 _FEWEST = 3  # seeds below which no verdict is given
 _NEEDED = ["source", "dataset", "model", "scheme", "metric", "value"]
 _METRICS = {
@@ -99,7 +99,7 @@ def check(comparison: Comparison, claims: pd.DataFrame) -> pd.DataFrame:
             model = _differs(claim["source"], claim["model"], ours["model"])
             if model is None:
                 continue
-            remark = "; ".join(filter(None, [model, *_unlike(claim, used, bool(model))]))
+            remark = "; ".join(filter(None, [model, *_differences(claim, used, bool(model))]))
             row = {key: ours[key] for key in GROUP} | {"source": claim["source"], "remark": remark}
             row["published"] = scheme
             row["match"] = "approximate" if remark else "exact"
@@ -171,20 +171,23 @@ def _differs(source: str, model: str, label: str) -> str | None:
     return f"the published network is {published}"
 
 
-def _unlike(claim: dict[str, Any], used: dict[str, Any], other_network: bool) -> list[str]:
+def _differences(claim: dict[str, Any], used: dict[str, Any], other_network: bool) -> list[str]:
     """Our flat settings that differ from those of the source, and from those of its recipe."""
     parts = (part.split("=", 1) for part in claim["settings"].split())
     stated = {name: yaml.safe_load(value) for name, value in parts}
     differs = [name for name, value in stated.items() if name in used and used[name] != value]
-    said = [f"{_told(name, used[name])} here, {_value(name, stated[name])} published" for name in differs]
+    said = [f"{_used(name, used[name])} here, {_value(name, stated[name])} published" for name in differs]
     recipe = _cell(claim, stated)
     if recipe is None:
-        return [*said, f"the recipe {claim['recipe']} is not here" if claim["recipe"] else "no recipe says the rest"]
+        return [
+            *said,
+            f"the recipe {claim['recipe']} is not here" if claim["recipe"] else "its other settings are not known",
+        ]
     missing = object()
     names = [name for name in recipe | used if recipe.get(name, missing) != used.get(name, missing)]
     names = [name for name in names if name not in stated and not (other_network and name.startswith("model."))]
-    rest = [f"{_told(n, used.get(n))} here, {_value(n, recipe.get(n))} in its recipe" for n in names[:_TOLD]]
-    return [*said, *rest, *([f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else [])]
+    rest = [f"{_used(n, used.get(n))} here, {_value(n, recipe.get(n))} in its recipe" for n in names[:_LISTED]]
+    return [*said, *rest, *([f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else [])]
 
 
 def _cell(claim: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any] | None:
@@ -196,7 +199,7 @@ def _cell(claim: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any] | Non
     return next((s for s in found if all(s.get(name, value) == value for name, value in stated.items())), None)
 
 
-def _told(name: str, value: Any) -> str:
+def _used(name: str, value: Any) -> str:
     return f"{name.removeprefix('scheme.')} {_value(name, value)}"
 
 

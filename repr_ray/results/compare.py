@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from repr_ray.results.blocks import BLOCK, GROUP, one_a_seed, unambiguous
-from repr_ray.results.by_looks import judge, said_of
+from repr_ray.results.by_looks import judge, note_on
 from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
-from repr_ray.results.design import Design
 from repr_ray.results.power import seeds_needed
 from repr_ray.results.sequential import Array, holm
 from repr_ray.results.store import UNFINISHED, Tables
-from repr_ray.results.words import sentence, what_it_takes
+from repr_ray.results.words import seeds_text, sentence
+from repr_ray.study.config import Looks
 
 _EXACT = 20  # pairs up to which all 2^n sign flips are enumerated
 
@@ -44,7 +44,7 @@ class Comparison:
     trials: pd.DataFrame
     notes: list[str]
     unfinished: int
-    design: Design | None = None  # of seeds that were added until decided
+    design: Looks | None = None  # of seeds that were added until decided
 
     @cached_property
     def answers(self) -> list[str]:
@@ -54,7 +54,7 @@ class Comparison:
         still_open = sum(row["verdict"] == "cannot tell" for row in rows)
         return [
             sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
-            + what_it_takes(seeds_needed(row, still_open, self.design))
+            + seeds_text(seeds_needed(row, still_open, self.design))
             for row in rows
         ]
 
@@ -115,7 +115,7 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     joined = pd.concat(pairs)[columns] if pairs else pd.DataFrame(columns=columns)
     if tables.design:
         judge(tested, joined, trials, baseline, tables.design)
-        notes.append(said_of(tables.design))
+        notes.append(note_on(tables.design))
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
     for column in ("missing_seeds", "verdict"):
         table[column] = table[column].astype(object).fillna("")

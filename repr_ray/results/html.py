@@ -107,13 +107,13 @@ def _groups(tables: Tables, comparison: Comparison) -> Iterable[dict[str, Any]]:
             "status": status.get(key, ""),
             "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
             "trials": [
-                {"name": row["trial"], "said": _said(row), "log": _tail(tables.sources.get(row["trial"]), room)}
+                {"name": row["trial"], "said": _status(row), "log": _tail(tables.sources.get(row["trial"]), room)}
                 for row in records(rows[_SHOWN])
             ],
         }
 
 
-def _said(row: dict[str, Any]) -> str:
+def _status(row: dict[str, Any]) -> str:
     said = [f"seed {row['seed']}", row["status"]]
     if row["status"] in UNFINISHED and not pd.isna(row["epochs"]):
         said.append(f"epoch {row['epochs_done']} of {row['epochs']:.0f}")

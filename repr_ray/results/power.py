@@ -7,14 +7,14 @@ import numpy as np
 from scipy import special
 
 from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
-from repr_ray.results.design import Design
 from repr_ray.results.sequential import Array, bounds
+from repr_ray.study.config import Looks
 
 POWER = 0.8  # the share of studies, of the number of seeds given, that would reach the verdict
 MOST = 1000  # seeds beyond which no number is given
 
 
-def seeds_needed(row: Mapping[str, Any], still_open: int, design: Design | None) -> dict[str, float]:
+def seeds_needed(row: Mapping[str, Any], still_open: int, design: Looks | None) -> dict[str, float]:
     """The total number of seeds that a verdict on a row needs; NaN if it has one or no number is enough."""
     found = {"seeds_to_differ": np.nan, "seeds_to_equal": np.nan}
     mean, sd = row["difference_mean"], row["difference_sd"]

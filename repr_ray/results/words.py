@@ -59,7 +59,7 @@ def _evidence(row: dict[str, Any]) -> str:
     return said
 
 
-def what_it_takes(needed: dict[str, float]) -> str:
+def seeds_text(needed: dict[str, float]) -> str:
     """The total number of seeds that a verdict would need; empty if none is needed or known."""
     differ, equal = needed["seeds_to_differ"], needed["seeds_to_equal"]
     said = [] if np.isnan(differ) else [f"{differ:.0f} for a difference of this size"]

@@ -68,7 +68,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _as_written(node: yaml.ScalarNode, value: Any) -> Any:
-    """A number. Raises YAMLError if it is not the one that a reader takes it for."""
+    """A number. Raises YAMLError if YAML reads it otherwise than people do."""
     if _ODD.fullmatch(node.value):
         raise _error(node, f"{node.value} would be the number {value}; write it in decimal, or quote it")
     return value

@@ -176,7 +176,7 @@ class Remote(Folder):
         """Size and time of every stored file below a file or folder, without hidden ones."""
         from pyarrow import fs
 
-        with self._said("listed", under):
+        with self._errors_named("listed", under):
             top = self.files.get_file_info(f"{self.base}/{under}".rstrip("/"))
             below = fs.FileSelector(top.path, allow_not_found=True, recursive=True)
             found = [top] if top.is_file else self.files.get_file_info(below)
@@ -185,7 +185,7 @@ class Remote(Folder):
 
     def read(self, name: str) -> bytes:
         path = f"{self.base}/{name}"
-        with self._said("read", name):
+        with self._errors_named("read", name):
             with self.files.open_input_file(path) as file:
                 content = file.read_at(file.size(), 0)  # one request, for one version of the file
             if len(content) != self.files.get_file_info(path).size:
@@ -194,7 +194,7 @@ class Remote(Folder):
 
     def write(self, name: str, content: bytes) -> None:
         target = f"{self.base}/{name}"
-        with self._said("written", name):
+        with self._errors_named("written", name):
             if self.files.type_name in _WHOLE:
                 self._put(target, content)
                 return
@@ -205,12 +205,12 @@ class Remote(Folder):
             self.files.move(part, target)
 
     def delete(self, name: str) -> None:
-        with self._said("deleted", name), contextlib.suppress(FileNotFoundError):
+        with self._errors_named("deleted", name), contextlib.suppress(FileNotFoundError):
             self.files.delete_file(f"{self.base}/{name}")
         self.known.pop(name, None)
 
     def mtime(self, name: str) -> float:
-        with self._said("read", name):
+        with self._errors_named("read", name):
             info = self.files.get_file_info(f"{self.base}/{name}")
         return info.mtime.timestamp() if info.is_file else -math.inf
 
@@ -243,7 +243,7 @@ class Remote(Folder):
         return [name for name in self.known if not under or f"{name}/".startswith(f"{under}/")]
 
     @contextlib.contextmanager
-    def _said(self, done: str, name: str) -> Iterator[None]:
+    def _errors_named(self, done: str, name: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:

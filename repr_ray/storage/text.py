@@ -1,7 +1,8 @@
 """Untrusted text, made safe for terminals, logs, pages, tables and spreadsheets."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Unicode's control characters, lone surrogates, line and paragraph separators, and marks that reorder or hide text.
 _HIDDEN = (
@@ -27,6 +28,12 @@ def listed(texts: Sequence[str], most: int, separator: str = ", ") -> str:
     """The first of some texts, and how many more there are."""
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + more
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to a misspelt one, to append to an error; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def cell(text: object) -> str:

@@ -158,8 +158,8 @@ class Experiment(Settings):
             raise ValueError(f"baseline: {self.baseline!r} is not a scheme; there are {', '.join(self.schemes)}")
         if isinstance(self.seeds, Looks) and (self.baseline not in self.schemes or len(self.schemes) < 2):
             raise ValueError(
-                f"seeds: looks compare schemes with the baseline {self.baseline!r}; have it and another in schemes,"
-                " or give a list of seeds"
+                f"seeds: looks compare schemes with the baseline {self.baseline!r}; name it and another one in"
+                " schemes, or give a list of seeds"
             )
         if self.tuning:
             self._check_tuning(self.tuning)

@@ -1,15 +1,15 @@
 """Settings of images: source, splits, and augmentation."""
 
-import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
 from repr_ray.components import ByName, Count, Fraction, Natural, Settings
-from repr_ray.study.facts import FACTS, NAMED_SOURCES, Facts
+from repr_ray.storage.text import hint
+from repr_ray.study.facts import FACTS, Facts
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[Share, Field(description="the factor is drawn from [1 - this, 1 + this]")]
@@ -20,8 +20,46 @@ Side = Annotated[int, Field(ge=1, le=4_096)]
 OF_PARQUET = ("image", "label", "configuration")
 """Fields of `Data` that only Parquet files need."""
 
-SOURCE = ByName("source", {})
-"""Plug-in sources: functions from `Data` to a `repr_ray.data.source.Source`."""
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A built-in source: `reads` is the function from `Data` to a `repr_ray.data.source.Source`.
+
+    `unseen` is why a dry run does not look at it. `named`: it has no columns or splits that could be named. `form`
+    is what follows its name in `data.source`, as a regular expression and in words.
+    """
+
+    reads: str
+    unseen: str = ""
+    named: bool = False
+    form: tuple[str, str] | None = None
+
+
+SOURCES = {
+    "digits": SourceKind("repr_ray.data.sources.digits:digits", "part of scikit-learn", named=True),
+    "torchvision": SourceKind(
+        "repr_ray.data.sources.torchvision:torchvision",
+        "perhaps not downloaded yet",
+        named=True,
+        form=(r"[A-Za-z]\w*", "torchvision:CLASS, as in torchvision:FashionMNIST"),
+    ),
+    "hf": SourceKind(
+        "repr_ray.data.sources.hub:hub",
+        "perhaps not downloaded yet",
+        form=(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", "hf:OWNER/NAME or hf:OWNER/NAME@REVISION"),
+    ),
+    "uri": SourceKind("repr_ray.data.sources.storage:storage", "on object storage"),
+    "folder": SourceKind("repr_ray.data.sources.folder:folder"),
+}
+"""All built-in sources by kind."""
+
+SOURCE = ByName("source", {kind: source.reads for kind, source in SOURCES.items()})
+"""Sources, plug-ins included."""
+
+OWN = "own"
+"""The kind of a plug-in source."""
+
+_NAMED = tuple(kind for kind, source in SOURCES.items() if source.named)
 
 
 class ChannelStatistics(Settings):
@@ -201,13 +239,12 @@ class Data(Settings):
         """Make a path absolute: workers have other working directories."""
         if not source.isprintable():
             raise ValueError("a path or URL has no control characters")
-        if source in NAMED_SOURCES or "://" in source:
+        if source in _NAMED or "://" in source:
             return source
         kind, colon, rest = source.partition(":")
-        if colon and kind in _SOURCE_FORMS:
-            pattern, form = _SOURCE_FORMS[kind]
-            if not re.fullmatch(pattern, rest):
-                raise ValueError(f"expected {form}")
+        if colon and kind in SOURCES and (form := SOURCES[kind].form):
+            if not re.fullmatch(form[0], rest):
+                raise ValueError(f"expected {form[1]}")
             return source
         if SOURCE.is_plug_in(source) and not Path(source).exists():
             SOURCE.get(source)
@@ -216,6 +253,18 @@ class Data(Settings):
             return str(Path(source).expanduser().resolve())
         except (OSError, RuntimeError) as error:
             raise ValueError(str(error)) from None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the source: one of `SOURCES`, or `OWN`."""
+        if self.name == "digits" and self.source == "torchvision":  # the default
+            return "digits"
+        if "://" in self.source:
+            return "uri"
+        kind = self.source.partition(":")[0]
+        if kind in SOURCES:
+            return kind
+        return OWN if SOURCE.is_plug_in(self.source) else "folder"
 
     @property
     def images(self) -> "Data":
@@ -234,15 +283,13 @@ class Data(Settings):
         if self.source == "torchvision" and self.name != "digits" and not (self.facts and self.facts.torchvision):
             if self.facts:
                 raise ValueError(f"source: torchvision has no {self.name}; name {self.facts.source}, or a folder")
-            near = difflib.get_close_matches(self.name, FACTS, n=1)
             raise ValueError(
-                f"name={self.name!r} is none of {', '.join(map(repr, FACTS))}"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + "; of other images name the source as well"
+                f"name={self.name!r} is none of {', '.join(map(repr, FACTS))}{hint(self.name, FACTS)}; for other"
+                " images name the source as well"
             )
-        if self.name == "digits" and self.source not in NAMED_SOURCES:
+        if self.name == "digits" and self.source not in _NAMED:
             raise ValueError(f"source={self.source}: digits come with scikit-learn; leave the source out")
-        if self.source.partition(":")[0] in NAMED_SOURCES:
+        if self.source.partition(":")[0] in _NAMED:
             named = {"splits": self.splits != SplitNames()} | {field: getattr(self, field) for field in OF_PARQUET}
             if has_no_effect := [field for field, value in named.items() if value]:
                 raise ValueError(f"{has_no_effect[0]}: {self.source} has no columns or splits to name; leave it out")
@@ -265,9 +312,3 @@ class Data(Settings):
                 else "crop_padding: augment.random_resized_crop takes its place; leave one of them out"
             )
         return self
-
-
-_SOURCE_FORMS = {
-    "torchvision": (r"[A-Za-z]\w*", "torchvision:CLASS, as in torchvision:FashionMNIST"),
-    "hf": (r"[\w.-]+/[\w.-]+(@[\w./-]+)?", "hf:OWNER/NAME or hf:OWNER/NAME@REVISION"),
-}

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MISSPELT = {"cra": "crab"}  # a class name on the Hugging Face hub (CIFAR-100), and the right one
-NAMED_SOURCES = ("torchvision", "digits")  # values of `data.source` that are names of sources, not of folders
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Reading an experiment from YAML and `key=value` overrides, with one line per error."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-import repr_ray.method.rivals.settings  # noqa: F401 - its kinds
 from repr_ray.mistakes import in_words, shortened
 from repr_ray.storage.documents import DEEPEST, read_yaml
+from repr_ray.storage.text import hint
 from repr_ray.study.config import ConfigError, Experiment
 
 
@@ -60,10 +59,10 @@ def _found(path: str | Path) -> Path:
         return Path(path)
     known = shipped()
     if str(path) not in known:
-        near = difflib.get_close_matches(str(path), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        name = str(path)
         raise ConfigError(
-            f"--config {shortened(str(path))}: no such file, and no shipped config of this name; {hint}"
+            f"--config {shortened(name)}: no such file, and no shipped config of this name"
+            + (hint(name, known) or f"; there are {', '.join(known)}")
         )
     return known[str(path)]
 

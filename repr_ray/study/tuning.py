@@ -138,24 +138,20 @@ class Tuning(Settings):
 
     def _optuna(self, space: Mapping[str, Range], accuracies: Sequence[float | None]) -> list[Point]:
         """Points come in batches of `together`, so that they do not depend on which trial ends first."""
-        from ray import tune
-        from ray.tune.search.optuna import OptunaSearch
+        import optuna
 
-        search = OptunaSearch(
-            space={field: _for_tune(values, tune) for field, values in space.items()},
-            metric="accuracy",
-            mode="max",
-            seed=0,
-        )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction="maximize")
+        distributions = {field: _distribution(values) for field, values in space.items()}
         points: list[Point] = []
         while len(points) < self.budget:
-            batch = range(len(points), min(len(points) + self.together, self.budget))
-            points += [dict(search.suggest(str(number)) or {}) for number in batch]
-            known = list(accuracies[batch.start : batch.stop])
+            known = accuracies[len(points) : min(len(points) + self.together, self.budget)]
+            batch = [study.ask(distributions) for _ in range(min(self.together, self.budget - len(points)))]
+            points += [trial.params for trial in batch]
             if len(known) < len(batch) or None in known:
                 break
-            for number, accuracy in zip(batch, known, strict=True):
-                search.on_trial_complete(str(number), {"accuracy": accuracy})
+            for trial, accuracy in zip(batch, known, strict=True):
+                study.tell(trial, accuracy)
         return points
 
 
@@ -170,11 +166,12 @@ def best(points: Sequence[Point], accuracies: Sequence[float | None]) -> Point:
     return points[known.index(max(known))]
 
 
-def _for_tune(values: Range, tune: Any) -> Any:
+def _distribution(values: Range) -> Any:
+    from optuna import distributions
+
     if values.choice is not None:
-        return tune.choice(list(values.choice))
+        return distributions.CategoricalDistribution(values.choice)
     if values.integer is not None:
-        return tune.randint(values.integer[0], values.integer[1] + 1)
-    if values.log_uniform is not None:
-        return tune.loguniform(*values.log_uniform)
-    return tune.uniform(*(values.uniform or (0.0, 1.0)))
+        return distributions.IntDistribution(*values.integer)
+    low, high = values.log_uniform or values.uniform or (0.0, 1.0)
+    return distributions.FloatDistribution(low, high, log=values.log_uniform is not None)

@@ -57,7 +57,7 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 
 def misfit(name: str, error: Exception) -> str:
     """The warning on a readable checkpoint that this trial cannot have saved."""
-    return f"WARNING: {name} is none of this trial's ({in_one_line(error)[:200]}); {PASSED}"
+    return f"WARNING: {name} does not belong to this trial ({in_one_line(error)[:200]}); {PASSED}"
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -90,7 +90,7 @@ class TrialFolder:
             write_atomic(self.path / "config.yaml", text.encode())
 
     def relabel(self) -> None:
-        """Give a trial that is done its present labels: an axis that a grid has got since is one of them."""
+        """Give a trial that is done its present labels; they change, for example, when the grid gets another axis."""
         path, record = self.path / "config.yaml", self.trial.record()
         labels = {name: record[name] for name in ("experiment", "scheme", "variant")}
         with contextlib.suppress(FileNotFoundError, Unusable):

@@ -29,8 +29,11 @@ from repr_ray.training.average import Average
 from repr_ray.training.step import Setup, data_parallel
 
 
-def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> Setup:
-    """Build a trial in this process; every rank calls it. `precision` overrides `auto` when resuming."""
+def set_up(trial: Trial, device: torch.device, precision: str | None = None, decoded: Decoded | None = None) -> Setup:
+    """Build a trial in this process; every rank calls it. `precision` overrides `auto` when resuming.
+
+    `decoded` replaces the images that the trial names.
+    """
     if device.type == "cpu":
         keep_freed_memory()
     torch.set_num_threads(trial.resources.cpus_per_worker)
@@ -42,7 +45,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None) -> 
     seed = derive_seed(trial.seed, "scheme")
     scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, seed, example_of(trial))
     scheme.fresh = partial(build_model, _untrained(trial))
-    decoded = load(trial.data, seed=derive_seed(trial.seed, "data"))
+    decoded = decoded or load(trial.data, seed=derive_seed(trial.seed, "data"))
     return Setup(
         trial=trial,
         device=device,

@@ -1,4 +1,4 @@
-"""What a GPU is asked: each test may measure something, and a table of all of them ends the run.
+"""The tests of a GPU: each may measure something, and the run ends with a table of all of them.
 
 Without a GPU the tests that can run on a CPU do, so that they are known to work; `make test-gpu` needs a GPU.
 """

@@ -192,7 +192,7 @@ def test_a_checkpoint_without_an_average_is_passed_over(tmp_path: Path) -> None:
         del state["average"]
         torch.save(state, path)
     run_trial(trial, tmp_path, CPU, lambda message: None, {})
-    assert "none of this trial's" in (folder.path / "log.txt").read_text()
+    assert "does not belong to this trial" in (folder.path / "log.txt").read_text()
     assert results_of(tmp_path)[trial.name]["checksum"] == end
 
 

@@ -1,6 +1,7 @@
 """Losses beside their formulas in NumPy, written out in loops."""
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repr_ray.method import losses
+from repr_ray.method import loss_settings, losses
 
 LOGITS = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 3, 1, 1, 2])
@@ -54,7 +55,7 @@ def test_distillation(alpha: float, temperature: float) -> None:
 
 def test_distillation_without_a_teacher() -> None:
     with pytest.raises(ValueError, match=r"distillation: set `scheme\.term\.teacher`"):
-        losses.Distillation(network()).loss(LOGITS, LABELS, IMAGES)
+        losses.Distillation(network(), 0.5, 1.0).loss(LOGITS, LABELS, IMAGES)
 
 
 def test_orthogonality() -> None:
@@ -115,17 +116,18 @@ def test_ocnn(stride: int, kernel: int, squared: bool) -> None:
 
 def test_ocnn_needs_a_second_convolution() -> None:
     with pytest.raises(ValueError, match="no convolution but the first"):
-        losses.Ocnn(nn.Sequential(nn.Conv2d(1, 3, 3)))
+        losses.Ocnn(nn.Sequential(nn.Conv2d(1, 3, 3)), 0.1, True)
 
 
-@pytest.mark.parametrize("term", [losses.Orthogonality, losses.Srip, losses.Ocnn])
-def test_a_penalty_is_computed_in_full_precision(term: type[losses.Penalty]) -> None:
+@pytest.mark.parametrize("term", [loss_settings.Orthogonality, loss_settings.Srip, loss_settings.Ocnn])
+def test_a_penalty_is_computed_in_full_precision(term: type[loss_settings.LossSettings]) -> None:
     def value(enabled: bool) -> Tensor:
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             return penalty.penalty().detach()
 
-    penalty = term(network().float())
+    [kind] = get_args(term.model_fields["kind"].annotation)
+    penalty = term(kind=kind).build(network().float())
     assert torch.equal(value(True), value(False))
 
 

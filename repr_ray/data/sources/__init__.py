@@ -1,36 +1,18 @@
-"""Sources of images. To add one: a function from settings to `Source`, a line here and its name in facts.
+"""Sources of images. To add one: a function from settings to `Source`, and an entry in `repr_ray.study.data.SOURCES`.
 
-A plug-in needs no line: `data.source=my_module:name`. The function only finds files; the `Source` reads them.
+A plug-in needs no entry: `data.source=my_module:name`. The function only finds files; the `Source` reads them.
 """
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from repr_ray.data.source import Source
-from repr_ray.data.sources.digits import digits
-from repr_ray.data.sources.folder import folder
-from repr_ray.data.sources.hub import hub
-from repr_ray.data.sources.own import own
-from repr_ray.data.sources.storage import storage
-from repr_ray.data.sources.torchvision import torchvision
-from repr_ray.plug_ins import digests
-from repr_ray.study.data import SOURCE, Data
-
-SOURCES: Mapping[str, Callable[[Data], Source]] = {
-    "digits": digits,
-    "torchvision": torchvision,
-    "hf": hub,
-    "uri": storage,
-    "folder": folder,
-}
-
-
-OWN = "own"
-"""The kind of plug-in sources."""
+from repr_ray.data.source import Source, Splits
+from repr_ray.plug_ins import digests, first_line
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import OWN, SOURCE, Data
 
 
 def source_of(data: Data) -> tuple[Source, list[Any]]:
@@ -38,22 +20,36 @@ def source_of(data: Data) -> tuple[Source, list[Any]]:
 
     Raises ConfigError if it does not exist.
     """
-    if kind_of(data) == OWN:
-        found = own(data)
-        return found, [data.source, digests(data.source), version("pillow"), found.stamps]
-    read = SOURCES[kind_of(data)]
-    found = read(data)
-    code = hashlib.sha256(Path(inspect.getfile(read)).read_bytes()).hexdigest()
+    code: Any
+    if data.kind == OWN:
+        found, code = _own(data), digests(data.source)
+    else:
+        function = SOURCE.get(data.kind)
+        found, code = function(data), hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
     return found, [data.source, code, version("pillow"), found.stamps]
 
 
-def kind_of(data: Data) -> str:
-    """The name of a source in `SOURCES`."""
-    if data.name == "digits" and data.source == "torchvision":  # the default
-        return "digits"
-    if "://" in data.source:
-        return "uri"
-    kind = data.source.partition(":")[0]
-    if kind in SOURCES:
-        return kind
-    return OWN if SOURCE.is_plug_in(data.source) else "folder"
+def _own(data: Data) -> Source:
+    """The source that a plug-in returns. Raises ConfigError for its exceptions."""
+
+    def asked(what: Any, argument: Any, expected: type) -> Any:
+        try:
+            found = what(argument)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"data.source={data.source}: {first_line(error)}") from error
+        if not isinstance(found, expected):
+            raise ConfigError(
+                f"data.source={data.source}: made {type(found).__name__}, expected repr_ray.data.source."
+                f"{expected.__name__}"
+            )
+        return found
+
+    source: Source = asked(SOURCE.get(data.source), data, Source)
+
+    def read(scratch: Path) -> Splits:
+        splits: Splits = asked(source.read, scratch, Splits)
+        return splits
+
+    return Source(read, source.stamps)

@@ -58,8 +58,8 @@ def folder_at(path: Path, data: Data) -> Source:
             raise _error(data, deep[0], "lies too deep; name the folder of the data set itself")
         _refuse_incomplete(path, parquet, data)
         return Source(lambda scratch: _read_parquet(path, data, scratch), found)
-    if said := [field for field in OF_PARQUET if getattr(data, field)]:
-        raise _error(data, f"has no Parquet files, which data.{said[0]} is about; leave it out")
+    if columns := [field for field in OF_PARQUET if getattr(data, field)]:
+        raise _error(data, f"has no Parquet files, and data.{columns[0]} names a part of one; leave it out")
     if pictures:
         return Source(lambda scratch: _read_class_folders(path, data), found)
     if data.facts and (name := data.facts.torchvision) and count:
@@ -158,7 +158,7 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
             raise _error(data, file, "is named by the README, and does not lie in this folder")
         if file.suffix.lower() != ".parquet":
-            raise _error(data, file, "is not a Parquet file, others are; move one kind away")
+            raise _error(data, file, "is not a Parquet file, others are; keep files of one kind here")
     every = [file for files in found.values() for file in files]
     image, label, counts = _check_files(root, every, data)
     try:

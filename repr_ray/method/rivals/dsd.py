@@ -78,7 +78,7 @@ class DSD(Scheme):
         excluded = {first if name == "first" else name for name in self.settings.exclude} - {""}
         if unknown := sorted(excluded - set(layers)):
             raise ValueError(
-                f"exclude: the network has no layer {unknown[0]}; {nearest(unknown[0], ['first', *layers])}"
+                f"exclude: the network has no layer {unknown[0]}{nearest(unknown[0], ['first', *layers])}"
             )
         weights: dict[str, Tensor] = {}
         known = {id(layers[name].weight) for name in excluded}  # layers may share one tensor

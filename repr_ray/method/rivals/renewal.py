@@ -121,7 +121,7 @@ class LaterLayerForgetting(Renewal):
         names = list(self.model.state_dict())
         places = [place for place, name in enumerate(names) if name.startswith(f"{first}.")]
         if not places:
-            raise ValueError(f"from_layer={first}: the network has no such layer; {nearest(first, layers)}")
+            raise ValueError(f"from_layer={first}: the network has no such layer{nearest(first, layers)}")
         later = _tensors(self.model, names[places[0] :])
         if self.settings.batch_norm == "reset":
             return later

@@ -79,9 +79,9 @@ class UnitScheme(Scheme):
     def attach(self, example: Any) -> None:
         found = map_filters(self.model, example)
         inputs = {layer.name: [p for p in layer.parts if p.role == "input"] for layer in found.layers}
-        unlike = {layer.name: why for layer in found.layers if (why := self._unlike(layer, inputs[layer.name]))}
-        self.layers = tuple(layer for layer in found.layers if layer.name not in unlike)
-        self._left_out = dict(found.left_out) | unlike
+        reasons = {layer.name: why for layer in found.layers if (why := self._reason(layer, inputs[layer.name]))}
+        self.layers = tuple(layer for layer in found.layers if layer.name not in reasons)
+        self._left_out = dict(found.left_out) | reasons
         if not self.layers:
             why = "; ".join(f"{name}: {reason}" for name, reason in self._left_out.items())
             raise ValueError(f"{self.settings.kind}: no convolution has outgoing weights of its own ({why})")
@@ -163,7 +163,7 @@ class UnitScheme(Scheme):
         """The scores of some units for the table of cycles."""
         return None
 
-    def _unlike(self, layer: ConvLayer, inputs: list[Part]) -> str | None:
+    def _reason(self, layer: ConvLayer, inputs: list[Part]) -> str | None:
         """Why filters of a layer cannot be units, or None."""
         if layer.joined or not inputs:
             return "its maps are joined with another path, no weights read them alone"

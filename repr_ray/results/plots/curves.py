@@ -61,7 +61,7 @@ def together(block: Block) -> Made:
         _scale([axis], kind, epochs[measure].to_numpy(dtype=float))
         axis.set_ylabel(_LABELS[kind])
         axis.set_xlim(span(epochs))
-    return panels.figure, "Accuracy and loss, mean with 95% interval and every seed", _said(block)
+    return panels.figure, "Accuracy and loss, mean with 95% interval and every seed", _in_words(block)
 
 
 def apart(kind: str) -> Maker:
@@ -91,7 +91,7 @@ def apart(kind: str) -> Maker:
             axis.set_title(short(scheme))
         values = epochs[[f"train_{kind}", f"test_{kind}"]].to_numpy(dtype=float)
         panels.share(span(epochs), _scale(panels.axes, kind, values))
-        return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _said(block)
+        return panels.figure, f"{kind.capitalize()}, mean with 95% interval and every seed", _in_words(block)
 
     return make
 
@@ -104,7 +104,7 @@ def _sub(epochs: pd.DataFrame) -> list[tuple[Patch, str]]:
     return [_SUB] if (epochs["phase"] == "sub").any() else []
 
 
-def _said(block: Block) -> str:
+def _in_words(block: Block) -> str:
     done = [row for row in records(block.table) if row["n"]]
     figures = [f"{row['scheme']} {points(row['test_accuracy_mean'])}%" for row in done]
     return (

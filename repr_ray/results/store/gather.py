@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from repr_ray.results.design import Design, common, design_of
+from repr_ray.results.design import common, design_of
 from repr_ray.results.files import replacing
 from repr_ray.results.store.folders import StoredTrial, describe_foreign, from_folders, or_nothing
 from repr_ray.results.store.lines import KEYS
@@ -26,6 +26,7 @@ from repr_ray.results.store.rows import long_tables
 from repr_ray.results.store.schemas import EXPERIMENT_KEY, SCHEMAS, LongTables
 from repr_ray.storage.foreign import read_mapping
 from repr_ray.storage.text import line
+from repr_ray.study.config import Looks
 
 _BATCH = 64  # trials read at once, and a Parquet row group at most
 _BATCH_BYTES = 1 << 26  # of their lines, if there are several
@@ -40,7 +41,7 @@ class Tables:
     sources: dict[str, Path] = field(default_factory=dict)  # trial name -> its folder, where there is one
     notes: list[str] = field(default_factory=list)  # problems that were found
     baseline: str | None = None  # as the first experiment with one names it
-    design: Design | None = None  # if the experiments have looks, all the same
+    design: Looks | None = None  # if the experiments have looks, all the same
 
     def read(self, table: str, columns: Sequence[str], trials: Iterable[str]) -> pd.DataFrame:
         """Read columns of a long table for some trials; names are categories. Order is as on disk."""
@@ -64,7 +65,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     notes: list[str] = []
     trials: list[StoredTrial] = []
     baseline = ""
-    designs: list[Design | None] = []
+    designs: list[Looks | None] = []
     names: dict[str, None] = {}
     for folder in folders:
         experiment = or_nothing(read_mapping, folder / "experiment.yaml", notes) or experiment_of(folder)
@@ -81,7 +82,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
         raise ValueError("\n".join(map(line, notes)))
     trials = _once(trials, notes)
     design = common(designs, notes)
-    about = {"baseline": baseline, "schemes": list(names), "seeds": design and design._asdict()}
+    about = {"baseline": baseline, "schemes": list(names), "seeds": design and design.model_dump(mode="json")}
 
     with ExitStack() as open_files:
         paths = {name: work / f"{name}.parquet" for name in SCHEMAS}
