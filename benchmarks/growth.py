@@ -21,7 +21,7 @@ from benchmarks.tables import CPU, interleaved, spread, table, write
 from benchmarks.training import epoch_rate, training_flops
 from benchmarks.trials import cifar_trial, random_images, set_up_on
 from repr_ray.method.scores import orthogonality
-from repr_ray.training.setup import resolve_precision
+from repr_ray.training.precision import resolve_precision
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(3, width) for width in (16, 32, 64, 128, 256)] + [(depth, 32) for depth in (8, 13, 18)]

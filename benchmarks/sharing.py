@@ -22,7 +22,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from benchmarks.tables import device_named, interleaved, ratio_table, write
 from benchmarks.training import epoch_rate
 from benchmarks.trials import cifar_trial, random_images, set_up_on
-from repr_ray.training.setup import resolve_precision
+from repr_ray.training.precision import resolve_precision
 from repr_ray.training.step import Setup
 
 

@@ -23,6 +23,7 @@ from test_data import encode, pictures
 from repr_ray.data import decoded
 from repr_ray.data.decoded import cache_folder, load
 from repr_ray.data.describe import describe
+from repr_ray.data.images import look, plain
 from repr_ray.data.source import ArrayRows, Splits
 from repr_ray.data.split import by_class, check_labels, choose, divide, with_noise
 from repr_ray.launch import main
@@ -87,6 +88,92 @@ def test_columns_and_splits_of_parquet_are_found(tmp_path: Path, layout: str) ->
     assert "the source's validation split is not used" in again.notes[0]
     named = load(own(tmp_path / "p", image="picture", label="kind", splits={"train": "validation", "test": "train"}))
     np.testing.assert_array_equal(named.train.images, pictures(12, 1))
+
+
+def named(path: Path, names: list[str], labels: list[int]) -> None:
+    """A Parquet file with the names of its classes, as `datasets` writes it; an image has the colour of its class."""
+    import datasets
+
+    colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+    files = [encode(np.full((8, 8, 3), colours.get(names[label], 0), np.uint8), "png") for label in labels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [{"bytes": file, "path": None} for file in files], "label": labels}
+    path.parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_every_file_keeps_its_own_order_of_classes(tmp_path: Path) -> None:
+    """A label is the place of a name in its own file; each shard and split may have the names in another order."""
+    orders = {
+        "train-00000-of-00002": "red green blue",
+        "train-00001-of-00002": "blue red green",
+        "test": "green blue red",
+    }
+    for name, order in orders.items():
+        named(tmp_path / "p" / f"{name}.parquet", order.split(), [0, 1, 2, 2])
+    data = load(own(tmp_path / "p"))
+    assert data.names == ("red", "green", "blue")
+    for split in (data.train, data.test):
+        np.testing.assert_array_equal(split.images[:, 0, 0].argmax(1), split.targets)
+    named(tmp_path / "p" / "test.parquet", ["red", "green", "yellow"], [0, 1, 2])
+    with pytest.raises(ConfigError, match=r"has the classes red, green, yellow; in \S+ red, green, blue: "):
+        load(own(tmp_path / "p"))
+
+
+def test_labels_in_parquet_may_be_texts_or_true_and_false(tmp_path: Path) -> None:
+    texts, flags = np.array(["dog", "cat", "cow"]), np.array([True, False])
+    for split, seed in (("train", 0), ("test", 1)):
+        rows = table(12, seed=seed, label="label")
+        for name, labels in (("texts", texts), ("flags", flags)):
+            column = pa.array(labels[np.arange(12) % len(labels)])
+            write(tmp_path / name / f"{split}.parquet", rows.set_column(1, "label", column))
+    data = load(own(tmp_path / "texts"))
+    assert (data.names, data.train.targets[:3].tolist()) == (("cat", "cow", "dog"), [2, 0, 1])
+    assert load(own(tmp_path / "flags")).test.targets[:3].tolist() == [1, 0, 1]
+
+
+def test_labels_that_begin_at_one_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = table(12, label="label")
+        labels = pa.array(np.arange(12) % 3 + 1)
+        write(tmp_path / "p" / f"{split}.parquet", rows.set_column(1, "label", labels))
+    with pytest.raises(ConfigError, match=r"labels go from 1 to 3, and begin at 0: subtract 1"):
+        load(own(tmp_path / "p"))
+    assert load(own(tmp_path / "p", partial=True)).classes == 4
+
+
+def test_a_dry_run_counts_what_is_left_and_has_the_notes(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "c", none=40)
+    data = own(root, skip_damaged=1, size=8)
+    (root / "cat" / "0.png").write_bytes(b"")
+    load(data)
+    said = describe(data)
+    assert "31 train, 8 test images" in said and "decoded already" in said
+    assert "the source has no test split: 8 of its 40 images" in said and "1 images that cannot be used" in said
+    with pytest.raises(ConfigError, match=r"skip_damaged=1"):
+        describe(own(root, size=8))
+    with pytest.raises(ConfigError, match=r"too few for validation_images=50"):
+        describe(own(root, skip_damaged=1, size=8, validation_images=50))
+
+
+@pytest.mark.parametrize("fields", [{}, {"size": 8, "channels": 3}, {"size": 8, "channels": 3, "store": "stream"}])
+def test_a_split_without_a_usable_image_is_named(tmp_path: Path, fields: dict[str, Any]) -> None:
+    root = class_folders(tmp_path / "c", train=8, test=2)
+    for file in (root / "test").rglob("*.*"):
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"mend or remove them, no test image is left without them"):
+        load(own(root, skip_damaged=2, **fields))
+
+
+def test_an_orientation_that_there_is_not_is_upright(tmp_path: Path) -> None:
+    """EXIF has the orientations 1 to 8; from 5 on the sides are swapped."""
+    exif = Image.Exif()
+    for orientation, size in ((1, (20, 10)), (6, (10, 20)), (8, (10, 20)), (9, (20, 10)), (77, (20, 10))):
+        exif[0x112] = orientation
+        Image.new("RGB", (20, 10)).save(tmp_path / "i.jpg", exif=exif)
+        with Image.open(tmp_path / "i.jpg") as image:
+            found = look(image)
+            assert (found.width, found.height) == plain(image, 3).size == size
 
 
 def test_classes_that_are_not_found_can_be_said(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def decode(folder: Path, data: Data, found: Splits, progress: Track) -> dict[str
         surveys[split], damaged = store(folder, split, rows, shapes[split], data, before, progress)
         skipped += [f"{rows.where(one.index)}: {one.reason}" for one in damaged]
         kept = _all_but(len(rows.labels), damaged)
+        if not len(kept):
+            raise too_many_damaged(data, skipped, split)
         labels = rows.labels[kept]
         surveys[split].labels(labels)
         np.save(folder / f"{split}_labels.npy", labels)
@@ -104,8 +106,9 @@ def _look(chosen: dict[str, Rows], data: Data, progress: Track) -> tuple[list[Lo
         looks += found
         skipped += [f"{rows.where(one.index)}: {one.reason}" for one in damaged]
         good[split] = Subset(rows, _all_but(len(rows.labels), damaged)) if damaged else rows
-    if len(skipped) > data.skip_damaged or not all(len(rows.labels) for rows in good.values()):
-        raise too_many_damaged(data, skipped)
+    empty = next((split for split, rows in good.items() if not len(rows.labels)), "")
+    if empty or len(skipped) > data.skip_damaged:
+        raise too_many_damaged(data, skipped, empty)
     return looks, good, skipped
 
 
@@ -173,9 +176,10 @@ def mapped(folder: Path, name: str) -> NDArray[Any]:
         raise ConfigError(f"{folder}/{name}.npy: damaged decoded data ({error}); delete that folder") from None
 
 
-def too_many_damaged(data: Data, damaged: list[str]) -> ConfigError:
+def too_many_damaged(data: Data, damaged: list[str], empty: str = "") -> ConfigError:
+    """The error for more images that cannot be decoded than may be skipped, or for all of the split `empty`."""
     more = f" (and {len(damaged) - 1:,} more images)" if len(damaged) > 1 else ""
-    return ConfigError(
-        f"data.source={data.source}: {damaged[0]}{more}; mend or remove them, or leave them out by"
-        f" data.skip_damaged={len(damaged)}"
-    )
+    way_out = f"or leave them out by data.skip_damaged={len(damaged)}"
+    if empty and len(damaged) <= data.skip_damaged:
+        way_out = f"no {empty} image is left without them"
+    return ConfigError(f"data.source={data.source}: {damaged[0]}{more}; mend or remove them, {way_out}")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from repr_ray.data.copying import LARGEST as MOST_DECODED
 from repr_ray.data.copying import bytes_of
-from repr_ray.data.decoded import known_facts
+from repr_ray.data.decoded import known_facts, load
 from repr_ray.data.images import look, reason
 from repr_ray.data.source import Rows, Source
 from repr_ray.data.sources import source_of
-from repr_ray.data.split import check_classes, check_labels, choose
+from repr_ray.data.split import check_classes, check_labels, choose, divide
 from repr_ray.storage.folder import redact
 from repr_ray.study.data import SOURCES, Data
 
@@ -25,8 +25,11 @@ def describe(data: Data) -> str:
         encoded = facts.get("encoded")
         channels = encoded["train"]["channels"] if encoded else facts["files"]["train_images"][0][-1]
         sizes = f"{facts['size']} x {facts['size']} pixels, {_channels(channels)}"
-        done = "packed" if encoded else "decoded"
-        return _line(data, facts["counts"], facts["classes"], facts["names"], f"{sizes}; {done} already")
+        sizes += f"; {'packed' if encoded else 'decoded'} already"
+        loaded = load(data)
+        counts = {split: facts["files"][f"{split}_labels"][0][0] for split in facts["counts"]}
+        notes = [*loaded.notes, *filter(None, [loaded.warning])]
+        return _line(data, counts, facts["classes"], facts["names"], "; ".join([sizes, *notes]))
     if (known := SOURCES.get(data.kind)) and known.unseen:
         return _later(data, known.unseen)
     source, _ = source_of(data)
@@ -38,6 +41,7 @@ def describe(data: Data) -> str:
         classes, names = check_labels(chosen, found, data)
         for split, rows in chosen.items():
             check_classes({"train": "training"}.get(split, split), rows.labels, classes, names, data)
+        divide(chosen["train"].labels, data, 0)
         first = "; ".join(f"{split} begins with {_first(rows)}" for split, rows in chosen.items())
     counts = {split: len(rows.labels) for split, rows in chosen.items()}
     return _line(data, counts, classes, names, "; ".join([first, *notes]))

@@ -60,7 +60,7 @@ def look(image: Image.Image) -> Look:
         raise Unreadable("16 bits or more a channel; images have 8")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise Unreadable(f"{frames} frames; images have one")
-    if image.format == "JPEG" and _orientation(image) >= 5:
+    if image.format == "JPEG" and 5 <= _orientation(image) <= 8:
         width, height = height, width
     return Look(width, height, _channels(image))
 

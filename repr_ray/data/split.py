@@ -110,6 +110,12 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> tuple[in
     highest = max(int(rows.labels.max(initial=-1)) for rows in chosen.values())
     names = found.names or (said if isinstance(said, tuple) else ())
     classes = len(names) or (facts.classes if facts else said if isinstance(said, int) else highest + 1)
+    lowest = min(int(rows.labels.min(initial=highest)) for rows in chosen.values())
+    if lowest == 1 and not (names or facts or said or data.partial):
+        raise ConfigError(
+            f"data.source={data.source}: labels go from 1 to {highest}, and begin at 0: subtract 1 from them, or set"
+            " data.partial=true if no image is of class 0"
+        )
     if said and (said != classes if isinstance(said, int) else _plain(said) != _plain(names)):
         raise ConfigError(f"data.classes: the source has {classes} of its own, {listed(names, 3)}; leave it out")
     if facts and classes != facts.classes:

@@ -149,6 +149,9 @@ class Vgg(ModelSettings):
         return f"vgg{self.depth}-bn{_dropped(self.dropout, self.spatial_dropout)}"
 
 
+Scalar = bool | int | float | str
+
+
 class Library(ModelSettings):
     """A network of a library, with keyword arguments of its own.
 
@@ -161,7 +164,7 @@ class Library(ModelSettings):
 
     name: str
     """the network's name in the library"""
-    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    options: dict[str, Scalar | tuple[Scalar, ...] | None] = Field(default_factory=dict)
     """keyword arguments of the network, as its library documents them"""
     weights: str | None = None
     """a file of weights to start from, on every node"""

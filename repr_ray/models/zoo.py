@@ -1,7 +1,9 @@
 """Networks of torchvision and timm, untrained or from a file of weights."""
 
+import errno
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,10 +26,12 @@ def torchvision(
         raise ValueError(f"model: torchvision's {name} takes images of 3 channels, not {channels}")
     _refuse_given(options, "weights", "num_classes")
 
-    def make(options: Mapping[str, Any]) -> nn.Module:
-        return _made(name, get_model_builder(name), get_model, options, num_classes=classes, weights=None)
+    given: dict[str, Any] = {"num_classes": classes, "weights": None, **_WITHOUT_SIDE_OUTPUTS.get(name, {})}
 
-    return _started(_fitting(name, make, options, channels, image_size), weights, classes)
+    def make(options: Mapping[str, Any]) -> nn.Module:
+        return _made(name, get_model_builder(name), get_model, options, **given | dict(options))
+
+    return _started(_fitting(name, make, options, (channels, image_size, classes)), weights, classes)
 
 
 def timm(
@@ -46,51 +50,73 @@ def timm(
     _refuse_given(options, "pretrained", "num_classes", "in_chans", "checkpoint_path", "pretrained_cfg")
 
     def make(options: Mapping[str, Any]) -> nn.Module:
-        given = {"num_classes": classes, "in_chans": channels, "pretrained": False}
-        return _made(name, None, library.create_model, options, **given)
+        given: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "pretrained": False}
+        return _made(name, None, library.create_model, options, **given | dict(options))
 
-    return _started(_fitting(name, make, options, channels, image_size), weights, classes)
+    return _started(_fitting(name, make, options, (channels, image_size, classes)), weights, classes)
 
+
+_WITHOUT_SIDE_OUTPUTS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+"""Options of networks that give more than logits in training by default."""
+
+_IGNORED = re.compile(r"num_batches_tracked$|^(aux1|aux2|AuxLogits)\.")
+"""Weights that a file may lack, or have alone: counters, and the side outputs that are left out."""
 
 _SIZE_OPTIONS = ("img_size", "image_size", "input_size")
 _COMMON_SIZES = (224, 256, 299, 384)
 
 
 def _fitting(
-    name: str, make: Callable[[Mapping[str, Any]], nn.Module], options: Mapping[str, Any], channels: int, size: int
+    name: str,
+    make: Callable[[Mapping[str, Any]], nn.Module],
+    options: Mapping[str, Any],
+    images: tuple[int, int, int],
 ) -> nn.Module:
-    """The network, made for images of `size` pixels a side if it takes no such images otherwise.
+    """The network, made for the size of the images if it takes none of this size otherwise.
 
-    It is tried without data. Raises ValueError if it takes images of a common size, but none of this one.
+    `images` are their channels, pixels a side and classes. The network is tried in training, without data, or else on
+    images of zeros. Raises ValueError if it does not take such images, or gives anything but logits.
     """
+    channels, size, classes = images
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = make(options)
-        reason = _refusal(network, channels, size)
-        if reason and any(not _refusal(network, channels, other) for other in _COMMON_SIZES):
+        reason = _refusal(network, channels, size, classes)
+        taken = [side for side in _COMMON_SIZES if reason and not _refusal(network, channels, side, classes)]
+        if reason and not taken:  # perhaps it only computes with data
+            with torch.device("cpu"):
+                reason = _refusal(make(options), channels, size, classes)
+            if reason:
+                what = "model.options" if options else "model"
+                raise ValueError(f"{what}: {name} cannot be trained on images of {size} x {size} pixels: {reason}")
+        if reason:
             own = {name for part in type(network).__mro__[:-1] for name in inspect.signature(part).parameters}
             option = next((option for option in _SIZE_OPTIONS if option in own and option not in options), None)
             if option:
                 options = {**options, option: (size, size) if option == "input_size" else size}
                 try:
-                    reason = _refusal(make(options), channels, size)
+                    reason = _refusal(make(options), channels, size, classes)
                 except ValueError as error:
                     reason = str(error).partition(f"{name}: ")[2] or str(error)
             if reason:
+                other = next((side for side in taken if side > size), taken[0])
                 raise ValueError(
-                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set a larger"
-                    " data.size, such as 224, to which images are scaled, or choose another network"
+                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set another"
+                    f" data.size, such as {other}, to which images are scaled, or choose another network"
                 )
     return make(options)
 
 
-def _refusal(network: nn.Module, channels: int, size: int) -> str:
-    """Why a network without data takes no images of this size; empty if it does."""
+def _refusal(network: nn.Module, channels: int, size: int, classes: int) -> str:
+    """Why a network takes no images of this size in training, or gives no logits; empty if it does."""
     try:
         with torch.no_grad():
-            network(torch.empty(2, channels, size, size))
+            logits = network(torch.zeros(2, channels, size, size))
     except Exception as error:  # networks raise errors of many types
         return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-    return ""
+    if isinstance(logits, torch.Tensor) and logits.shape == (2, classes):
+        return ""
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    return f"it gives {found} for two images, not logits {(2, classes)}"
 
 
 def _refuse_given(options: Mapping[str, Any], *names: str) -> None:
@@ -114,11 +140,11 @@ def _made(
                 raise ValueError(f"model.options.{option}: {name} takes {', '.join(taken)}")
     try:
         try:
-            return make(name, **given, **options)
+            return make(name, **given)
         except NotImplementedError:  # it computes with tensors while it is made: not on a device without data
             device = torch.get_default_device()
             with torch.device("cpu"):
-                return make(name, **given, **options).to(device)
+                return make(name, **given).to(device)
     except Exception as error:
         if not options:
             raise
@@ -136,19 +162,23 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
     try:
         saved: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
         if type(error).__name__ == "UnpicklingError":  # PyTorch's text is about its own arguments
             reason = "it is not a file of tensors alone that torch.save wrote"
+        if isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL:
+            reason = "it is empty, or its end is missing"
         raise ValueError(f"model.weights={file}: cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
         raise ValueError(f"model.weights={file}: no mapping of names to tensors, as state_dict() gives it")
+    if saved and all(name.startswith("module.") for name in saved):  # of DistributedDataParallel
+        saved = {name.removeprefix("module."): value for name, value in saved.items()}
     own = model.state_dict()
     missing, unknown = own.keys() - saved.keys(), saved.keys() - own.keys()
     for what, names in (("lacks", missing), ("has weights that the network lacks:", unknown)):
-        if names := {name for name in names if not name.endswith("num_batches_tracked")}:
+        if names := {name for name in names if not _IGNORED.search(name)}:
             raise ValueError(f"model.weights={file}: {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)")
     other = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
     head = [name for name in other if len(own[name]) == classes and own[name].shape[1:] == saved[name].shape[1:]]

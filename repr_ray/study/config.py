@@ -31,7 +31,9 @@ class Train(Settings):
     schedule: Rate = Constant()
     """learning-rate schedule"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """precision of forward and backward passes; `auto` is bf16 if the hardware multiplies it faster, else fp32"""
+    """precision of forward and backward passes; `auto` is bf16 if the hardware multiplies it faster, else fp32;
+    fp32 as well on a CPU if images become so small in the network that weights of a kernel read nothing but padding,
+    for which PyTorch's bf16 gradients are wrong"""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """decay per step of an exponential moving average of the weights, which is evaluated beside them, for example
     0.999; none by default"""

@@ -179,7 +179,7 @@ class Data(Settings):
     image: str | None = None
     """column of images in Parquet, if it is not found"""
     label: str | None = None
-    """column of labels in Parquet, if it is not found"""
+    """column of labels in Parquet, if it is not found: whole numbers from 0, texts, or true and false"""
     splits: SplitNames = SplitNames()
     """names of the splits in the source"""
     configuration: str | None = None

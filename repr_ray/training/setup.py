@@ -23,9 +23,10 @@ from repr_ray.method.measurement import RankingBatches
 from repr_ray.method.scheme import Scheme
 from repr_ray.models.settings import Library
 from repr_ray.plug_ins import first_line, plug_in_behind
-from repr_ray.study.config import ConfigError, Train
+from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
+from repr_ray.training.precision import resolve_precision, without_gradient
 from repr_ray.training.step import Setup, data_parallel
 
 
@@ -39,7 +40,9 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None, dec
     torch.set_num_threads(trial.resources.cpus_per_worker)
     torch.use_deterministic_algorithms(trial.train.deterministic)
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
-    model = build_model(trial).to(device).to(memory_format=torch.channels_last)
+    network = build_model(trial)
+    precision, notes = _precision(trial, device, network, precision)
+    model = network.to(device).to(memory_format=torch.channels_last)
     average = Average(model, trial.train.ema) if trial.train.ema else None  # before schemes put hooks on the model
     optimizer = trial.train.optimizer.optimizer(model.parameters())
     seed = derive_seed(trial.seed, "scheme")
@@ -49,7 +52,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None, dec
     return Setup(
         trial=trial,
         device=device,
-        precision=precision or resolve_precision(trial.train, device),
+        precision=precision,
         model=model,
         forward=data_parallel(model, trial.train),
         optimizer=optimizer,
@@ -60,7 +63,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None, dec
         ranking=_ranking_batches(decoded, trial, device),
         chance=int(np.bincount(decoded.train.targets).max()) / len(decoded.train),
         data_digest=decoded.digest,
-        data_notes=(*decoded.notes, *filter(None, [decoded.warning])),
+        data_notes=(*decoded.notes, *filter(None, [decoded.warning]), *notes),
         average=average,
     )
 
@@ -179,14 +182,21 @@ def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def resolve_precision(train: Train, device: torch.device) -> str:
-    """The precision; `auto` is bf16 if the hardware multiplies it faster, else fp32."""
-    if train.precision != "auto":
-        return train.precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+def _precision(trial: Trial, device: torch.device, network: nn.Module, resumed: str | None) -> tuple[str, list[str]]:
+    """The precision, and a note if `auto` is fp32 because bf16 would give wrong gradients.
+
+    Raises ConfigError if the settings ask for bf16 all the same.
+    """
+    precision = resumed or resolve_precision(trial.train, device)
+    if precision == "fp32" or device.type != "cpu":
+        return precision, []
+    where = without_gradient(network, torch.zeros(example_of(trial).shape))
+    if not where:
+        return precision, []
+    why = f"{where} reads nothing but padding with some of its weights, and PyTorch's bf16 gradients are wrong there"
+    if trial.train.precision == "bf16":
+        raise ConfigError(f"train.precision: bf16: {why} on a CPU; set fp32, or a larger data.size")
+    return "fp32", [f"trained in fp32: {why}"]
 
 
 def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device) -> Batches:

@@ -77,7 +77,8 @@ def test_timm_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
 def test_weights_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     of_ten = build("torchvision", classes=10, name="squeezenet1_1").state_dict()
-    for content in (of_ten, {"state_dict": of_ten}, {"model": of_ten, "epoch": 3}):
+    parallel = {f"module.{name}": value for name, value in of_ten.items()}  # of DistributedDataParallel
+    for content in (of_ten, {"state_dict": of_ten}, {"model": of_ten, "epoch": 3}, parallel):
         torch.save(content, tmp_path / "w.pt")
         model = build("torchvision", name="squeezenet1_1", weights=str(tmp_path / "w.pt"))
         own = model.state_dict()
@@ -143,6 +144,10 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ValueError, match="cannot be read as weights: No such file"):
         build("torchvision", name="squeezenet1_1", weights=str(tmp_path / "none.pt"))
+    for content in (b"", (tmp_path / "w.pt").read_bytes()[:300]):
+        (tmp_path / "w.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read as weights: \w+"):
+            build("torchvision", name="squeezenet1_1", weights=str(tmp_path / "w.pt"))
     state = build("torchvision", name="squeezenet1_0").state_dict()
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"model.weights=.*(lacks|has weights that|check model.name)"):
@@ -173,6 +178,40 @@ def test_images_that_a_network_does_not_take_are_refused_by_name(kind: str, name
     pytest.importorskip(kind)
     with torch.device("meta"), pytest.raises(ValueError, match=rf"data\.size: {name} takes no images of {size} x"):
         build(kind, name=name, size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"features_only": True}, "it gives list for two images"),
+        ({"global_pool": ""}, "cannot be multiplied"),
+        ({"drop_rate": "abc"}, "could not convert"),
+        ({"drop_rate": 7.0}, "between 0 and 1"),
+        ({"aux_logits": True}, "it gives GoogLeNetOutputs for two images"),
+    ],
+)
+def test_options_that_leave_no_logits_are_refused_before_training(options: dict[str, Any], reason: str) -> None:
+    pytest.importorskip("timm")
+    kind, name = ("torchvision", "googlenet") if "aux_logits" in options else ("timm", "resnet10t")
+    with torch.device("meta"), pytest.raises(ValueError, match=rf"model\.options: {name} cannot be .*{reason}"):
+        build(kind, name=name, options=options)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_side_outputs_train_without_them(name: str) -> None:
+    with torch.device("meta"):
+        assert build("torchvision", name=name, size=96)(torch.empty(2, 3, 96, 96)).shape == (2, 4)
+        with pytest.raises(ValueError, match=rf"data\.size: {name} takes no images of 2 x 2 .* such as 224,"):
+            build("torchvision", name=name, size=2)
+
+
+def test_an_option_may_be_a_list() -> None:
+    pytest.importorskip("timm")
+    layers = [1, 1, 1, 1]
+    with torch.device("meta"):
+        assert len(build("timm", name="resnet18", options={"layers": layers}).layer1) == 1
+    label = Timm(kind="timm", name="resnet18", options={"layers": layers}).label
+    assert label.startswith("timm-resnet18-layers=-1-1-1-1")
 
 
 def test_trying_a_size_changes_no_initial_weights() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, open_bytes
 from repr_ray.data.sources.torchvision import read_torchvision
 from repr_ray.storage.folder import redact
+from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import OF_PARQUET, Data
 
@@ -143,6 +144,8 @@ class _ParquetRows:
 def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -160,7 +163,7 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         if file.suffix.lower() != ".parquet":
             raise _error(data, file, "is not a Parquet file, others are; keep files of one kind here")
     every = [file for files in found.values() for file in files]
-    image, label, counts = _check_files(root, every, data)
+    image, label, counts, named = _check_files(root, every, data)
     try:
         builder = datasets.load_dataset_builder(
             "parquet",
@@ -176,17 +179,26 @@ def _read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         reason = _first_line(error.__cause__ or error)
         raise _error(data, f"columns {image}, {label}: the files do not fit together ({reason})") from None
     rows: dict[str, Rows] = {}
-    names: tuple[str, ...] = ()
+    names = next(iter(named.values()), ())
+    if _is_text(next(iter(tables.values())).data.column(label).type):  # classes in alphabetical order
+        names = tuple(
+            sorted({text for table in tables.values() for text in table.data.column(label).unique().to_pylist()})
+        )
     for split, table in tables.items():
-        if isinstance(table.features[label], datasets.ClassLabel):
-            names = tuple(map(str, table.features[label].names))
         if isinstance(table.features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
-        labels = table.data.column(label)
+        column = table.data.column(label)
+        texts = pc.index_in(column, pa.array(names, column.type)) if _is_text(column.type) else column
+        labels = texts.to_numpy().astype(np.int64)
+        of_file = np.repeat(np.arange(len(found[split])), [counts[file] for file in found[split]])
+        for place, file in enumerate(found[split]):
+            if (own := named.get(file, names)) != names:  # the same classes in another order
+                here = (of_file == place) & (labels >= 0) & (labels < len(own))
+                labels[here] = np.asarray([names.index(name) for name in own])[labels[here]]
         rows[split] = _ParquetRows(
             table.select_columns([image]),
             image,
-            labels.to_numpy().astype(np.int64),
+            labels,
             [(str(file.relative_to(root)), counts[file]) for file in found[split]],
         )
     return Splits(rows, names)
@@ -202,13 +214,19 @@ def _configurations(root: Path) -> list[str]:
         return []
 
 
-def _check_files(root: Path, files: Sequence[Path], data: Data) -> tuple[str, str, dict[Path, int]]:
-    """The image and label columns of all files, and how many rows each file has. Raises ConfigError."""
+def _check_files(
+    root: Path, files: Sequence[Path], data: Data
+) -> tuple[str, str, dict[Path, int], dict[Path, tuple[str, ...]]]:
+    """The image and label columns of all files, how many rows each file has, and its names of classes, if any.
+
+    Raises ConfigError.
+    """
     import pyarrow.parquet as pq
 
     image, label = "", ""
     first: Any = None
-    counts = {}
+    counts: dict[Path, int] = {}
+    named: dict[Path, tuple[str, ...]] = {}
     for file in files:
         name = file.relative_to(root)
         try:
@@ -218,26 +236,42 @@ def _check_files(root: Path, files: Sequence[Path], data: Data) -> tuple[str, st
                     image, label = _columns(schema, data, name)
                 _check_types(schema, image, label, data, name)
                 first = first or schema
-                here, there = schema.field(image).type, first.field(image).type
-                if _is_bytes(here) != _is_bytes(there):
-                    other = files[0].relative_to(root)
-                    raise _error(data, name, f"column {image} holds {here}, in {other} {there}")
+                for column, alike in ((image, _is_bytes), (label, _is_text), (label, _is_whole)):
+                    here, there = schema.field(column).type, first.field(column).type
+                    if alike(here) != alike(there):
+                        other = files[0].relative_to(root)
+                        raise _error(data, name, f"column {column} holds {here}, in {other} {there}")
+                if names := _class_names(schema, label):
+                    named[file] = names
+                    known, other = next(iter(named.values())), next(iter(named)).relative_to(root)
+                    if sorted(names) != sorted(known):
+                        told = f"{listed(names, 5)}; in {other} {listed(known, 5)}"
+                        raise _error(data, name, f"column {label} has the classes {told}: give both the same")
                 if counts[file] == 0:
                     raise _error(data, name, f"column {label} has no rows")
                 groups = (opened.read_row_group(g, columns=[label]) for g in range(opened.num_row_groups))
                 if nulls := sum(group[label].null_count for group in groups):
-                    raise _error(data, name, f"column {label} is empty in {nulls:,} rows")
+                    raise _error(data, name, f"column {label} is empty in {nulls:,} rows; fill or remove them")
         except ConfigError:
             raise
         except Exception as error:  # any damage
             raise _error(data, name, f"is damaged ({_first_line(error)}); fetch that file again") from None
-    return image, label, counts
+    return image, label, counts, named
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of a column's classes in their order, as `datasets` stores them; empty without."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return ()
 
 
 def _columns(schema: Any, data: Data, name: Path) -> tuple[str, str]:
     """The columns of images and labels: the configured ones, those of usual names, or the only ones that fit."""
     images = [field.name for field in schema if _holds_images(field.type)]
-    labels = [field.name for field in schema if _holds_labels(field.type)]
+    labels = [field.name for field in schema if _is_whole(field.type)]
     usual = ("label", "labels", "fine_label", "class", "target")
     image = data.image or _pick(schema.names, images, ("img", "image", "images"))
     label = data.label or _pick(schema.names, labels, (data.facts.label, *usual) if data.facts else usual)
@@ -267,7 +301,9 @@ def _check_types(schema: Any, image: str, label: str, data: Data, name: Path) ->
     if not _holds_images(kind := schema.field(image).type):
         raise _error(data, name, f"column {image} holds {kind}, not images: bytes, or a struct with a field bytes")
     if not _holds_labels(kind := schema.field(label).type):
-        raise _error(data, name, f"column {label} holds {kind}; labels are whole numbers from 0")
+        raise _error(
+            data, name, f"column {label} holds {kind}; labels are whole numbers from 0, or texts: convert it"
+        )
 
 
 def _holds_images(kind: Any) -> bool:
@@ -288,7 +324,19 @@ def _is_bytes(kind: Any) -> bool:
 def _holds_labels(kind: Any) -> bool:
     import pyarrow as pa
 
+    return _is_whole(kind) or _is_text(kind) or pa.types.is_boolean(kind)
+
+
+def _is_whole(kind: Any) -> bool:
+    import pyarrow as pa
+
     return pa.types.is_integer(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _require_readable(root: Path, file: Path, data: Data) -> None:
@@ -328,7 +376,11 @@ def _read_class_folders(root: Path, data: Data) -> Splits:
         )
     for file, (first, *rest) in zip(files, parts, strict=True):
         if splits and first not in splits:
-            raise _error(data, file, f"lies in none of the split folders {', '.join(sorted(splits))}")
+            raise _error(
+                data,
+                file,
+                f"lies in none of the split folders {', '.join(sorted(splits))}; put every class into one of them",
+            )
         inside = rest if splits else [first, *rest]
         label = inside[0] if len(inside) > 1 else ""
         by_split.setdefault(first if splits else "train", []).append((label, file))
