@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repr_ray.storage.folder import redact
+from repr_ray.study.config import ConfigError
+from repr_ray.study.data import Data
+
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
@@ -122,3 +126,9 @@ class Source:
 
     read: Callable[[Path], Splits]
     stamps: list[Any] = field(default_factory=list)
+
+
+def wrong(data: Data, *parts: object) -> ConfigError:
+    """One line that names the source, and the file or column."""
+    text = ": ".join(" ".join(str(part).split()) for part in parts)
+    return ConfigError(f"data.source={redact(data.source)}: {''.join(c if c.isprintable() else '?' for c in text)}")

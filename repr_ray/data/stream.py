@@ -204,7 +204,8 @@ class Into(Dataset[str]):
 def cropped(image: Image.Image, content: bytes, box: list[int], size: int, channels: int) -> Tensor:
     """A box (top, left, height, width) of an encoded image, scaled to size x size x channels, uint8.
 
-    Bilinear with antialiasing. JPEG is decoded to a half, a quarter or an eighth where a box keeps `size` pixels.
+    Bilinear with antialiasing. JPEG is decoded to a half, a quarter or an eighth where a box keeps `size` pixels; the
+    box is then rounded to decoded pixels, a shift of at most half a pixel of the result.
     """
     import simplejpeg
 

@@ -4,7 +4,7 @@ A plug-in needs no entry: `data.source=my_module:name`. The function only finds 
 """
 
 import hashlib
-import inspect
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ def source_of(data: Data) -> tuple[Source, list[Any]]:
 
     Raises ConfigError if it does not exist.
     """
-    code: Any
-    if data.kind == OWN:
-        found, code = _own(data), digests(data.source)
-    else:
-        function = SOURCE.get(data.kind)
-        found, code = function(data), hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+    found = _own(data) if data.kind == OWN else SOURCE.get(data.kind)(data)
+    code = digests(data.source) if data.kind == OWN else _code()
     return found, [data.source, code, version("pillow"), found.stamps]
+
+
+@cache
+def _code() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _own(data: Data) -> Source:
