@@ -1,6 +1,6 @@
 """Seeds until decided: the trials of an experiment that its results so far require.
 
-A launch runs the required trials and calls `called_for` again, until no new trial is required. Decisions are read
+A launch runs the required trials and calls `trials_due` again, until no new trial is required. Decisions are read
 from the results, so that a resumed launch comes to the same ones.
 """
 
@@ -12,7 +12,7 @@ from repr_ray.study.config import Experiment, Looks
 from repr_ray.study.plan import Trial
 
 
-def called_for(experiment: Experiment, trials: Sequence[Trial], folder: Path) -> list[Trial]:
+def trials_due(experiment: Experiment, trials: Sequence[Trial], folder: Path) -> list[Trial]:
     """Those of `trials` that the results in `folder` require; all of them if the seeds are a list.
 
     A scheme requires the seeds of its next look, or of the look that decided it; the baseline as many as any scheme

@@ -184,7 +184,7 @@ def columns(record: type) -> dict[str, Any]:
 CURVES = [name for name, kind in columns(Epoch).items() if kind is float and name != "seconds"] + ["filters_dropped"]
 """Columns of an epoch that trackers draw."""
 
-FIGURES = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
+SUMMARY = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_epoch")
 """Columns of a trial that trackers show once."""
 
 

@@ -26,7 +26,7 @@ TUNING = "tuning"
 def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
     """The trials that the results in `folder` require, including those that are done."""
     if experiment.tuning is None:
-        return looks.called_for(experiment, plan(experiment), folder)
+        return looks.trials_due(experiment, plan(experiment), folder)
     tried: list[Trial] = []
     compared: list[list[Trial]] = []
     for cell in cells(experiment):
@@ -37,7 +37,7 @@ def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
     if len(compared) < len(cells(experiment)):
         return distinct(tried)
     by_seed = [trial for of_seed in zip(*compared, strict=True) for trial in of_seed]
-    return distinct(tried + looks.called_for(experiment, by_seed, folder))
+    return distinct(tried + looks.trials_due(experiment, by_seed, folder))
 
 
 def ready(pending: Sequence[Trial], folder: Path) -> list[Trial]:

@@ -184,8 +184,8 @@ def test_a_trial_is_the_same_whether_its_seed_was_listed_or_came_with_a_look() -
     by_look, listed = (validate(TINY | {"seeds": seeds}, "tiny") for seeds in ({"looks": [3, 4]}, [0, 1, 2, 3]))
     assert isinstance(by_look.seeds, Looks)
     assert [t.name for t in plan(by_look)] == [t.name for t in plan(listed)]
-    assert looks.called_for(listed, plan(listed), Path("none")) == plan(listed)
-    assert len(looks.called_for(by_look, plan(by_look), Path("none"))) == 6
+    assert looks.trials_due(listed, plan(listed), Path("none")) == plan(listed)
+    assert len(looks.trials_due(by_look, plan(by_look), Path("none"))) == 6
 
 
 def test_blocks_of_a_grid_are_decided_apart(tmp_path: Path, train: Any) -> None:

@@ -71,8 +71,10 @@ def test_a_network_on_small_images_trains_in_fp32(asked: str, monkeypatch: pytes
 def test_looking_for_such_layers_changes_nothing() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Dropout())
+    model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     assert precision.without_gradient(model, torch.zeros(2, 1, 2, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and model.training
+    assert not model[1].training

@@ -33,7 +33,7 @@ class LossSettings(Component):
             raise ValueError(f"{target.__name__} is not a loss: a loss is a subclass of repr_ray.LossTerm")
 
 
-class LabelSmoothing(LossSettings):
+class LabelSmoothingSettings(LossSettings):
     """Cross entropy with a share `smoothing` of each label spread over all classes, arXiv 1512.00567, section 7.
 
     The share is the paper's for ImageNet.
@@ -46,7 +46,7 @@ class LabelSmoothing(LossSettings):
     """share of a label that is spread evenly over all classes"""
 
 
-class Distillation(LossSettings):
+class DistillationSettings(LossSettings):
     """Distillation from the baseline's network of the same seed, at the end of its training.
 
     The loss is (1 - `alpha`) CE + `alpha` T^2 KL(teacher || student), both softened by the `temperature` T. By
@@ -64,7 +64,7 @@ class Distillation(LossSettings):
     """divisor of the logits of both networks"""
 
 
-class Orthogonality(LossSettings):
+class OrthogonalitySettings(LossSettings):
     """Cross entropy + `weight` x sum over convolutions of sum|W^W^T - I|, the orthogonality loss of arXiv 1811.07275.
 
     The rows of W^ are the filters, scaled to length 1; the weight is that of the paper.
@@ -78,7 +78,7 @@ class Orthogonality(LossSettings):
     """weight of the penalty"""
 
 
-class Srip(LossSettings):
+class SripSettings(LossSettings):
     """Cross entropy + `weight` x sum over layers of sigma(W^T W - I)^2, arXiv 1810.09102, eqs. 7 and 8.
 
     The columns of W are the filters of a convolution, or the outputs of a linear layer; sigma is the spectral norm,
@@ -100,14 +100,14 @@ class Srip(LossSettings):
     trains 200 epochs"""
 
     @model_validator(mode="after")
-    def _ascending(self) -> "Srip":
+    def _ascending(self) -> "SripSettings":
         epochs = [epoch for epoch, _ in self.decay]
         if epochs != sorted(set(epochs)):
             raise ValueError(f"decay: epochs must ascend, not {', '.join(map(str, epochs))}")
         return self
 
 
-class Ocnn(LossSettings):
+class OcnnSettings(LossSettings):
     """Cross entropy + `weight` x sum over convolutions of ||Conv(K, K) - I_0||^2, arXiv 1911.12207, eq. 9.
 
     K is convolved with itself at the layer's stride S, padded by floor((k - 1) / S) S; I_0 is the identity at the

@@ -40,7 +40,7 @@ class LossTerm:
 
 
 class LabelSmoothing(LossTerm):
-    """See `loss_settings.LabelSmoothing`."""
+    """See `loss_settings.LabelSmoothingSettings`."""
 
     def __init__(self, model: nn.Module, smoothing: float) -> None:
         self.smoothing = smoothing
@@ -50,7 +50,7 @@ class LabelSmoothing(LossTerm):
 
 
 class Distillation(LossTerm):
-    """See `loss_settings.Distillation`."""
+    """See `loss_settings.DistillationSettings`."""
 
     def __init__(self, model: nn.Module, alpha: float, temperature: float) -> None:
         self.alpha, self.temperature = alpha, temperature
@@ -90,7 +90,7 @@ class Penalty(LossTerm):
 
 
 class Orthogonality(Penalty):
-    """See `loss_settings.Orthogonality`. A filter of zeros has no overlap, and counts as 1."""
+    """See `loss_settings.OrthogonalitySettings`. A filter of zeros has no overlap, and counts as 1."""
 
     def of_layer(self, layer: nn.Conv2d) -> Tensor:
         """Sum of |W^W^T - I|."""
@@ -101,7 +101,7 @@ class Orthogonality(Penalty):
 
 
 class Srip(Penalty):
-    """See `loss_settings.Srip`."""
+    """See `loss_settings.SripSettings`."""
 
     def __init__(self, model: nn.Module, weight: float, decay: tuple[tuple[int, float], ...]) -> None:
         super().__init__(model, weight)
@@ -127,7 +127,7 @@ class Srip(Penalty):
 
 
 class Ocnn(Penalty):
-    """See `loss_settings.Ocnn`. Dilated convolutions are left out as well."""
+    """See `loss_settings.OcnnSettings`. Dilated convolutions are left out as well."""
 
     def __init__(self, model: nn.Module, weight: float, squared: bool) -> None:
         super().__init__(model, weight)

@@ -14,7 +14,7 @@ from repr_ray.components import ByKind, Component, Fraction
 LearningRate = Annotated[float, Field(gt=0, description="the learning rate before the schedule")]
 Momentum = Annotated[Fraction, Field(description="share of the last update that is added")]
 Nesterov = Annotated[bool, Field(description="Nesterov's momentum")]
-Penalty = Annotated[float, Field(ge=0, description="L2 penalty on all parameters")]
+WeightDecay = Annotated[float, Field(ge=0, description="L2 penalty on all parameters")]
 
 
 class OptimizerSettings(Component):
@@ -42,7 +42,7 @@ class Sgd(OptimizerSettings):
 
     kind: Literal["sgd"] = "sgd"
     momentum: Momentum = 0.0
-    weight_decay: Penalty = 0.0
+    weight_decay: WeightDecay = 0.0
     nesterov: Nesterov = False
 
     @property
@@ -84,7 +84,7 @@ class RmsProp(OptimizerSettings):
     """decay of the mean of squared gradients"""
     momentum: Fraction = 0.0
     """share of the last update that the next one keeps"""
-    weight_decay: Penalty = 0.0
+    weight_decay: WeightDecay = 0.0
     centered: bool = False
     """divide by the standard deviation of gradients"""
 

@@ -14,7 +14,7 @@ from repr_ray.results.effects import beats, beats_of_same_seed, device_hours, me
 from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
 from repr_ray.results.tables.comparison import difference
-from repr_ray.results.tables.sheet import NONE, Cell, Column, Row, Sheet, Shown, heading, number, rounded_time, text
+from repr_ray.results.tables.sheet import NONE, Column, Entry, Row, Sheet, Shown, heading, number, rounded_time, text
 from repr_ray.results.words import points
 
 DETAILS_LEGEND = (
@@ -93,32 +93,32 @@ def across_sheet(found: Across) -> Sheet:
     return Sheet.of(_ACROSS, rows, footnotes=[tested, ACROSS_LEGEND, *found.notes])
 
 
-def _beats(row: Row) -> Cell:
+def _beats(row: Row) -> Entry:
     said, share = number("beats", "{:.0%}".format)(row)
     interval: str = "" if pd.isna(row["beats_low"]) else f" [{row['beats_low']:.0%}, {row['beats_high']:.0%}]"
-    return Cell(said + interval, share)
+    return Entry(said + interval, share)
 
 
-def _epochs(row: Row) -> Cell:
+def _epochs(row: Row) -> Entry:
     said, epochs = number("epochs_to_baseline", "{:.0f}".format)(row)
-    return Cell(f"{said} ({row['reached']}/{row['trials']})", epochs)
+    return Entry(f"{said} ({row['reached']}/{row['trials']})", epochs)
 
 
-def _baseline(row: Row) -> Cell:
+def _baseline(row: Row) -> Entry:
     said, epochs = number("baseline_epochs_to_baseline", "{:.0f}".format)(row)
-    return Cell(f"{said}, {rounded_time(row['baseline_seconds_to_baseline'])}", epochs)
+    return Entry(f"{said}, {rounded_time(row['baseline_seconds_to_baseline'])}", epochs)
 
 
-def _ahead(row: Row) -> Cell:
-    return Cell(NONE if row["is_baseline"] else f"{row['ahead']} of {row['of']}", row["ahead"])
+def _ahead(row: Row) -> Entry:
+    return Entry(NONE if row["is_baseline"] else f"{row['ahead']} of {row['of']}", row["ahead"])
 
 
-def _seeds(name: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(f"{row[name]:.0f}" if np.isfinite(row[name]) else f">{MOST}", row[name])
+def _seeds(name: str) -> Callable[[Row], Entry]:
+    return lambda row: Entry(f"{row[name]:.0f}" if np.isfinite(row[name]) else f">{MOST}", row[name])
 
 
-def _seeds_to_equal(row: Row) -> Cell:
-    return Cell(NONE, np.nan) if pd.isna(row["margin"]) else _seeds("seeds_to_equal")(row)
+def _seeds_to_equal(row: Row) -> Entry:
+    return Entry(NONE, np.nan) if pd.isna(row["margin"]) else _seeds("seeds_to_equal")(row)
 
 
 _DETAILS: list[Shown] = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from repr_ray.results.compare import Comparison, records
-from repr_ray.results.tables import NONE, Cell, Column, Row, Sheet
+from repr_ray.results.tables import NONE, Column, Entry, Row, Sheet
 from repr_ray.results.words import points
 
 LEGEND = (
@@ -77,19 +77,19 @@ def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
             texts = [_cell(cells.get((value, *values))) for value in study.levels[across]]
             if any(cell.text != NONE for cell in texts):
                 label = ", ".join(values)
-                sheet.rows.append([Cell(label, label), *texts])
+                sheet.rows.append([Entry(label, label), *texts])
                 sheet.headings.append(" · ".join([study.scheme, study.dataset, study.model]))
     return sheets
 
 
-def _cell(row: Row | None) -> Cell:
+def _cell(row: Row | None) -> Entry:
     if row is None or pd.isna(row["test_accuracy_mean"]):
-        return Cell(NONE, float("nan"))
+        return Entry(NONE, float("nan"))
     text = points(row["test_accuracy_mean"])
     if not pd.isna(row["difference_mean"]):
         sure = "*" if row["verdict"] in ("better", "worse") else ""
         text += f" ({points(row['difference_mean'], True)}{sure})"
-    return Cell(text, row["test_accuracy_mean"])
+    return Entry(text, row["test_accuracy_mean"])
 
 
 def _grid_values(scheme: str) -> tuple[str, dict[str, str]]:

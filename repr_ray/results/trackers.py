@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from repr_ray.records import CURVES, FIGURES, parameters
+from repr_ray.records import CURVES, SUMMARY, parameters
 from repr_ray.results.compare import records
 from repr_ray.results.store import UNFINISHED, gather
 from repr_ray.storage.text import line, lines
@@ -64,5 +64,5 @@ def ended(folders: Sequence[Path], skip: Callable[[str, str, bool], bool]) -> It
                     (int(row["epoch"]), {key: float(row[key]) for key in CURVES if not pd.isna(row[key])})
                     for row in records(epochs)
                 ],
-                figures={key: float(trial[key]) for key in FIGURES if not pd.isna(trial[key])},
+                figures={key: float(trial[key]) for key in SUMMARY if not pd.isna(trial[key])},
             )

@@ -1,6 +1,5 @@
 """The precision of a trial's forward and backward passes."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +25,14 @@ def without_gradient(model: nn.Module, images: Tensor) -> str:
 
     In bfloat16 on a CPU, PyTorch 2.15 (oneDNN) leaves the gradient of such weights uninitialised: in fp32 it is 0.
     """
-    with _Convolutions() as convolutions, torch.random.fork_rng(devices=[]), torch.no_grad():
-        copy.deepcopy(model).eval()(images)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with _Convolutions() as convolutions, torch.random.fork_rng(devices=[]), torch.no_grad():
+            model(images)
+    finally:
+        for module, training in modes:
+            module.training = training
     return convolutions.found
 
 

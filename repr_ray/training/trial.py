@@ -16,7 +16,7 @@ from repr_ray import distributed
 from repr_ray.data.stream import StreamStopped
 from repr_ray.method.events import LayerEvent, describe, terms, warnings
 from repr_ray.plug_ins import in_one_line
-from repr_ray.records import FIGURES, EpochLine, Result, parameters, without_layers
+from repr_ray.records import SUMMARY, EpochLine, Result, parameters, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import WEIGHTS, Trial
@@ -177,7 +177,7 @@ class _Run:
         if collapsed is not None:
             self._note(f"WARNING: collapsed: training accuracy stays at chance from epoch {collapsed + 1} to the end")
         result = self._result(collapsed)
-        self.board.finish({name: (_best(self.epochs) | result).get(name) for name in FIGURES}, len(self.epochs) - 1)
+        self.board.finish({name: (_best(self.epochs) | result).get(name) for name in SUMMARY}, len(self.epochs) - 1)
         self.folder.finish(result | self.teacher | origin)
         self.tell(Done(self.trial.name))
 

@@ -9,7 +9,7 @@ from repr_ray.components import Count, Fraction
 from repr_ray.method.schedule import Phase
 from repr_ray.method.settings import SchemeSettings
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class DSDSettings(SchemeSettings):
@@ -27,7 +27,7 @@ class DSDSettings(SchemeSettings):
     earlier_defaults: ClassVar[Mapping[str, Any]] = {"exclude": []}
 
     kind: Literal["dsd"] = "dsd"
-    sparsity: Share = 0.3
+    sparsity: ProperFraction = 0.3
     """share of each layer's weights that are kept at zero"""
     sparse_at: Count | None = None
     """epoch, counted from 0, before which the smallest weights become zero; by default after a third of the training
@@ -75,7 +75,7 @@ class SoftFilterPruningSettings(SchemeSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.soft_filter_pruning:SoftFilterPruning"
 
     kind: Literal["soft_filter_pruning"] = "soft_filter_pruning"
-    prune_ratio: Share = 0.3
+    prune_ratio: ProperFraction = 0.3
     """share of each layer's filters that are set to zero"""
     every: Count = 1
     """epochs between two prunings"""
@@ -182,7 +182,7 @@ class ContinualBackpropSettings(ReinitialisingSettings):
     builds: ClassVar[str] = "repr_ray.method.rivals.continual_backprop:ContinualBackprop"
 
     kind: Literal["continual_backprop"] = "continual_backprop"
-    replacement_rate: Share = 1e-4
+    replacement_rate: ProperFraction = 1e-4
     """share of a layer's mature filters that is replaced per step"""
     decay: Fraction = 0.99
     """decay per step of the average of a filter's utility"""

@@ -8,7 +8,7 @@ import pyarrow.json as pj
 from numpy.typing import NDArray
 
 from repr_ray.results.store.folders import StoredTrial
-from repr_ray.results.store.schemas import AVERAGE, FIGURES, LAYER, MOST_EPOCHS
+from repr_ray.results.store.schemas import AVERAGE, LAYER, LOSSES, MOST_EPOCHS
 from repr_ray.storage.foreign import Unusable, read_bytes
 from repr_ray.storage.text import line
 
@@ -109,7 +109,7 @@ def _possible(table: pa.Table) -> NDArray[np.bool_]:
     """Which lines have an epoch, and no impossible accuracy or cycle."""
     epoch = table["epoch"].to_numpy()
     possible = (epoch >= 0) & (epoch < MOST_EPOCHS)  # false for what is missing
-    accuracies = [key for key in (*FIGURES, *AVERAGE) if key.endswith("accuracy")]
+    accuracies = [key for key in (*LOSSES, *AVERAGE) if key.endswith("accuracy")]
     for name, most in {"cycle": MOST_EPOCHS, **dict.fromkeys(accuracies, 1)}.items():
         if name in table.column_names:
             values = table[name].to_numpy()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from repr_ray.results.store.folders import StoredTrial
 from repr_ray.results.store.lines import Index, read_lines
-from repr_ray.results.store.schemas import AVERAGE, EPOCH, EVENT, FIGURES, ID, LAYER, SCHEMAS, LongTables
+from repr_ray.results.store.schemas import AVERAGE, EPOCH, EVENT, ID, LAYER, LOSSES, SCHEMAS, LongTables
 
 _HIGHEST = 1e30  # of a score or a loss
 
@@ -25,7 +25,7 @@ def long_tables(trials: list[StoredTrial], notes: list[str]) -> LongTables:
         "layers": _layers(ids["trial"], of_epoch, epochs),
         "cycles": _cycles(ids["trial"], of_event, events),
     }
-    columns = {key: epochs[key].to_numpy() for key in ("epoch", *FIGURES, *AVERAGE)}
+    columns = {key: epochs[key].to_numpy() for key in ("epoch", *LOSSES, *AVERAGE)}
     ends = np.searchsorted(of_epoch, np.arange(len(trials) + 1))
     for trial, start, end in zip(trials, ends[:-1], ends[1:], strict=True):
         figures = _figures({key: values[start:end] for key, values in columns.items()})
@@ -48,7 +48,7 @@ def _figures(columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
         return {"epochs_done": 0}
     epoch, test, val = columns["epoch"], columns["test_accuracy"], columns["val_accuracy"]
     last = epoch.argmax()
-    figures: dict[str, Any] = {key: float(columns[key][last]) for key in FIGURES}
+    figures: dict[str, Any] = {key: float(columns[key][last]) for key in LOSSES}
     figures |= {key: float(columns[key][last]) for key in AVERAGE if not np.isnan(columns[key][last])}
     figures["epochs_done"] = int(epoch[last]) + 1
     for kind, chosen in (("test", test), ("val", np.where(np.isnan(test), np.nan, val))):

@@ -11,7 +11,7 @@ VERSION = "5"  # the version of the tables' columns
 EARLIER = ("2", "3", "4")  # versions that are read too
 
 AVERAGE = tuple(columns(Averaged))
-FIGURES = tuple(columns(Losses))
+LOSSES = tuple(columns(Losses))
 ADDED: dict[str, tuple[str, ...]] = {
     "trials": ("data_digest", "stage", "tuned", "teacher_seconds", *AVERAGE),
     "epochs": AVERAGE,

@@ -12,8 +12,8 @@ from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.store import Failure
 from repr_ray.results.tables.sheet import (
     NONE,
-    Cell,
     Column,
+    Entry,
     Row,
     Sheet,
     Shown,
@@ -74,16 +74,16 @@ def claims_sheet(claims: pd.DataFrame) -> Sheet:
     """Published and measured values in percent, gains in points; one block per source."""
     remarks = list(dict.fromkeys(filter(None, claims["remark"])))
 
-    def claimed(row: Row) -> Cell:
-        return Cell(points(row["claimed"], row["quantity"] == "gain"), row["claimed"])
+    def claimed(row: Row) -> Entry:
+        return Entry(points(row["claimed"], row["quantity"] == "gain"), row["claimed"])
 
-    def measured(row: Row) -> Cell:
+    def measured(row: Row) -> Entry:
         ends = row["measured"], row["measured_low"], row["measured_high"]
-        return Cell(bounded(*ends, signed=row["quantity"] == "gain"), row["measured"])
+        return Entry(bounded(*ends, signed=row["quantity"] == "gain"), row["measured"])
 
-    def match(row: Row) -> Cell:
+    def match(row: Row) -> Entry:
         said = f"{row['match']} ({remarks.index(row['remark']) + 1})" if row["remark"] else row["match"]
-        return Cell(said, said)
+        return Entry(said, said)
 
     columns: list[Shown] = [
         (Column("Scheme", number=False), text("scheme")),
@@ -103,29 +103,29 @@ def failures_sheet(failures: Iterable[Failure]) -> Sheet:
     """The failed trials with the first line of each error."""
     columns = [Column(name, number=False) for name in ("Failed trial", "Status", "Epoch", "Error")]
     rows = [[f.trial, f.status, NONE if f.epoch is None else str(f.epoch + 1), f.message] for f in failures]
-    return Sheet(columns, [[Cell(said, said) for said in row] for row in rows], [""] * len(rows))
+    return Sheet(columns, [[Entry(said, said) for said in row] for row in rows], [""] * len(rows))
 
 
-def difference(row: Row) -> Cell:
+def difference(row: Row) -> Entry:
     """The difference to the baseline with its interval; of too few pairs for one, each seed's own `differences`."""
     mean, low, high = (row[f"difference_{part}"] for part in ("mean", "low", "high"))
     if row["is_baseline"]:
-        return Cell("baseline", mean)
+        return Entry("baseline", mean)
     if "differences" in row and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
-        return Cell("; ".join(points(value, True) for value in row["differences"]()) or NONE, mean)
-    return Cell(bounded(mean, low, high), mean)
+        return Entry("; ".join(points(value, True) for value in row["differences"]()) or NONE, mean)
+    return Entry(bounded(mean, low, high), mean)
 
 
-def _accuracy(name: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(percent(row[f"{name}_mean"], row[f"{name}_sd"]), row[f"{name}_mean"])
+def _accuracy(name: str) -> Callable[[Row], Entry]:
+    return lambda row: Entry(percent(row[f"{name}_mean"], row[f"{name}_sd"]), row[f"{name}_mean"])
 
 
-def _p(name: str) -> Callable[[Row], Cell]:
-    def cell(row: Row) -> Cell:
+def _p(name: str) -> Callable[[Row], Entry]:
+    def cell(row: Row) -> Entry:
         if pd.isna(row[name]):
-            return Cell(NONE, row[name])
+            return Entry(NONE, row[name])
         mark = "*" if row[f"{name}_smallest"] > LEVEL else ""
-        return Cell(f"{'' if row['p_exact'] else '≈'}{row[name]:.2g}{mark}", row[name])
+        return Entry(f"{'' if row['p_exact'] else '≈'}{row[name]:.2g}{mark}", row[name])
 
     return cell
 

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 NONE = "\N{EN DASH}"
 
 
-class Cell(NamedTuple):
+class Entry(NamedTuple):
     """A text and its sort key."""
 
     text: str
@@ -30,18 +30,18 @@ class Column:
     number: bool = True
 
 
-Shown = tuple[Column, Callable[[Row], Cell]]
+Shown = tuple[Column, Callable[[Row], Entry]]
 """A column, and its cell in a row."""
 
 
-def text(name: str) -> Callable[[Row], Cell]:
+def text(name: str) -> Callable[[Row], Entry]:
     """The text of a row under this name, as a cell."""
-    return lambda row: Cell(row[name], row[name])
+    return lambda row: Entry(row[name], row[name])
 
 
-def number(name: str, say: Callable[[Any], str]) -> Callable[[Row], Cell]:
+def number(name: str, say: Callable[[Any], str]) -> Callable[[Row], Entry]:
     """The number of a row under this name, as a cell; NaN is a dash."""
-    return lambda row: Cell(NONE if pd.isna(row[name]) else say(row[name]), row[name])
+    return lambda row: Entry(NONE if pd.isna(row[name]) else say(row[name]), row[name])
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sheet:
     """A table to be shown; a new `heading` of a row starts a new block."""
 
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[Entry]]
     headings: list[str]
     footnotes: list[str] = field(default_factory=list)
 
@@ -62,9 +62,9 @@ class Sheet:
         return cls([column for column, _ in shown], cells, [*headings] or [""] * len(rows), [*footnotes])
 
 
-def blocks(sheet: Sheet) -> list[tuple[str, list[list[Cell]]]]:
+def blocks(sheet: Sheet) -> list[tuple[str, list[list[Entry]]]]:
     """The headings, each with its rows."""
-    blocks: dict[str, list[list[Cell]]] = {}
+    blocks: dict[str, list[list[Entry]]] = {}
     for heading, row in zip(sheet.headings, sheet.rows, strict=True):
         blocks.setdefault(heading, []).append(row)
     return list(blocks.items())
