@@ -144,7 +144,9 @@ def test_the_process_that_drives_two_workers_dies(tmp_path: Path) -> None:
     seed = os.getpid()  # a name that no other trial on this machine has
     config = write_config(tmp_path, seeds=[seed], schemes=STANDARD, train=TINY["train"] | {"epochs": 300})
     command = [sys.executable, "-m", "repr_ray.launch", "--config", config, "--results", tmp_path]
-    started = subprocess.Popen([*command, "resources.workers=2"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    cores = max(1, (os.cpu_count() or 1) // 2)  # all of them, so that no other worker group fits beside the dead one
+    command += ["resources.workers=2", f"resources.cpus_per_worker={cores}"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         deadline = time.monotonic() + 200
         while not list(tmp_path.glob("tiny/trials/*/checkpoint-*.pt")):

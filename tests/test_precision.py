@@ -36,7 +36,7 @@ def test_gradients_in_bf16_are_those_in_fp32_of_all_layers_that_are_not_found(ch
             memory_format=torch.channels_last
         )
         images = torch.randn(8, channels, size, size).to(memory_format=torch.channels_last)
-        if precision.without_gradient(layer, images):
+        if precision.padded_kernel(layer, images):
             found.append((size, kernel, stride, padding))
             continue
         gradients = []
@@ -65,7 +65,7 @@ def test_a_network_on_small_images_trains_in_fp32(asked: str, monkeypatch: pytes
             set_up(small, CPU)
     else:
         setup = set_up(small, CPU, "bf16")  # from a checkpoint of an earlier version
-        assert setup.precision == "fp32" and "trained in fp32" in setup.data_notes[-1]
+        assert setup.precision == "fp32" and setup.note.startswith("trains in fp32: ")
 
 
 def test_looking_for_such_layers_changes_nothing() -> None:
@@ -74,7 +74,7 @@ def test_looking_for_such_layers_changes_nothing() -> None:
     model[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert precision.without_gradient(model, torch.zeros(2, 1, 2, 2))
+    assert precision.padded_kernel(model, torch.zeros(2, 1, 2, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and model.training
     assert not model[1].training

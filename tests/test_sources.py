@@ -1,5 +1,6 @@
 """Usual and damaged sources: found, or refused in one line that names the file and column."""
 
+import json
 import os
 import re
 import shutil
@@ -95,7 +96,7 @@ def named(path: Path, names: list[str], labels: list[int]) -> None:
     import datasets
 
     colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
-    files = [encode(np.full((8, 8, 3), colours.get(names[label], 0), np.uint8), "png") for label in labels]
+    files = [encode(np.full((8, 8, 3), colours.get(names[label].lower(), 0), np.uint8), "png") for label in labels]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     rows = {"image": [{"bytes": file, "path": None} for file in files], "label": labels}
     path.parent.mkdir(exist_ok=True)
@@ -115,6 +116,9 @@ def test_every_file_keeps_its_own_order_of_classes(tmp_path: Path) -> None:
     assert data.names == ("red", "green", "blue")
     for split in (data.train, data.test):
         np.testing.assert_array_equal(split.images[:, 0, 0].argmax(1), split.targets)
+    named(tmp_path / "p" / "test.parquet", ["Green", "red"], [1, 0])  # a part of them, written otherwise
+    part = load(own(tmp_path / "p", partial=True)).test
+    assert part.targets.tolist() == [0, 1] and part.images[0, 0, 0].tolist() == [200, 0, 0]
     named(tmp_path / "p" / "test.parquet", ["red", "green", "yellow"], [0, 1, 2])
     with pytest.raises(ConfigError, match=r"has the classes red, green, yellow; in \S+ red, green, blue: "):
         load(own(tmp_path / "p"))
@@ -130,6 +134,22 @@ def test_labels_in_parquet_may_be_texts_or_true_and_false(tmp_path: Path) -> Non
     data = load(own(tmp_path / "texts"))
     assert (data.names, data.train.targets[:3].tolist()) == (("cat", "cow", "dog"), [2, 0, 1])
     assert load(own(tmp_path / "flags")).test.targets[:3].tolist() == [1, 0, 1]
+    order = ["dog", "cow", "cat"]
+    assert load(own(tmp_path / "texts", classes=order)).names == tuple(order)
+
+
+@pytest.mark.parametrize("old", [["dog", "cow", "cat"], ["other"]])
+def test_texts_in_place_of_numbers_need_no_names(tmp_path: Path, old: list[str]) -> None:
+    """Arrow keeps the names of the numbers that a column had before."""
+    features = {"image": {"_type": "Image"}, "label": {"names": old, "_type": "ClassLabel"}}
+    stale = {"huggingface": json.dumps({"info": {"features": features}})}
+    texts = pa.array(["cat", "cow", "dog"] * 4)
+    for split, column in (("train", texts), ("test", texts.dictionary_encode())):
+        rows = table(12, image="image", label="label").select(["image", "label"])
+        write(tmp_path / "p" / f"{split}.parquet", rows.set_column(1, "label", column).replace_schema_metadata(stale))
+    data = load(own(tmp_path / "p"))
+    assert data.names == ("cat", "cow", "dog")
+    assert data.train.targets.tolist() == data.test.targets.tolist() == [0, 1, 2] * 4
 
 
 def test_labels_that_begin_at_one_are_refused(tmp_path: Path) -> None:
@@ -137,7 +157,7 @@ def test_labels_that_begin_at_one_are_refused(tmp_path: Path) -> None:
         rows = table(12, label="label")
         labels = pa.array(np.arange(12) % 3 + 1)
         write(tmp_path / "p" / f"{split}.parquet", rows.set_column(1, "label", labels))
-    with pytest.raises(ConfigError, match=r"labels go from 1 to 3, and begin at 0: subtract 1"):
+    with pytest.raises(ConfigError, match=r"labels go from 1 to 3, but must begin at 0: subtract 1"):
         load(own(tmp_path / "p"))
     assert load(own(tmp_path / "p", partial=True)).classes == 4
 

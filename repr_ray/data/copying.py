@@ -179,7 +179,6 @@ def mapped(folder: Path, name: str) -> NDArray[Any]:
 def too_many_damaged(data: Data, damaged: list[str], empty: str = "") -> ConfigError:
     """The error for more images that cannot be decoded than may be skipped, or for all of the split `empty`."""
     more = f" (and {len(damaged) - 1:,} more images)" if len(damaged) > 1 else ""
-    way_out = f"or leave them out by data.skip_damaged={len(damaged)}"
-    if empty and len(damaged) <= data.skip_damaged:
-        way_out = f"no {empty} image is left without them"
+    leave_out = f"or leave them out by data.skip_damaged={len(damaged)}"
+    way_out = f"no {empty} image is left without them" if empty else leave_out
     return ConfigError(f"data.source={data.source}: {damaged[0]}{more}; mend or remove them, {way_out}")

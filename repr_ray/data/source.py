@@ -13,10 +13,14 @@ from PIL import Image
 from repr_ray.storage.folder import redact
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
+from repr_ray.study.facts import MISSPELT
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
+
+UNLABELLED = -1
+"""The label of an image without one."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
@@ -132,3 +136,9 @@ def wrong(data: Data, *parts: object) -> ConfigError:
     """One line that names the source, and the file or column."""
     text = ": ".join(" ".join(str(part).split()) for part in parts)
     return ConfigError(f"data.source={redact(data.source)}: {''.join(c if c.isprintable() else '?' for c in text)}")
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Names of classes without case and punctuation, and with known misspellings corrected, to be compared."""
+    plain = ("".join(c for c in name.casefold() if c.isalnum()) for name in names)
+    return [MISSPELT.get(name, name) for name in plain]

@@ -3,11 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from repr_ray.data.source import TEST, TRAIN, VALIDATION, Rows, Splits, Subset
+from repr_ray.data.source import TEST, TRAIN, VALIDATION, Rows, Splits, Subset, plain_names
 from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
-from repr_ray.study.facts import MISSPELT
 
 Index = NDArray[np.int64]
 
@@ -113,16 +112,18 @@ def check_labels(chosen: dict[str, Rows], found: Splits, data: Data) -> tuple[in
     lowest = min(int(rows.labels.min(initial=highest)) for rows in chosen.values())
     if lowest == 1 and not (names or facts or said or data.partial):
         raise ConfigError(
-            f"data.source={data.source}: labels go from 1 to {highest}, and begin at 0: subtract 1 from them, or set"
+            f"data.source={data.source}: labels go from 1 to {highest}, but must begin at 0: subtract 1, or set"
             " data.partial=true if no image is of class 0"
         )
-    if said and (said != classes if isinstance(said, int) else _plain(said) != _plain(names)):
+    if said and (said != classes if isinstance(said, int) else plain_names(said) != plain_names(names)):
         raise ConfigError(f"data.classes: the source has {classes} of its own, {listed(names, 3)}; leave it out")
     if facts and classes != facts.classes:
         raise _another(data, f"it has {classes} classes, {data.name} has {facts.classes}")
-    if facts and found.names and facts.labels and _plain(found.names) != _plain(facts.labels):
+    if facts and found.names and facts.labels and plain_names(found.names) != plain_names(facts.labels):
         odd = next(
-            pair for pair in zip(found.names, facts.labels, strict=True) if _plain(pair[:1]) != _plain(pair[1:])
+            pair
+            for pair in zip(found.names, facts.labels, strict=True)
+            if plain_names(pair[:1]) != plain_names(pair[1:])
         )
         raise _another(data, f"its class {odd[0]!r} is {odd[1]!r} in {data.name}")
     if classes > MOST_CLASSES:
@@ -164,11 +165,6 @@ def _another(data: Data, reason: str) -> ConfigError:
         if "images" in reason
         else f"data.source={data.source}: {reason}; give it another data.name"
     )
-
-
-def _plain(names: tuple[str, ...]) -> list[str]:
-    plain = ("".join(c for c in name.casefold() if c.isalnum()) for name in names)
-    return [MISSPELT.get(name, name) for name in plain]
 
 
 def check_classes(split: str, labels: NDArray[np.int64], classes: int, names: tuple[str, ...], data: Data) -> None:

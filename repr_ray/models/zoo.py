@@ -29,7 +29,7 @@ def torchvision(
     given: dict[str, Any] = {"num_classes": classes, "weights": None, **_WITHOUT_SIDE_OUTPUTS.get(name, {})}
 
     def make(options: Mapping[str, Any]) -> nn.Module:
-        return _made(name, get_model_builder(name), get_model, options, **given | dict(options))
+        return _made(name, get_model_builder(name), get_model, options, given)
 
     return _started(_fitting(name, make, options, (channels, image_size, classes)), weights, classes)
 
@@ -51,13 +51,15 @@ def timm(
 
     def make(options: Mapping[str, Any]) -> nn.Module:
         given: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "pretrained": False}
-        return _made(name, None, library.create_model, options, **given | dict(options))
+        return _made(name, None, library.create_model, options, given)
 
     return _started(_fitting(name, make, options, (channels, image_size, classes)), weights, classes)
 
 
 _WITHOUT_SIDE_OUTPUTS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
 """Options of networks that give more than logits in training by default."""
+
+Make = Callable[[Mapping[str, Any]], nn.Module]
 
 _IGNORED = re.compile(r"num_batches_tracked$|^(aux1|aux2|AuxLogits)\.")
 """Weights that a file may lack, or have alone: counters, and the side outputs that are left out."""
@@ -66,44 +68,48 @@ _SIZE_OPTIONS = ("img_size", "image_size", "input_size")
 _COMMON_SIZES = (224, 256, 299, 384)
 
 
-def _fitting(
-    name: str,
-    make: Callable[[Mapping[str, Any]], nn.Module],
-    options: Mapping[str, Any],
-    images: tuple[int, int, int],
-) -> nn.Module:
+def _fitting(name: str, make: Make, options: Mapping[str, Any], images: tuple[int, int, int]) -> nn.Module:
     """The network, made for the size of the images if it takes none of this size otherwise.
 
-    `images` are their channels, pixels a side and classes. The network is tried in training, without data, or else on
-    images of zeros. Raises ValueError if it does not take such images, or gives anything but logits.
+    `images` are their channels, pixels a side and classes. The network is tried in training without data, or on
+    images of zeros if it only computes with data. Raises ValueError if it takes no such images, or gives no logits.
     """
     channels, size, classes = images
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = make(options)
-        reason = _refusal(network, channels, size, classes)
-        taken = [side for side in _COMMON_SIZES if reason and not _refusal(network, channels, side, classes)]
-        if reason and not taken:  # perhaps it only computes with data
-            with torch.device("cpu"):
-                reason = _refusal(make(options), channels, size, classes)
-            if reason:
+        network, reason = make(options), ""
+        for tried in (options, _for_size(network, options, size)):
+            if tried is not None and not (reason := _reason(make, tried, name, images)):
+                break
+        else:
+            taken = [side for side in _COMMON_SIZES if not _refusal(network, channels, side, classes)]
+            if not taken:
                 what = "model.options" if options else "model"
                 raise ValueError(f"{what}: {name} cannot be trained on images of {size} x {size} pixels: {reason}")
-        if reason:
-            own = {name for part in type(network).__mro__[:-1] for name in inspect.signature(part).parameters}
-            option = next((option for option in _SIZE_OPTIONS if option in own and option not in options), None)
-            if option:
-                options = {**options, option: (size, size) if option == "input_size" else size}
-                try:
-                    reason = _refusal(make(options), channels, size, classes)
-                except ValueError as error:
-                    reason = str(error).partition(f"{name}: ")[2] or str(error)
-            if reason:
-                other = next((side for side in taken if side > size), taken[0])
-                raise ValueError(
-                    f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set another"
-                    f" data.size, such as {other}, to which images are scaled, or choose another network"
-                )
-    return make(options)
+            other = next((side for side in taken if side > size), taken[0])
+            raise ValueError(
+                f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set another data.size, such"
+                f" as {other}, to which images are scaled, or choose another network"
+            )
+    return make(tried)
+
+
+def _for_size(network: nn.Module, options: Mapping[str, Any], size: int) -> Mapping[str, Any] | None:
+    """The options with that of the size of images, if the network has one that is not given."""
+    own = {name for part in type(network).__mro__[:-1] for name in inspect.signature(part).parameters}
+    option = next((option for option in _SIZE_OPTIONS if option in own and option not in options), None)
+    return {**options, option: (size, size) if option == "input_size" else size} if option else None
+
+
+def _reason(make: Make, options: Mapping[str, Any], name: str, images: tuple[int, int, int]) -> str:
+    """Why the network with these options cannot be trained on such images; empty if it can."""
+    try:
+        reason = _refusal(make(options), *images)
+        if "meta" not in reason.lower():
+            return reason
+        with torch.device("cpu"):
+            return _refusal(make(options), *images)
+    except ValueError as error:
+        return str(error).partition(f"{name}: ")[2] or str(error)
 
 
 def _refusal(network: nn.Module, channels: int, size: int, classes: int) -> str:
@@ -130,9 +136,9 @@ def _made(
     builder: Callable[..., Any] | None,
     make: Callable[..., nn.Module],
     options: Mapping[str, Any],
-    **given: Any,
+    given: Mapping[str, Any],
 ) -> nn.Module:
-    """The network. Raises ValueError for options that it does not take."""
+    """The network; `options` replace what is `given`. Raises ValueError for options that it does not take."""
     taken = inspect.signature(builder).parameters if builder else {}
     if taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         for option in options:
@@ -140,11 +146,11 @@ def _made(
                 raise ValueError(f"model.options.{option}: {name} takes {', '.join(taken)}")
     try:
         try:
-            return make(name, **given)
+            return make(name, **{**given, **options})
         except NotImplementedError:  # it computes with tensors while it is made: not on a device without data
             device = torch.get_default_device()
             with torch.device("cpu"):
-                return make(name, **given).to(device)
+                return make(name, **{**given, **options}).to(device)
     except Exception as error:
         if not options:
             raise
@@ -165,7 +171,8 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
         if type(error).__name__ == "UnpicklingError":  # PyTorch's text is about its own arguments
             reason = "it is not a file of tensors alone that torch.save wrote"
-        if isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL:
+        cut_off = isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL
+        if cut_off or "PytorchStreamReader" in reason:
             reason = "it is empty, or its end is missing"
         raise ValueError(f"model.weights={file}: cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model"):

@@ -25,8 +25,8 @@ OF_PARQUET = ("image", "label", "configuration")
 class SourceKind:
     """A built-in source: `reads` is the function from `Data` to a `repr_ray.data.source.Source`.
 
-    `unseen` is why a dry run does not look at it. `named`: it has no columns or splits that could be named. `form`
-    is what follows its name in `data.source`, as a regular expression and in words.
+    `unseen` is why a dry run does not look at it. `named`: it is a name, not a folder, and its splits and columns are
+    fixed. `form` is what may follow its name in `data.source`, as a regular expression and in words.
     """
 
     reads: str

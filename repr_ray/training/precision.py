@@ -20,7 +20,7 @@ def resolve_precision(train: Train, device: torch.device) -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def without_gradient(model: nn.Module, images: Tensor) -> str:
+def padded_kernel(model: nn.Module, images: Tensor) -> str:
     """A convolution some of whose weights read nothing but padding, in words; empty if the network has none.
 
     In bfloat16 on a CPU, PyTorch 2.15 (oneDNN) leaves the gradient of such weights uninitialised: in fp32 it is 0.
@@ -46,8 +46,10 @@ class _Convolutions(TorchDispatchMode):
     ) -> Any:
         if function is torch.ops.aten.convolution.default and not self.found:
             image, kernel, _, stride, padding, dilation, transposed, *_ = args
-            shape = zip(image.shape[2:], kernel.shape[2:], stride, padding, dilation, strict=True)
-            if not transposed and any(_only_padding(*side) for side in shape):
+            dims = image.dim() - 2
+            steps = [each * dims if len(each) == 1 else each for each in (stride, padding, dilation)]
+            sides = zip(image.shape[2:], kernel.shape[2:], *steps, strict=True)
+            if not transposed and any(_only_padding(*side) for side in sides):
                 self.found = f"a kernel of {_by(kernel.shape[2:])} on {_by(image.shape[2:])} pixels"
         return function(*args, **(kwargs or {}))
 

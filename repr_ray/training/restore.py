@@ -18,6 +18,8 @@ def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
     Raises for a checkpoint that this trial does not save (other shapes or types, missing entries); `setup` is then
     partly changed.
     """
+    if state["precision"] != setup.precision:
+        raise ValueError(f"it was trained in {state['precision']}; this trial {setup.note or 'is not'}")
     setup.model.load_state_dict(state["model"])
     _assert_alike(state["model"], setup.model.state_dict(), "model")
     fresh = setup.optimizer.state_dict()["param_groups"]

@@ -26,7 +26,7 @@ from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
-from repr_ray.training.precision import resolve_precision, without_gradient
+from repr_ray.training.precision import padded_kernel, resolve_precision
 from repr_ray.training.step import Setup, data_parallel
 
 
@@ -41,7 +41,7 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None, dec
     torch.use_deterministic_algorithms(trial.train.deterministic)
     torch.manual_seed(derive_seed(trial.seed, "initial weights"))
     network = build_model(trial)
-    precision, notes = _precision(trial, device, network, precision)
+    precision, note = _precision(trial, device, network, precision)
     model = network.to(device).to(memory_format=torch.channels_last)
     average = Average(model, trial.train.ema) if trial.train.ema else None  # before schemes put hooks on the model
     optimizer = trial.train.optimizer.optimizer(model.parameters())
@@ -63,8 +63,9 @@ def set_up(trial: Trial, device: torch.device, precision: str | None = None, dec
         ranking=_ranking_batches(decoded, trial, device),
         chance=int(np.bincount(decoded.train.targets).max()) / len(decoded.train),
         data_digest=decoded.digest,
-        data_notes=(*decoded.notes, *filter(None, [decoded.warning]), *notes),
+        data_notes=(*decoded.notes, *filter(None, [decoded.warning])),
         average=average,
+        note=note,
     )
 
 
@@ -182,21 +183,21 @@ def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _precision(trial: Trial, device: torch.device, network: nn.Module, resumed: str | None) -> tuple[str, list[str]]:
+def _precision(trial: Trial, device: torch.device, network: nn.Module, resumed: str | None) -> tuple[str, str]:
     """The precision, and a note if `auto` is fp32 because bf16 would give wrong gradients.
 
     Raises ConfigError if the settings ask for bf16 all the same.
     """
     precision = resumed or resolve_precision(trial.train, device)
     if precision == "fp32" or device.type != "cpu":
-        return precision, []
-    where = without_gradient(network, torch.zeros(example_of(trial).shape))
+        return precision, ""
+    where = padded_kernel(network, torch.zeros(example_of(trial).shape))
     if not where:
-        return precision, []
+        return precision, ""
     why = f"{where} reads nothing but padding with some of its weights, and PyTorch's bf16 gradients are wrong there"
     if trial.train.precision == "bf16":
         raise ConfigError(f"train.precision: bf16: {why} on a CPU; set fp32, or a larger data.size")
-    return "fp32", [f"trained in fp32: {why}"]
+    return "fp32", f"trains in fp32: {why} on a CPU"
 
 
 def _batches(decoded: Decoded, split: Split, trial: Trial, device: torch.device) -> Batches:

@@ -42,6 +42,7 @@ class Setup:
     data_digest: str
     data_notes: tuple[str, ...] = ()
     average: Average | None = None
+    note: str = ""
     stored: StoredLogits | None = None
     step: "Step" = field(init=False)
 

@@ -131,6 +131,8 @@ class _Run:
         if self.lead:
             folder.announce(self.setup.data_digest)
             self._note(f"resumes at {_place(len(self.epochs), self.part)}" if state else "starts")
+            if self.setup.note:
+                self._note(self.setup.note)
             self._write_tables()
             settings = parameters(trial.scheme, trial.seed, trial.record()["settings"])
             self.board = Board(folder.path, len(self.epochs), settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repr_ray.data.source import SPLIT_NAMES, FileRows, Rows, Source, Splits, wrong
+from repr_ray.data.source import SPLIT_NAMES, UNLABELLED, FileRows, Rows, Source, Splits, wrong
 from repr_ray.data.sources.parquet import read_parquet, refuse_wrong_layout
 from repr_ray.data.sources.torchvision import read_torchvision
 from repr_ray.study.config import ConfigError
@@ -18,7 +18,6 @@ from repr_ray.study.data import OF_PARQUET, Data
 
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
 OTHER_IMAGES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".pbm", ".tga")
-UNLABELLED = -1
 _LIKE_A_SPLIT = re.compile(
     r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev)([ _-]?(set|data|images?|split|\d+))?", re.I
 )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from repr_ray.data.source import Rows, Splits, open_bytes, wrong
+from repr_ray.data.source import UNLABELLED, Rows, Splits, open_bytes, plain_names, wrong
 from repr_ray.storage.text import listed
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
@@ -102,10 +102,8 @@ def read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         reason = _first_line(error.__cause__ or error)
         raise wrong(data, f"columns {image}, {label}: the files do not fit together ({reason})") from None
     rows: dict[str, Rows] = {}
-    columns = {split: table.data.column(label) for split, table in tables.items()}
-    names = next(iter(named.values()), ())
-    if texts := [column for column in columns.values() if _is_text(column.type)]:
-        names = tuple(sorted({text for column in texts for text in column.unique().to_pylist()}))
+    columns = {split: _plain_column(table.data.column(label)) for split, table in tables.items()}
+    names = max(named.values(), key=len, default=()) or _of_texts(list(columns.values()), data)
     for split, table in tables.items():
         if isinstance(table.features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
@@ -119,20 +117,40 @@ def read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
     return Splits(rows, names)
 
 
+def _plain_column(column: Any) -> Any:
+    """Texts as one type of text."""
+    import pyarrow as pa
+
+    return column.cast(pa.string()) if _is_text(column.type) else column
+
+
+def _of_texts(columns: Sequence[Any], data: Data) -> tuple[str, ...]:
+    """The classes of columns of texts: in the given or published order, else the alphabet's; empty for numbers."""
+    if not _is_text(columns[0].type):
+        return ()
+    found = {text for column in columns for text in column.unique().to_pylist() if text}
+    known = [data.classes if isinstance(data.classes, tuple) else (), data.facts.labels if data.facts else ()]
+    return next((order for order in known if set(order) == found), tuple(sorted(found)))
+
+
 def _labels(column: Any, names: tuple[str, ...], orders: Sequence[tuple[int, tuple[str, ...]]]) -> NDArray[np.int64]:
-    """Labels as places in `names`. `orders` has the rows and the names of each file, which may have another order."""
+    """Labels as places in `names`, -1 for an empty text.
+
+    `orders` has the rows and the names of each file, which may have another order.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if _is_text(column.type):
-        column = pc.index_in(column, pa.array(names, column.type))
+        column = pc.fill_null(pc.index_in(column, pa.array(names, pa.string())), UNLABELLED)
     labels = column.to_numpy().astype(np.int64)
+    place = {name: number for number, name in enumerate(plain_names(names))}
     start = 0
     for rows, own in orders:
         part = labels[start : start + rows]
         if own != names:
             known = (part >= 0) & (part < len(own))
-            part[known] = np.asarray([names.index(name) for name in own])[part[known]]
+            part[known] = np.asarray([place[name] for name in plain_names(own)])[part[known]]
         start += rows
     return labels
 
@@ -174,12 +192,8 @@ def _check_files(
                     if alike(here) != alike(there):
                         other = files[0].relative_to(root)
                         raise wrong(data, name, f"column {column} holds {here}, in {other} {there}")
-                if names := _class_names(schema, label):
+                if _is_whole(schema.field(label).type) and (names := _class_names(schema, label)):
                     named[file] = names
-                    known, other = next(iter(named.values())), next(iter(named)).relative_to(root)
-                    if sorted(names) != sorted(known):
-                        told = f"{listed(names, 5)}; in {other} {listed(known, 5)}"
-                        raise wrong(data, name, f"column {label} has the classes {told}: give both the same")
                 if counts[file] == 0:
                     raise wrong(data, name, f"column {label} has no rows")
                 groups = (opened.read_row_group(g, columns=[label]) for g in range(opened.num_row_groups))
@@ -189,6 +203,11 @@ def _check_files(
             raise
         except Exception as error:  # any damage
             raise wrong(data, name, f"is damaged ({_first_line(error)}); fetch that file again") from None
+    most = max(named, key=lambda file: len(named[file]), default=None)
+    for file, names in named.items():
+        if most and not set(plain_names(names)) <= set(plain_names(named[most])):
+            told = f"{listed(names, 5)}; in {most.relative_to(root)} {listed(named[most], 5)}"
+            raise wrong(data, file.relative_to(root), f"column {label} has the classes {told}: give both the same")
     return image, label, counts, named
 
 
@@ -267,6 +286,7 @@ def _is_whole(kind: Any) -> bool:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
