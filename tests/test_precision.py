@@ -11,6 +11,7 @@ from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import plan
 from repr_ray.study.reading import validate
 from repr_ray.training import precision
+from repr_ray.training.restore import restore
 from repr_ray.training.setup import set_up
 
 CPU = torch.device("cpu")
@@ -66,6 +67,8 @@ def test_a_network_on_small_images_trains_in_fp32(asked: str, monkeypatch: pytes
     else:
         setup = set_up(small, CPU, "bf16")  # from a checkpoint of an earlier version
         assert setup.precision == "fp32" and setup.note.startswith("trains in fp32: ")
+        with pytest.raises(ValueError, match="it was trained in bf16; this trial trains in fp32"):
+            restore({"precision": "bf16"}, setup, 1)
 
 
 def test_looking_for_such_layers_changes_nothing() -> None:
