@@ -41,7 +41,7 @@ class Rounds:
             say(console, f"{len(self.pending)} of {len(self.trials)} trials to run, results in {results}")
 
     def _plan(self) -> None:
-        if isinstance(self.experiment.seeds, Looks):
+        if isinstance(self.experiment.seeds, Looks) and any(self.storage.path.glob("trials/*/config.yaml")):
             say(self.console, "judging the results so far")
         self.trials = stages.called_for(self.experiment, self.storage.path)
         self.folders = [TrialFolder(self.storage.path, trial) for trial in self.trials]

@@ -3,7 +3,6 @@
 import errno
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,8 +60,8 @@ _WITHOUT_SIDE_OUTPUTS = {"googlenet": {"aux_logits": False}, "inception_v3": {"a
 
 Make = Callable[[Mapping[str, Any]], nn.Module]
 
-_IGNORED = re.compile(r"num_batches_tracked$|^(aux1|aux2|AuxLogits)\.")
-"""Weights that a file may lack, or have alone: counters, and the side outputs that are left out."""
+_SIDE_OUTPUTS = ("aux1.", "aux2.", "AuxLogits.")
+"""Weights that a file may have alone: those of the side outputs that are left out."""
 
 _SIZE_OPTIONS = ("img_size", "image_size", "input_size")
 _COMMON_SIZES = (224, 256, 299, 384)
@@ -76,11 +75,15 @@ def _fitting(name: str, make: Make, options: Mapping[str, Any], images: tuple[in
     """
     channels, size, classes = images
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network, reason = make(options), ""
-        for tried in (options, _for_size(network, options, size)):
-            if tried is not None and not (reason := _reason(make, tried, name, images)):
-                break
-        else:
+        network = make(options)
+        if not (reason := _reason(network, make, options, images)):
+            sized = options
+        elif sized := _for_size(network, options, size):
+            try:
+                reason = _reason(make(sized), make, sized, images)
+            except ValueError as error:
+                reason = str(error).partition(f"{name}: ")[2] or str(error)
+        if reason:
             taken = [side for side in _COMMON_SIZES if not _refusal(network, channels, side, classes)]
             if not taken:
                 what = "model.options" if options else "model"
@@ -90,26 +93,23 @@ def _fitting(name: str, make: Make, options: Mapping[str, Any], images: tuple[in
                 f"data.size: {name} takes no images of {size} x {size} pixels ({reason}); set another data.size, such"
                 f" as {other}, to which images are scaled, or choose another network"
             )
-    return make(tried)
+    return make(sized)
 
 
-def _for_size(network: nn.Module, options: Mapping[str, Any], size: int) -> Mapping[str, Any] | None:
-    """The options with that of the size of images, if the network has one that is not given."""
+def _for_size(network: nn.Module, options: Mapping[str, Any], size: int) -> Mapping[str, Any]:
+    """The options with that of the size of images, if the network has one that is not given; else none."""
     own = {name for part in type(network).__mro__[:-1] for name in inspect.signature(part).parameters}
     option = next((option for option in _SIZE_OPTIONS if option in own and option not in options), None)
-    return {**options, option: (size, size) if option == "input_size" else size} if option else None
+    return {**options, option: (size, size) if option == "input_size" else size} if option else {}
 
 
-def _reason(make: Make, options: Mapping[str, Any], name: str, images: tuple[int, int, int]) -> str:
-    """Why the network with these options cannot be trained on such images; empty if it can."""
-    try:
-        reason = _refusal(make(options), *images)
-        if "meta" not in reason.lower():
-            return reason
-        with torch.device("cpu"):
-            return _refusal(make(options), *images)
-    except ValueError as error:
-        return str(error).partition(f"{name}: ")[2] or str(error)
+def _reason(network: nn.Module, make: Make, options: Mapping[str, Any], images: tuple[int, int, int]) -> str:
+    """Why a network, made with these options, cannot be trained on such images; empty if it can."""
+    reason = _refusal(network, *images)
+    if "meta" not in reason.lower():
+        return reason
+    with torch.device("cpu"):
+        return _refusal(make(options), *images)
 
 
 def _refusal(network: nn.Module, channels: int, size: int, classes: int) -> str:
@@ -183,9 +183,10 @@ def _started(model: nn.Module, file: str | None, classes: int) -> nn.Module:
     if saved and all(name.startswith("module.") for name in saved):  # of DistributedDataParallel
         saved = {name.removeprefix("module."): value for name, value in saved.items()}
     own = model.state_dict()
-    missing, unknown = own.keys() - saved.keys(), saved.keys() - own.keys()
+    missing = own.keys() - saved.keys()
+    unknown = {name for name in saved.keys() - own.keys() if not name.startswith(_SIDE_OUTPUTS)}
     for what, names in (("lacks", missing), ("has weights that the network lacks:", unknown)):
-        if names := {name for name in names if not _IGNORED.search(name)}:
+        if names := {name for name in names if not name.endswith("num_batches_tracked")}:
             raise ValueError(f"model.weights={file}: {what} {', '.join(sorted(names)[:3])} ({len(names)} in all)")
     other = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
     head = [name for name in other if len(own[name]) == classes and own[name].shape[1:] == saved[name].shape[1:]]
