@@ -51,7 +51,7 @@ class RePr(Scheme):
         sizes = {layer.name: layer.filters for layer in self.filter_map.layers}
         excluded_layers(self.settings.selection, list(sizes), self.filter_map.left_out)
         check_ratio(sizes, self.settings.prune_ratio, self.settings.selection)
-        self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.bias == "unmasked")
+        self.masks = Masks(self.model, self.filter_map, kernel_only=self.settings.masked == "kernel")
         self._before: dict[str, Tensor] = {}
         self._returned: dict[str, Tensor] = {}
 
@@ -123,11 +123,11 @@ class RePr(Scheme):
                     other.copy_(torch.where(mask, own.to(other), other))
 
     def sub_network(self) -> SubNetwork | None:
-        """See `Scheme.sub_network`. Raises ValueError with `bias: unmasked`, where dropped filters are not zero."""
+        """See `Scheme.sub_network`. Raises ValueError with `masked: kernel`, where dropped filters are not zero."""
         if not self.masks.any:
             return None
-        if self.settings.bias == "unmasked":
-            raise ValueError("bias=unmasked: dropped filters emit a constant, so that they cannot be removed")
+        if self.settings.masked == "kernel":
+            raise ValueError("masked=kernel: dropped filters emit a constant, so that they cannot be removed")
         return SubNetwork(self.model, self.optimizer, self.masks)
 
     def state_dict(self) -> dict[str, Any]:

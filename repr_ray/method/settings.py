@@ -192,9 +192,9 @@ class RePrSettings(SchemeSettings):
     filters dropped, as in the siahuat0727 code"""
     prune_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """share of the filters that are dropped"""
-    bias: Literal["masked", "unmasked"] = "masked"
-    """`unmasked` sets only the kernel of a dropped filter to zero: its bias, gamma and beta are trained, and its
-    output is a constant, as in the siahuat0727 code"""
+    masked: Literal["filter", "kernel"] = "filter"
+    """what is zero while a filter is dropped: `filter`: its kernel, bias, gamma and beta; `kernel`: its kernel alone,
+    so that the others are trained and its output is a constant, as in the siahuat0727 code"""
     ranking: Ranking = Ranking()
     """how filters are scored"""
     selection: Selection = Selection()
@@ -206,10 +206,10 @@ class RePrSettings(SchemeSettings):
         """Check that cycles fit into the training, and that there are images for a ranking that needs them."""
         super().check(epochs, held_out, compact)
         Schedule.fit(epochs, self.s1, self.s2, self.cycles, self.last_cycle)
-        if self.bias == "unmasked" and compact:
+        if self.masked == "kernel" and compact:
             raise ValueError(
-                "bias: unmasked: dropped filters emit a constant, and train.compact_sub_network trains without them;"
-                " set bias: masked, or train.compact_sub_network: false"
+                "masked: kernel: dropped filters emit a constant, and train.compact_sub_network trains without them;"
+                " set masked: filter, or train.compact_sub_network: false"
             )
         if self.ranking.needs_data and self.ranking.data_split == "validation" and not held_out:
             raise ValueError(

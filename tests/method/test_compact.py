@@ -179,7 +179,7 @@ def test_frozen_parameters_stay_frozen() -> None:
 def test_nothing_is_smaller_in_s1_and_a_constant_is_refused() -> None:
     model = stack()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    scheme = RePr(model, optimizer, epochs=4, s1=1, s2=1, prune_ratio=0.3, bias="unmasked")
+    scheme = RePr(model, optimizer, epochs=4, s1=1, s2=1, prune_ratio=0.3, masked="kernel")
     train(model, optimizer, scheme, 0, 1)
     assert scheme.sub_network() is None
     train(model, optimizer, scheme, 1, 2)

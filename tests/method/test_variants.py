@@ -257,13 +257,13 @@ def test_every_direction_trains_through_cycles(direction: str) -> None:
     assert all(tensor.isfinite().all() for tensor in tensors(model).values())
 
 
-def test_an_unmasked_bias_goes_on_training_and_emits_a_constant() -> None:
+def test_where_the_kernel_alone_is_masked_the_bias_is_trained_and_is_the_output() -> None:
     torch.manual_seed(0)
     model = stack()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     keep = {"bias": "keep", "norm_state": "keep"}
     cycle = {"epochs": 5, "s1": 2, "s2": 2, "selection": {"scope": "layer"}}
-    scheme = RePr(model, optimizer, **cycle, bias="unmasked", reinit=keep)
+    scheme = RePr(model, optimizer, **cycle, masked="kernel", reinit=keep)
     train(model, optimizer, scheme, 0, 2)
     before = {name: value.detach().clone() for name, value in tensors(model).items()}
     train(model, optimizer, scheme, 2, 4)
