@@ -137,12 +137,11 @@ def studies() -> list[Study]:
 
 def answer(comparison: Comparison) -> str:
     """The verdicts, with every difference and its interval, undecided ones included."""
-    unfinished = f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
     if len(comparison.answers) < 3:
-        return " ".join(comparison.answers or [comparison.answer]) + unfinished
+        return " ".join(comparison.answers or [comparison.answer]) + _unfinished(comparison)
     rows = records(comparison.table[~comparison.table["is_baseline"]])
     varying = [name for name in BLOCK if comparison.table[name].nunique() > 1]
-    lines = [comparison.answer + unfinished, ""]
+    lines = [comparison.answer + _unfinished(comparison), ""]
     for verdict in ("better", "worse", "practically equal", "cannot tell", ""):
         said = [
             " ".join([row["scheme"], *(f"({row[name]})" for name in varying if row[name]), _difference(row)])
@@ -151,6 +150,11 @@ def answer(comparison: Comparison) -> str:
         ]
         lines += [f"- {verdict or 'nothing to compare'}: {'; '.join(said)}"] if said else []
     return "\n".join(lines)
+
+
+def _unfinished(comparison: Comparison) -> str:
+    """How many trials of a study are still to be trained, as a sentence; empty if it is whole."""
+    return f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -174,8 +178,9 @@ def _only(sheet: tables.Sheet, names: Sequence[str], footnotes: Sequence[str] = 
     return tables.Sheet(columns, rows, headings, list(footnotes))
 
 
-_ABOUT = """All finished studies, positive or negative; a folder without a page is a config that has not been run to
-its end. Every page is built from the tables beside it: `python -m studies.build`."""
+_ABOUT = """All studies, positive or negative, whole or not; a folder without a page is a config that has not been
+run. Every page is built from the tables beside it: `python -m studies.build`. More seeds are added by
+`python -m studies.build STUDY studies/STUDY/tables RESULTS`."""
 
 
 def index() -> str:
@@ -184,9 +189,8 @@ def index() -> str:
     for study in studies():
         with study.compared() as (_, comparison):
             name = study.folder.name
-            lines.append(
-                f"| [{study.about['title']}]({name}/README.md) | {study.about['question']} | {comparison.answer} |"
-            )
+            said = comparison.answer + _unfinished(comparison)
+            lines.append(f"| [{study.about['title']}]({name}/README.md) | {study.about['question']} | {said} |")
     return "\n".join(lines) + "\n"
 
 

@@ -72,6 +72,29 @@ def test_tables_are_taken_over_and_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| repr | 2 |" in text and "commit abc" in text
 
 
+def test_seeds_are_added_to_a_study_that_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials that had not ended are replaced by those that have, wherever these were trained."""
+    schemes = {"standard": 0.7, "repr": 0.6}
+    for results, done in (("first", {0: None, 1: 3}), ("second", {1: None, 2: None})):
+        make_experiment(tmp_path / results, {"standard": [], "repr": []})
+        for scheme, accuracy in schemes.items():
+            for seed, epochs in done.items():
+                make_trial(tmp_path / results, scheme=scheme, seed=seed, accuracy=accuracy + seed / 100, done=epochs)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "about.yaml").write_text("title: Study\nquestion: Does it help?\nlimits: [All of it.]\n")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(build, "README", tmp_path / "front.md")
+    build.README.write_text("")
+    assert build.main(["study", str(tmp_path / "first")]) == 0
+    page = (folder / "README.md").read_text()
+    assert "2 of 4 trials done" in page and "| repr | 1 |" in page
+    assert "2 trials have not ended yet." in page and "2 trials have not ended yet." in build.index()
+    assert build.main(["study", str(folder / "tables"), str(tmp_path / "second")]) == 0
+    page = (folder / "README.md").read_text()
+    assert "6 of 6 trials done" in page and "| repr | 3 |" in page and "not ended" not in page + build.index()
+
+
 def test_a_page_knows_of_looks_and_of_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, results = np.random.default_rng(0), tmp_path / "results"
     base = 0.7 + rng.normal(0, 0.004, 6)
