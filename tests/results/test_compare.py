@@ -1,5 +1,6 @@
 """The statistics, against worked examples, and what the comparison makes of incomplete experiments."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_sign_flip_of_several_tests_at_once() -> None:
     rng = np.random.default_rng(0)
     stacked = rng.normal(0.5, 1, (3, 8))
     assert sign_flip(stacked) == pytest.approx([sign_flip(row[None])[0] for row in stacked])
+
+
+@pytest.mark.parametrize("counts", [[30, 30, 30, 1, 2, -3], [3, -1, 1, -5, 4, -1, -4], [2, -170, 2, -2, 0, 170, 1]])
+def test_sign_flips_with_equal_sums_count_as_equal(counts: list[int]) -> None:
+    """Also for a test set of 360 images, whose accuracies are no short decimals."""
+    sums = [abs(np.dot(signs, counts)) for signs in itertools.product((1, -1), repeat=len(counts))]
+    differences = np.array([[(180 + count) / 360 - 180 / 360 for count in counts]]).round(12)
+    assert sign_flip(differences) == pytest.approx([np.mean(np.array(sums) >= abs(sum(counts)))])
 
 
 def test_sign_flip_of_many_pairs_is_close_to_the_t_test() -> None:
