@@ -60,8 +60,10 @@ class Comparison:
         ]
 
     def differences(self, row: dict[str, Any]) -> list[float]:
-        """The paired differences behind a row of the table, by seed."""
+        """The paired differences behind a row of the table, by seed; after a look those of its seeds."""
         found = (self.pairs[GROUP] == [row[key] for key in GROUP]).all(axis=1)
+        if not pd.isna(row["looked"]) and row["looked"]:
+            found &= self.pairs["seed"] < row["looked"]
         return [float(value) for value in self.pairs.loc[found, "difference"]]
 
     @property

@@ -50,7 +50,8 @@ class Decisions:
     A scheme with a verdict is not looked at again. `seeds` is the number of seeds of its last look, 0 before the
     first; `n` is how many of them have a pair. The interval from `low` to `high` holds with 95% at all looks of the
     scheme together. `p` and `p_equal` hold over all looks, `p_holm` and `p_equal_holm` over all schemes as well.
-    Figures are NaN before the first look.
+    Figures are NaN before the first look; interval and p values also while fewer than three of a look's seeds have a
+    pair.
     """
 
     verdict: NDArray[np.int64]  # place in VERDICTS
@@ -108,7 +109,10 @@ def decide(
 
 
 def _moments(values: Array) -> dict[str, Any]:
-    """Number, mean and standard error along the last axis, NaN left out; the error of equal values is exactly 0."""
+    """Number, mean and standard error along the last axis, NaN left out.
+
+    The error of equal values is exactly 0, that of too few for an interval NaN.
+    """
     there = ~np.isnan(values)
     n = there.sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -116,4 +120,4 @@ def _moments(values: Array) -> dict[str, Any]:
         deviations = np.where(there, values - mean[..., None], 0)
         error = np.sqrt((deviations**2).sum(axis=-1) / (n - 1) / n)
     equal = np.where(there, values, -np.inf).max(axis=-1) == np.where(there, values, np.inf).min(axis=-1)
-    return {"n": n, "mean": mean, "error": np.where(equal & (n > 1), 0.0, np.where(n > 1, error, np.nan))}
+    return {"n": n, "mean": mean, "error": np.where(n < FEWEST_FOR_INTERVAL, np.nan, np.where(equal, 0.0, error))}

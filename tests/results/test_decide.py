@@ -155,6 +155,13 @@ def test_a_seed_without_a_pair_is_left_out() -> None:
     assert (none.verdicts, none.n[0], none.seeds[0]) == (["cannot tell"], 0, 6)
 
 
+@pytest.mark.parametrize("second", [0.03, 0.0301])
+def test_two_pairs_of_a_look_decide_nothing(second: float) -> None:
+    found = decide(np.array([[0.03, second, np.nan]]), bounds((3, 5)), margin=0.1)
+    assert (found.verdicts, found.n[0], found.seeds[0]) == (["cannot tell"], 2, 3)
+    assert np.isnan([found.low[0], found.high[0], found.p[0], found.p_equal[0]]).all()
+
+
 @pytest.mark.parametrize(
     ("value", "margin", "verdict"),
     [

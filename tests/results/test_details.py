@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from studies import make_trial
 
 from repr_ray.report import main, report
 from repr_ray.results import store
 from repr_ray.results.compare import Comparison, compare
 from repr_ray.results.details import details, details_sheet, power_sheet
 from repr_ray.results.store import Tables
+from repr_ray.results.tables import NONE, comparison_sheet
 
 Make = Callable[..., Path]
 LUCK = np.random.default_rng(0).normal(0, 0.004, (6, 6))
@@ -111,6 +113,20 @@ def test_before_the_first_look_nothing_is_said(experiment: Make, tmp_path: Path)
     assert row["verdict"] == "cannot tell" and np.isnan(row["difference_low"]) and np.isnan(row["p"])
     assert "the first look is still to come" in comparison.answer
     assert details(comparison, tables)["seeds_to_differ"].notna().all()
+
+
+def test_two_pairs_of_a_look_are_told_as_two(experiment: Make, tmp_path: Path) -> None:
+    """One of its three seeds has failed, and the next look is not there yet."""
+    study = until_decided(experiment({"standard": [0.7, 0.71, 0.72, 0.7, 0.71], "repr": [0.73, 0.7401]}), [3, 6])
+    make_trial(study, scheme="repr", seed=2, done=3, error="boom")
+    for seed, accuracy in ((3, 0.75), (4, 0.65)):
+        make_trial(study, scheme="repr", seed=seed, accuracy=accuracy)
+    comparison, _ = gathered(tmp_path, study)
+    row = comparison.table.iloc[1]
+    assert (row["looked"], row["pairs"], row["verdict"]) == (3, 2, "cannot tell")
+    assert np.isnan([row["difference_low"], row["p"], row["p_holm"]]).all()
+    assert comparison.answer.endswith("than standard: +3.0 and +3.0 points in two seeds.")
+    assert [cell.text for cell in comparison_sheet(comparison).rows[1]][3:5] == ["+3.0; +3.0", NONE]
 
 
 def test_joined_experiments_with_other_looks_are_judged_as_fixed(experiment: Make, tmp_path: Path) -> None:
