@@ -51,13 +51,16 @@ class Comparison:
     def answers(self) -> list[str]:
         """A sentence for every scheme that is not the baseline."""
         varying = [key for key in BLOCK if self.table[key].nunique() > 1]
-        rows = records(self.table[~self.table["is_baseline"]])
-        still_open = sum(row["verdict"] == "cannot tell" for row in rows)
         return [
             sentence(row, self.baseline, [row[key] for key in varying if row[key]], self.differences(row))
-            + seeds_text(seeds_needed(row, still_open, self.design))
-            for row in rows
+            + seeds_text(seeds_needed(row, self.still_open, self.design))
+            for row in records(self.table[~self.table["is_baseline"]])
         ]
+
+    @property
+    def still_open(self) -> int:
+        """The number of comparisons that have no verdict yet."""
+        return int((self.table["verdict"] == "cannot tell").sum())
 
     def differences(self, row: dict[str, Any]) -> list[float]:
         """The paired differences behind a row of the table, by seed; after a look those of its seeds."""

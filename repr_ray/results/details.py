@@ -43,7 +43,6 @@ def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
     epochs = tables.read("epochs", ["epoch", "test_accuracy", "seconds"], done["trial"])
     curves = dict(iter(epochs.groupby(epochs["trial"].astype(str))))
     rows = [row for row in records(comparison.table) if not row["is_baseline"] and not pd.isna(row["pairs"])]
-    still_open = sum(row["verdict"] == "cannot tell" for row in rows)
     found = []
     for row in rows:
         key = tuple(row[name] for name in GROUP)
@@ -63,7 +62,7 @@ def details(comparison: Comparison, tables: Tables) -> pd.DataFrame:
             line |= {f"{prefix}reached": int(reached["epochs"].notna().sum()), f"{prefix}trials": len(reached)}
         line["device_hours"] = float(both["device_hours"].mean())
         line["cost"] = float(both["device_hours"].sum() / (both["device_hours_base"].sum() or np.nan))
-        line |= seeds_needed(row, still_open, comparison.design)
+        line |= seeds_needed(row, comparison.still_open, comparison.design)
         found.append(line)
     return pd.DataFrame(found)
 
@@ -79,7 +78,7 @@ def power_sheet(comparison: Comparison) -> Sheet:
     undecided = comparison.table[comparison.table["verdict"] == "cannot tell"]
     rows = records(undecided[undecided["pairs"] >= FEWEST_FOR_INTERVAL])
     for row in rows:
-        needed = seeds_needed(row, len(rows), comparison.design)
+        needed = seeds_needed(row, comparison.still_open, comparison.design)
         row |= needed | {"more": max(0.0, np.nanmin([*needed.values(), np.inf]) - row["pairs"])}
     return Sheet.of(_POWER, rows, map(heading, rows), [POWER_LEGEND])
 

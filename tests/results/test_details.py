@@ -82,6 +82,17 @@ def test_a_fixed_list_of_seeds_needs_six(experiment: Make, tmp_path: Path, seeds
     assert ("Seeds that this would take: about 6 for" in comparison.answer) is (seeds > 2)
 
 
+def test_seeds_needed_are_the_same_everywhere(experiment: Make, tmp_path: Path) -> None:
+    """A scheme with a single pair has no row in the table, but is still open like the others."""
+    base = 0.7 + LUCK[0]
+    schemes = {"standard": base, "a": base + 0.003 + LUCK[1], "b": base[:1]}
+    comparison, tables = gathered(tmp_path, experiment(schemes))
+    [row] = power_sheet(comparison).rows
+    needed = details(comparison, tables).set_index("scheme").loc["a", "seeds_to_differ"]
+    assert row[4].text == f"{needed:.0f}"
+    assert f"about {needed:.0f} for a difference of this size" in comparison.answers[0]
+
+
 def test_a_comparison_says_its_looks_and_bounds(experiment: Make, tmp_path: Path) -> None:
     base = 0.7 + LUCK[0]
     study = until_decided(experiment({"standard": base, "repr": base + LUCK[1] / 40}), [6, 10], margin=0.5)
