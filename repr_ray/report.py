@@ -63,7 +63,7 @@ def report(
         comparison = compare(gathered, baseline)
         comparison.notes.extend(map(redact, [*zero_filters(gathered, comparison), *gathered.notes]))
         claimed = published.check(comparison, known)
-        failed = [failure for path in paths for failure in store.failures(path)]
+        failed = [f for path in paths for f in store.failures(path) if gathered.counts(path, f.trial)]
         schemes, failures = tables.comparison_sheet(comparison), tables.failures_sheet(failed)
         exact, others = (tables.claims_sheet(part) for part in published.by_match(claimed))
         details = beside.details(comparison, gathered)

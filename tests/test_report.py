@@ -58,6 +58,24 @@ def test_several_experiments_are_joined(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "there").iterdir()} == expected
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_trial_that_failed_in_one_folder_and_is_done_in_another_has_not_failed(
+    tmp_path: Path, stored: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_experiment(tmp_path / "one", {"standard": [0.7, 0.71]})
+    for seed in (0, 1):
+        make_trial(one, scheme="repr", seed=seed, done=3, error=f"boom {seed}")
+    two = make_experiment(tmp_path / "two", {"repr": [0.72]})
+    make_trial(two, scheme="repr", seed=1, done=3, error="boom 1")
+    if stored:
+        report([two], formats=())
+        shutil.rmtree(two / "trials")
+    assert main([str(one), str(two), "--format", "md"]) == 0
+    for said in (capsys.readouterr().out, (tmp_path / "joined" / "comparison.md").read_text()):
+        assert "boom 0" not in said
+        assert said.count("boom 1") == 1
+
+
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     results = make_experiment(tmp_path / "study", SCHEMES)
     mine = ("comparison.csv", "comparison.md", "comparison.tex", "report.html", "epochs.parquet", "plots/curves.png")

@@ -49,6 +49,11 @@ class Tables:
         wanted = pa.array(sorted(trials), pa.string())
         return pq.read_table(path, columns=["trial", *columns], filters=pc.field("trial").isin(wanted)).to_pandas()
 
+    def counts(self, folder: Path, trial: str) -> bool:
+        """Whether a trial counts as it is in this results folder, and not as it is in another."""
+        there = folder / "trials" / trial
+        return self.sources.get(trial) == there or trial not in set(self.trials["trial"])
+
     def publish(self, path: Path) -> None:
         """Copy a table to `path`, by its name. Raises FileExistsError if that is a foreign file."""
         with replacing(path) as temporary:
