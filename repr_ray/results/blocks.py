@@ -16,6 +16,7 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     """Add differing settings to the variant or scheme if one name has several settings or data.
 
     Settings of a scheme that differ between variants are added too, except for the baseline, which keeps its name.
+    Values that tuning chose are added only if one scheme has several in a block, as in joined experiments.
     """
     trials = trials.copy()
     texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}") + "\n" + trials["scheme"]
@@ -25,7 +26,13 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     base = trials["scheme"] == baseline
     own, others = scheme.where(base, None), scheme.where(~base, None)
     everywhere = [name for name in GROUP if name != "variant"]
-    for column, within, parts in (("variant", BLOCK, shared), ("scheme", GROUP, own), ("scheme", everywhere, others)):
+    chosen = trials["tuned"].fillna("{}").map(json.loads)
+    for column, within, parts in (
+        ("variant", BLOCK, shared),
+        ("scheme", GROUP, own),
+        ("scheme", everywhere, others),
+        ("scheme", GROUP, chosen),
+    ):
         texts = parts.map(lambda part: json.dumps(part, sort_keys=True))
         labels = trials[column].copy()
         for rows in trials.groupby(within, sort=False).groups.values():

@@ -72,6 +72,29 @@ def test_a_schemes_own_choice_does_not_part_it(tmp_path: Path) -> None:
     assert {tuple(study.levels) for study in studies(comparison)} == {("data.label_noise",)}
 
 
+def test_other_choices_of_joined_experiments_are_told_apart(tmp_path: Path) -> None:
+    """Neither is their mean taken, nor is one of two trials of a seed left out as if it were the other."""
+    rate = "train.optimizer.learning_rate"
+
+    def tuned(name: str, chosen: dict[str, float], seeds: range) -> Path:
+        for scheme, value in chosen.items():
+            settings = {"train.optimizer": {"kind": "sgd", "learning_rate": value}}
+            for seed in seeds:
+                make_trial(tmp_path / name, scheme=scheme, seed=seed, tuned={rate: value}, settings=settings)
+        return tmp_path / name
+
+    one = tuned("one", {"standard": 0.01, "repr": 0.02}, range(3))
+    two = tuned("two", {"standard": 0.01, "repr": 0.08}, range(2, 5))
+    comparison = compare(store.gather([one, two], tmp_path))
+    seeds = comparison.table.set_index("scheme")["n"].to_dict()
+    assert seeds == {"standard": 5, f"repr {rate}=0.02": 3, f"repr {rate}=0.08": 3}
+    assert not [note for note in comparison.notes if note.startswith("convnet-3x32-cifar10-repr")]
+    three = tuned("three", {"standard": 0.04, "repr": 0.02}, range(5, 8))
+    comparison = compare(store.gather([one, three], tmp_path))
+    assert set(comparison.table["scheme"]) == {f"standard {rate}=0.01", "repr", f"standard {rate}=0.04"}
+    assert "no trial of the baseline 'standard'" in comparison.notes[0]
+
+
 def test_a_report_of_trials_that_are_only_tuned(tmp_path: Path) -> None:
     make_trial(tmp_path / "x", stage="tuning", tuned={"train.optimizer.learning_rate": 0.1})
     make_trial(tmp_path / "x", seed=1, stage="tuning", done=3, error="out of memory")
