@@ -112,7 +112,7 @@ def test_practically_equal(tmp_path: Path, train: Any) -> None:
     config = write_config(tmp_path, seeds={"looks": [6, 9], "margin": 5.0})
     status, out, calls = train(config, apart(by={}))
     assert (status, calls) == (0, [12])
-    assert "repr is practically equal to standard, within 5.0 points" in out
+    assert "repr is practically equal to standard, within 5 points" in out
 
 
 def test_a_failed_trial_is_no_pair_and_runs_again_next_time(tmp_path: Path, train: Any) -> None:

@@ -6,12 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
+from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
 
 
 def points(fraction: float, signed: bool = False) -> str:
-    """A fraction in percentage points with one decimal and a true minus sign."""
-    return f"{100 * fraction:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
+    """A fraction in percentage points with one decimal and a true minus sign.
+
+    Of one that would be shown as 0.0, but is not zero, the first digit is shown: it may decide a verdict.
+    """
+    value = round(100 * fraction, 9) + 0.0  # no -0.0, also for the mean of differences that cancel
+    kind = ".1f" if value == 0 or abs(value) >= 0.05 else ".1g"
+    return f"{value:{'+' if signed else ''}{kind}}".replace("-", "\N{MINUS SIGN}")
 
 
 def sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Sequence[float]) -> str:
@@ -38,8 +43,8 @@ def sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Se
     if verdict == "cannot tell":
         return f"{unsure}: {found}"
     if verdict == "practically equal":
-        margin = points(row["margin"])
-        return f"{scheme} is practically equal to {baseline}{where}, within {margin} points: {found}"
+        margin = 100 * row["margin"]
+        return f"{scheme} is practically equal to {baseline}{where}, within {margin:g} points: {found}"
     size = points(abs(row["difference_mean"]))
     return f"{scheme} is {size} points {verdict} than {baseline}{where} ({_evidence(row)}).{fallen}"
 
@@ -54,7 +59,7 @@ def _evidence(row: dict[str, Any]) -> str:
         said += f", {row['p_holm']:.2g} after Holm's correction{'' if looks else ' over all comparisons'}"
     if row["p_holm_smallest"] > LEVEL:
         said += f"; n is too small to reach {LEVEL}"
-        if row["verdict"] != "cannot tell":
+        if row["pairs"] >= FEWEST:
             said += " in the exact test, judged by the interval's t-test"
     return said
 

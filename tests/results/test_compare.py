@@ -117,6 +117,19 @@ def test_too_few_seeds_for_the_number_of_schemes(experiment: Make, tmp_path: Pat
     assert row["verdict"] == "worse"  # by the t-test of the interval, corrected in the same way
 
 
+def test_an_open_question_is_not_put_down_to_few_seeds_that_could_have_decided_it(
+    experiment: Make, tmp_path: Path
+) -> None:
+    """Six pairs are too few for the exact test of three comparisons, but not for the t-test that decides then."""
+    base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72]
+    schemes = {name: [v + (0.01 if k % 2 else -0.012) for k, v in enumerate(base)] for name in ("a", "b", "c")}
+    for answer in comparison(tmp_path, experiment({"standard": base, **schemes})).answers:
+        assert "n is too small to reach 0.05 in the exact test, judged by the interval's t-test)" in answer
+    schemes = {name: values[:5] for name, values in schemes.items()}
+    for answer in comparison(tmp_path, experiment({"standard": base, **schemes}, name="five")).answers:
+        assert "n is too small to reach 0.05)" in answer
+
+
 def test_holm_counts_every_comparison_of_a_study(tmp_path: Path) -> None:
     base = [0.70, 0.71, 0.72, 0.70, 0.71, 0.72, 0.73, 0.70]
     up = [value + 0.01 + 0.001 * k for k, value in enumerate(base)]

@@ -18,6 +18,7 @@ from studies import make_trial
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
+from repr_ray.results.words import points
 
 Make = Callable[..., Path]
 NAMES = [
@@ -177,10 +178,30 @@ def test_too_few_seeds_are_marked_and_the_test_set_column_is_labelled(awkward: C
     ]
     assert texts[0]["Difference [95%]"] == "baseline"
     assert texts[2]["p"] == "1*"
-    assert "n too small to reach 0.05" in tables.LEGEND
+    assert "n too small for this test to reach 0.05" in tables.LEGEND
     assert "Best on test (selection on test set), %" in texts[0]
 
 
 def test_durations_and_points() -> None:
     assert [tables.rounded_time(s) for s in (5, 130, 7200, float("nan"))] == ["5 s", "2.2 min", "2.0 h", tables.NONE]
     assert tables.bounded(0.012, -0.004, 0.028) == "+1.2 [\N{MINUS SIGN}0.4, +2.8]"
+    assert tables.bounded(0.004, 0.0003, 0.0077) == "+0.4 [+0.03, +0.8]"
+    assert tables.bounded(0.0, -0.0, -1e-18) == "+0.0 [+0.0, +0.0]"
+    assert [points(x) for x in (-0.0, -0.0004, 0.00049, 0.0005, 0.9996)] == [
+        "0.0",
+        "\N{MINUS SIGN}0.04",
+        "0.05",
+        "0.1",
+        "100.0",
+    ]
+
+
+def test_a_small_difference_is_not_shown_as_none(experiment: Make) -> None:
+    base = [0.9952, 0.9955, 0.9950, 0.9957, 0.9953, 0.9951]
+    gains = [0.0003, 0.0004, 0.0002, 0.0003, 0.0005, 0.0004]
+    results = experiment({"standard": base, "repr": [b + g for b, g in zip(base, gains, strict=True)]})
+    answer = report([results], pictures=0).answer
+    assert answer.startswith("repr is 0.04 points better than standard (95% interval +0.02 to +0.05")
+    for name in ("comparison.md", "comparison.tex", "comparison-short.tex", "report.html"):
+        text = (results / name).read_text().replace("\\", "")
+        assert "+0.04 [+0.02, +0.05]" in text and "99.5 ± 0.03" in text.replace("$pm$", "±"), name

@@ -35,7 +35,8 @@ _ACCURACIES = (
 LEGEND = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline,"
     " paired by seed, with the 95% t-interval; of fewer than three pairs each seed's own. p: exact two-sided"
-    f" sign-flip test; Holm p: corrected over all comparisons of this report; *: n too small to reach {LEVEL}."
+    f" sign-flip test; Holm p: corrected over all comparisons of this report; *: n too small for this test to reach"
+    f" {LEVEL}, a verdict is that of the corrected paired t-test."
 ) + _ACCURACIES
 
 LEGEND_BY_LOOKS = (
