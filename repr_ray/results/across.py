@@ -76,9 +76,8 @@ def across(table: pd.DataFrame, baseline: str) -> Across | None:
         error = np.sqrt(schemes * (schemes + 1) / (6 * n))
         critical = float(stats.studentized_range.ppf(0.95, schemes, np.inf) / np.sqrt(2) * error)
         distance = (ranks - ranks[baseline]).abs().drop(baseline)
-        against = pd.Series(
-            stats.studentized_range.sf(distance / error * np.sqrt(2), schemes, np.inf), index=distance.index
-        )
+        beyond = stats.studentized_range.sf(distance / error * np.sqrt(2), schemes, np.inf)
+        against = pd.Series(np.maximum(beyond, 1e-12), index=distance.index)  # as exact as scipy's, never 0
     smallest = 2 / 2**n
     if schemes == 2 and smallest > 0.05:
         notes.append(f"{n} data sets and networks are too few: p cannot go below {smallest:.2g}")

@@ -51,7 +51,8 @@ def reaching(epochs: pd.DataFrame, target: float) -> pd.DataFrame:
     # Categories would differ in the width of their codes where a study has more than 127 trials.
     ordered = epochs.astype({"trial": str}).sort_values(["trial", "epoch"], kind="stable")
     ordered = ordered.assign(seconds=ordered.groupby("trial")["seconds"].cumsum())
-    reached = ordered[ordered["test_accuracy"] >= target].groupby("trial").first()
+    high = ordered["test_accuracy"] >= target - 1e-12  # a mean of equal accuracies may be rounded up
+    reached = ordered[high].groupby("trial").first()
     reached = reached.reindex(ordered["trial"].unique())
     return pd.DataFrame({"epochs": reached["epoch"] + 1, "seconds": reached["seconds"]}).rename_axis("trial")
 

@@ -39,12 +39,14 @@ class Bounds:
     def overall(self, p: ArrayLike) -> Array:
         """p values over all looks, from the two-sided p values of one look; NaN stays NaN.
 
-        Values beyond the simulated studies are bounded by Bonferroni's correction.
+        Values beyond the simulated studies are bounded by Bonferroni's correction, except for 0, which says no more
+        than that none of these studies was without spread.
         """
         p = np.asarray(p, dtype=np.float64)
         reached = np.searchsorted(self.least, p, side="right")
         simulated = (1 + reached) / (1 + len(self.least))
-        return np.where(np.isnan(p), np.nan, np.clip(simulated, p, np.minimum(1, len(self.looks) * p)))
+        most = np.where(p > 0, np.minimum(1, len(self.looks) * p), 1)
+        return np.where(np.isnan(p), np.nan, np.clip(simulated, p, most))
 
 
 @cache

@@ -95,7 +95,7 @@ def sensitivity(accuracies: Array) -> dict[str, float]:
         "best": float(values.max()),
         "median": float(np.median(values)),
         "worst": float(values.min()),
-        "near_best": float((values >= values.max() - NEAR).mean()),
+        "near_best": float(((values.max() - values).round(12) <= NEAR).mean()),
     }
 
 

@@ -85,6 +85,11 @@ def test_friedman_and_nemenyi_of_demsars_example() -> None:
     assert found.table.set_index("scheme").loc["C4.5", "difference_mean"] == 0
 
 
+def test_p_is_never_zero() -> None:
+    found = of([[0.7 + row / 1000, 0.8, 0.9] for row in range(60)], ["standard", "a", "b"])
+    assert 0 < found.table.set_index("scheme").loc["b", "p_baseline"] <= 1e-12
+
+
 def test_wilcoxon_of_demsars_example() -> None:
     found = of([line[:2] for line in AUC], NAMES[:2])
     differences = found.differences["m"].to_numpy().round(12)

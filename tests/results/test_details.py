@@ -104,6 +104,28 @@ def test_a_comparison_says_its_looks_and_bounds(experiment: Make, tmp_path: Path
     assert "looks after 6, 10 seeds, margin 0.5 points" in note and "level 0.029" in note
 
 
+def test_the_margin_is_told_as_it_was_set(experiment: Make, tmp_path: Path) -> None:
+    base = 0.7 + LUCK[0]
+    study = until_decided(experiment({"standard": base, "repr": base + LUCK[1] / 40}), [6, 10], margin=0.25)
+    comparison, _ = gathered(tmp_path, study)
+    assert "repr is practically equal to standard, within 0.25 points" in comparison.answer
+
+
+def test_differences_without_spread_are_not_told_with_a_p_of_zero(experiment: Make, tmp_path: Path) -> None:
+    study = until_decided(experiment({"standard": [0.7] * 6, "repr": [0.73] * 6}), [6, 10])
+    comparison, _ = gathered(tmp_path, study)
+    assert comparison.table["verdict"].iloc[1] == "better"
+    assert "look at 6 seeds, p=1e-06" in comparison.answer
+
+
+@pytest.mark.parametrize("accuracy", [0.5003, 0.5018])
+def test_equal_runs_of_the_baseline_reach_their_mean(experiment: Make, tmp_path: Path, accuracy: float) -> None:
+    """It may be rounded to a number above them."""
+    comparison, tables = gathered(tmp_path, experiment({"standard": [accuracy] * 6, "repr": [accuracy] * 6}))
+    [row] = details(comparison, tables).to_dict("records")
+    assert (row["baseline_reached"], row["reached"]) == (6, 6)
+
+
 def test_between_looks_the_last_one_stands(experiment: Make, tmp_path: Path) -> None:
     base = 0.7 + np.random.default_rng(1).normal(0, 0.004, 8)
     luck = np.random.default_rng(2).normal(0, 0.004, 8)

@@ -109,3 +109,4 @@ def test_sensitivity() -> None:
     assert (flat["near_best"], steep["near_best"]) == (1.0, 0.25)
     assert (steep["best"], steep["worst"]) == (0.7, 0.0)
     assert steep["median"] == pytest.approx(0.25)
+    assert sensitivity(np.array([0.5006, 0.4906]))["near_best"] == 1.0, "a point apart, whatever the rounding"
