@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import make_trial
 
 from repr_ray.report import report
 
@@ -33,6 +34,20 @@ def test_zero_filters_of_the_last_epoch_are_named(experiment: Make) -> None:
     assert "5 of 8 in features.2.conv, 3 of 8 in features.0.conv (at most; in 2 of 2 trials)" in note
     for name in ("comparison.md", "report.html"):
         assert "5 of 8 in features.2.conv" in (results / name).read_text()
+
+
+def test_only_trials_that_have_ended_are_counted(experiment: Make) -> None:
+    """The last epoch of the others is still to come."""
+    results = experiment({"standard": [0.7], "repr": [0.7]})
+    running = make_trial(results, scheme="repr", seed=1, done=5)
+    failed = make_trial(results, scheme="repr", seed=2, done=5, error="boom")
+    for trial in (running, failed):
+        with_zeros(trial, {"features.0.conv": 3}, slice(None))
+    assert not [note for note in report([results], formats=()).notes if "all zeros" in note]
+    [first] = results.glob("trials/*-repr-s0-*")
+    with_zeros(first, {"features.0.conv": 3}, slice(None))
+    [note] = [note for note in report([results], formats=()).notes if "all zeros" in note]
+    assert "3 of 8 in features.0.conv (at most; in 1 of 1 trials)" in note
 
 
 @pytest.mark.parametrize("zeros", [None, 0])
