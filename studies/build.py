@@ -24,6 +24,8 @@ import yaml
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables, tuned
 from repr_ray.results.compare import BLOCK, Comparison, compare, records
+from repr_ray.results.design import AS_FIXED
+from repr_ray.results.effects import device_hours
 from repr_ray.results.grids import grid_sheets
 from repr_ray.results.tables.sheet import bounded
 
@@ -81,9 +83,10 @@ class Study:
             for name in TABLES:
                 table = pq.read_table(Path(work, f"{name}.parquet"))
                 pq.write_table(_without_places(table), self.folder / "tables" / f"{name}.parquet", compression="zstd")
-            for picture in sorted(Path(work, "plots").glob("*.png")):
-                if picture.stem.rpartition("-")[2] in PICTURES:
-                    shutil.copyfile(picture, self.folder / picture.name)
+            for picture in filter(_is_shown, self.folder.glob("*.png")):  # of an earlier take
+                picture.unlink()
+            for picture in filter(_is_shown, Path(work, "plots").glob("*.png")):
+                shutil.copyfile(picture, self.folder / picture.name)
         with self.compared() as (_, comparison):  # of a grid the page shows differences alone
             for picture in self.folder.glob("*.png") if grid_sheets(comparison) else ():
                 if not picture.stem.endswith("-differences"):
@@ -99,6 +102,8 @@ class Study:
             sheets = [*grid_sheets(comparison).values()] or [_sheet(comparison, COLUMNS_ON_PAGE, [legend])]
             for sheet in sheets:
                 lines += [tables.markdown_sheet(sheet), ""]
+            if AS_FIXED in gathered.notes:
+                lines += [f"**Note.** {AS_FIXED}.", ""]
             if len(points := tuned.tried(gathered)):
                 lines += ["Chosen for each scheme by validation accuracy, with seeds of their own:"]
                 lines += [tables.markdown_sheet(_only(tuned.tuned_sheet(points), COLUMNS_TUNED)), ""]
@@ -112,6 +117,11 @@ class Study:
             command = f"python -m repr_ray.launch --config studies/{self.folder.name}/config.yaml"
             lines += [f"**Run.** {_provenance(gathered.trials)} What was run: `{command}`."]
         return "\n".join(lines) + "\n"
+
+
+def _is_shown(picture: Path) -> bool:
+    """Whether a picture is of a kind that pages show."""
+    return picture.stem.rpartition("-")[2] in PICTURES
 
 
 def _without_places(table: pa.Table) -> pa.Table:
@@ -201,28 +211,30 @@ def readme(text: str) -> str:
         return text
     with study.compared() as (gathered, comparison):
         table = tables.markdown_sheet(_sheet(comparison, COLUMNS_IN_README))
-        marked = "" if "*" not in table else " \\* n is too small to reach 0.05."
+        marked = "" if "*" not in table else " \\* n is too small for the exact test to reach 0.05."
         before, _, rest = text.partition(BEGIN)
         after = rest.partition(END)[2]
         return f"{before}{BEGIN}\n{table}\n{_provenance(gathered.trials)}{marked}\n{END}{after}"
 
 
 def _where_dropped(gathered: store.Tables, trials: pd.DataFrame) -> list[str]:
-    """Filters dropped from each layer in some trials, per scheme, as a Markdown table; empty where none were."""
+    """Filters dropped from each layer in some trials, per scheme and network, as a Markdown table; empty if none."""
     events = gathered.read("cycles", ["cycle", "event", "layer", "filter", "dropped"], trials["trial"])
     drops = events[events["event"] == "drop"].astype({"trial": str, "layer": str})
     if drops.empty:
         return []
-    schemes = trials.set_index("trial")["scheme"]
+    several = trials["model"].nunique() > 1  # networks, whose layers differ
+    names = trials["scheme"] + (" (" + trials["model"] + ")" if several else "")
     each = drops.groupby(["trial", "cycle", "layer"], sort=False)["dropped"].agg(["sum", "size"]).reset_index()
-    each["scheme"] = each["trial"].map(schemes)
+    each["name"] = each["trial"].map(dict(zip(trials["trial"], names, strict=True)))
     layers = list(dict.fromkeys(each["layer"]))
-    mean = each.groupby(["scheme", "layer"], sort=False)[["sum", "size"]].mean()
+    mean = each.groupby(["name", "layer"], sort=False)[["sum", "size"]].mean()
+    said = {place: f"{c['sum']:.1f} of {c['size']:.0f}" for place, c in mean.iterrows()}
     lines = ["| scheme | " + " | ".join(layers) + " |", "|:---|" + "---:|" * len(layers)]
-    for scheme in dict.fromkeys(schemes):
-        if scheme in mean.index.get_level_values(0):
-            cells = [mean.loc[(scheme, layer)] for layer in layers]
-            lines.append(f"| {scheme} | " + " | ".join(f"{c['sum']:.1f} of {c['size']:.0f}" for c in cells) + " |")
+    for name in dict.fromkeys(names):
+        if name in mean.index.get_level_values(0):
+            cells = [said.get((name, layer), tables.NONE) for layer in layers]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -243,7 +255,7 @@ def _provenance(trials: pd.DataFrame) -> str:
             versions.setdefault(name, set()).add(str(version))
     said = ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in versions.items())
     commits = ", ".join(sorted(set(done["commit"].dropna())))
-    hours = done["wall_seconds"].sum() / 3600
+    hours = device_hours(done).sum()
     precision = ", ".join(sorted(set(done["precision"].dropna())))
     return (
         f"{len(done)} of {len(trials)} trials done, {hours:.1f} device hours on {', '.join(sorted(hardware))},"

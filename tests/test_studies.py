@@ -39,6 +39,7 @@ def test_configs_are_named_after_their_study(folder: Path) -> None:
     assert {path.name for path in folder.glob("*.yaml")} == {"about.yaml", "config.yaml"}
     experiment = load(folder / "config.yaml")
     assert experiment.name == folder.name and plan(experiment)
+    assert all(isinstance(limit, str) for limit in build.Study(folder).about["limits"]), "a colon makes a mapping"
 
 
 def test_the_index_has_every_study() -> None:
@@ -123,6 +124,50 @@ def test_a_page_knows_of_looks_and_of_tuning(tmp_path: Path, monkeypatch: pytest
     whole = study.page()
     monkeypatch.setattr(build.tuned, "tried", lambda tables: pd.DataFrame())
     assert layers in study.page() != whole  # filters that tuning dropped are not counted
+
+
+def taken(folder: Path, monkeypatch: pytest.MonkeyPatch, *results: Path) -> "build.Study":
+    """A study of some results folders, without pictures of its own."""
+    (folder / "about.yaml").write_text("title: Tiny\nquestion: Does it help?\nlimits: [All of it.]\n")
+    monkeypatch.setattr(build, "report", lambda results, **given: report(results, **given | {"formats": ()}))
+    study = build.Study(folder)
+    study.take(results)
+    return study
+
+
+def test_filters_are_counted_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model, layers in (("small", {"conv1": 8}), ("large", {"conv1": 16, "conv2": 16})):
+        accuracies = {"standard": [0.7, 0.71], "repr": [0.72, 0.73]}
+        make_experiment(tmp_path / "results", accuracies, model=model, layers=layers)
+    page = taken(tmp_path, monkeypatch, tmp_path / "results").page()
+    assert "| repr (small) | 2.0 of 8 | \N{EN DASH} |" in page
+    assert "| repr (large) | 5.0 of 16 | 5.0 of 16 |" in page
+    assert "8 of 8 trials done, 0.3 device hours" in page, "of two threads each, as in the tables of a report"
+
+
+def test_pictures_of_an_earlier_take_are_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer data sets or schemes, they have other names."""
+    results = make_experiment(tmp_path / "results", {"standard": [0.7], "repr": [0.72]})
+    for name in ("differences.png", "01-cifar10-curves.png", "mine.png"):
+        (tmp_path / name).touch()
+    taken(tmp_path, monkeypatch, results)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["mine.png"]
+
+
+def test_a_page_says_that_its_p_values_take_no_account_of_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = 0.7 + np.random.default_rng(0).normal(0, 0.004, 8)
+    one = make_experiment(tmp_path / "one", {"standard": base[:6], "repr": base[:6] + 0.01})
+    stored = yaml.safe_load((one / "experiment.yaml").read_text())
+    (one / "experiment.yaml").write_text(yaml.safe_dump(stored | {"seeds": {"looks": [6, 10]}}))
+    two = make_experiment(tmp_path / "two", {"standard": base, "repr": base + 0.01})
+    assert "account of the looks" not in taken(tmp_path, monkeypatch, one).page()
+    study = taken(tmp_path, monkeypatch, tmp_path / "tables", two)
+    assert "the p values and intervals take no account of the looks" in study.page()
+    again = study.page()
+    study.take([tmp_path / "tables"])
+    assert study.page() == again
 
 
 def test_stored_tables_name_no_folder_of_the_machine_that_trained() -> None:

@@ -70,7 +70,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     notes: list[str] = []
     trials: list[StoredTrial] = []
     baseline = ""
-    designs: list[Looks | None] = []
+    designs: list[Looks | str | None] = []
     names: dict[str, None] = {}
     for folder in folders:
         experiment = or_nothing(read_mapping, folder / "experiment.yaml", notes) or experiment_of(folder)
@@ -87,7 +87,9 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
         raise ValueError("\n".join(map(line, notes)))
     trials = _once(trials, notes)
     design = common(designs, notes)
-    about = {"baseline": baseline, "schemes": list(names), "seeds": design and design.model_dump(mode="json")}
+    looks = design if isinstance(design, Looks) else None
+    seeds = looks.model_dump(mode="json") if looks else design
+    about = {"baseline": baseline, "schemes": list(names), "seeds": seeds}
 
     with ExitStack() as open_files:
         paths = {name: work / f"{name}.parquet" for name in SCHEMAS}
@@ -101,7 +103,7 @@ def gather(folders: Sequence[Path], work: Path) -> Tables:
     metadata = (rows.schema.metadata or {}) | {EXPERIMENT_KEY: json.dumps(about).encode()}
     pq.write_table(rows.replace_schema_metadata(metadata), paths["trials"])
     sources = {trial.row["trial"]: trial.folder for trial in trials if not trial.stored}
-    return Tables(work, rows.to_pandas(), sources, notes, baseline or None, design)
+    return Tables(work, rows.to_pandas(), sources, notes, baseline or None, looks)
 
 
 def _read(trials: list[StoredTrial], notes: list[str]) -> Iterator[LongTables]:
