@@ -150,4 +150,4 @@ def score_by_data(
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Random +-1 in a tensor's shape."""
-    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+    return (torch.randint(0, 2, like.shape, generator=generator, device="cpu") * 2 - 1).to(like)

@@ -178,7 +178,8 @@ class RePr(Scheme):
         score, tensors = weight_score(ranking), self._tensors()
         if distributed.rank() > 0:
             return {}
-        return {layer.name: score(tensors[layer.kernel], generator) for layer in self.masks.layers}
+        with torch.device("cpu"):  # of the generator, whatever the default device
+            return {layer.name: score(tensors[layer.kernel], generator) for layer in self.masks.layers}
 
     def _drop(self, batches: RankingBatches | None, progress: FiltersDone | None) -> list[LayerEvent]:
         tensors, layers = self._tensors(), self.masks.layers
@@ -210,7 +211,8 @@ class RePr(Scheme):
     def _reinitialise(self, progress: FiltersDone | None) -> list[LayerEvent]:
         tensors, layers, generator = self._tensors(), self.masks.layers, self._generator()
         self._assert_still_dropped(tensors)
-        events = self._redraw(tensors, generator, progress) if distributed.rank() == 0 else []
+        with torch.device("cpu"):  # of the generator, whatever the default device
+            events = self._redraw(tensors, generator, progress) if distributed.rank() == 0 else []
         parts = [(layer, part) for layer in layers for part in layer.parts]
         distributed.broadcast(tensors[name] for name in {part.tensor: None for _, part in parts})
         if self.settings.reinit.optimizer_state == "reset":

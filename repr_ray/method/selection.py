@@ -64,7 +64,7 @@ def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selecti
     loses more than floor(max_per_layer x J), and never its last filter. Equal scores go by layer, then by filter.
     """
     room = _room({name: len(s) for name, s in scores.items()}, selection)
-    dropped = {name: torch.zeros(len(s), dtype=torch.bool) for name, s in scores.items()}
+    dropped = {name: torch.zeros(len(s), dtype=torch.bool, device="cpu") for name, s in scores.items()}
     for scope in _scopes(scores, selection):
         owners = [(name, f) for name in scope for f in range(len(scores[name]))]
         values = torch.cat([scores[name].detach().double().cpu() for name in scope])

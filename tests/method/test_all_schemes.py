@@ -50,6 +50,27 @@ def test_resuming_after_any_epoch_and_in_any_epochs_middle(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SCHEMES)
+def test_the_default_device_changes_nothing(case: str) -> None:
+    """A script may have said `torch.set_default_device("cuda")`; generators are the CPU's."""
+    ends = []
+    for device in ("cpu", "meta"):
+        model, optimizer, scheme = make(case)
+        for epoch in range(EPOCHS):
+            with torch.device(device):
+                scheme.start_epoch(epoch)
+            for images, labels in batches():
+                optimizer.zero_grad()
+                scheme.objective(model(images), labels, images).backward()
+                optimizer.step()
+                with torch.device(device):
+                    scheme.after_step()
+            with torch.device(device):
+                scheme.end_epoch()
+        ends.append(checksum(model))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("case", SCHEMES)
 def test_memory_stays_where_it_is(case: str) -> None:
     """What a CUDA graph has recorded stays valid: weights, buffers, moments, masks."""
     model, optimizer, scheme = make(case)

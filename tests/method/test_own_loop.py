@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 
+import pytest
 import torch
 import torch.nn.functional as F
 from networks import assert_silent, batches, stack, tensors, train
@@ -90,6 +91,22 @@ def test_a_compiled_model() -> None:
     events = train(compiled, optimizer, RePr(compiled, optimizer, **CYCLE), 0, 7)
     assert events and checksum(model) == checksum(plain)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("score", ["random", "hessian", "oracle"])
+def test_another_default_device(score: str) -> None:
+    """The draws of a ranking, of new filters and of the weights that read them are made on the CPU."""
+    images, ends = batches(), []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        model = stack()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        scheme = RePr(model, optimizer, **CYCLE, ranking={"score": score}, reinit={"next_layer": "default"})
+        with torch.device(device):
+            events = [event for epoch in range(4) for event in scheme.start_epoch(epoch, lambda: images)]
+        assert {event.event for event in events} == {"drop", "reinit"}
+        ends.append(checksum(model))
+    assert ends[0] == ends[1]
 
 
 def test_masks_are_updated_in_place() -> None:

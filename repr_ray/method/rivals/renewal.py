@@ -70,7 +70,7 @@ class Renewal(Scheme):
             for tensor in self.tensors.values():
                 optimizer_state.reset(self.optimizer, tensor)
         return [
-            self.event(self.verb, name, weight, torch.ones(len(weight)), was)
+            self.event(self.verb, name, weight, torch.ones(len(weight), device="cpu"), was)
             for (name, weight), was in zip(layers if distributed.rank() == 0 else [], before, strict=False)
         ]
 
@@ -86,7 +86,8 @@ class Renewal(Scheme):
         state = torch.get_rng_state()
         torch.default_generator.manual_seed((self.seed << 20) + self.epoch)
         try:
-            network = self.fresh() if self.fresh else _reset_copy(self.model)
+            with torch.device("cpu"):  # of the seeded generator, whatever the default device
+                network = self.fresh() if self.fresh else _reset_copy(self.model)
         finally:
             torch.set_rng_state(state)
         return dict(network.named_parameters()) | dict(network.named_buffers())

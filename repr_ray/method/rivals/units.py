@@ -127,7 +127,7 @@ class UnitScheme(Scheme):
         self._replaced.zero_()
         if distributed.rank() > 0 or not replaced.any():
             return []
-        places = torch.tensor([0, *self._sizes]).cumsum(0).tolist()
+        places = torch.tensor([0, *self._sizes], device="cpu").cumsum(0).tolist()
         kernels = [self._tensors[layer.kernel] for layer in self.layers]
         return [
             self.event(
