@@ -46,7 +46,7 @@ class SubNetwork:
                 }
         self._silenced = list(self._still_masked())
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -61,6 +61,9 @@ class SubNetwork:
         self.optimizer.zero_grad()
         for tensor, mask in self._silenced:
             tensor.masked_fill_(mask, 0.0)
+        for parameter in self._twins:
+            if parameter.requires_grad and parameter.grad is None:  # a loop may call zero_grad() of its optimizer
+                parameter.grad = torch.zeros_like(parameter)
         self._full_optimizer.step()
         self._masks.apply()
 

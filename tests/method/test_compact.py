@@ -44,9 +44,13 @@ def both_ways(
     build_model: Callable[[], nn.Module],
     make: Callable[..., Optimizer],
     images: list[tuple[Tensor, Tensor]],
+    clear: bool = False,
     **settings: object,
 ) -> tuple[list[tuple[nn.Module, Optimizer, RePr]], nn.Module]:
-    """The same epoch of S2 masked, and on the smaller copy, whose network is given as well."""
+    """The same epoch of S2 masked, and on the smaller copy, whose network is given as well.
+
+    With `clear`, the loop around the copy calls `zero_grad` of the whole network's optimizer in every step.
+    """
     images = [(x.double(), y) for x, y in images]
     made = []
     for _ in range(2):
@@ -62,6 +66,8 @@ def both_ways(
         F.cross_entropy(masked(x), y).backward()
         optimizer.step()
         scheme.after_step()
+        if clear:
+            made[1][1].zero_grad()
         F.cross_entropy(sub.model(x), y).backward()
         sub.step()
     sub.scatter()
@@ -87,9 +93,10 @@ def assert_alike(made: list[tuple[nn.Module, Optimizer, RePr]]) -> None:
                 torch.testing.assert_close(of_b.state[q][key], value, rtol=1e-8, atol=1e-10, msg=f"{name} {key}")
 
 
+@pytest.mark.parametrize("clear", [False, True], ids=["", "zero_grad"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_with_every_optimizer(optimizer: str) -> None:
-    made, smaller = both_ways(stack, OPTIMIZERS[optimizer], batches())
+def test_with_every_optimizer(optimizer: str, clear: bool) -> None:
+    made, smaller = both_ways(stack, OPTIMIZERS[optimizer], batches(), clear)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in made[0][0].parameters())
     assert_alike(made)
 
