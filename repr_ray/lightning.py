@@ -37,6 +37,7 @@ class RePrCallback(_package.Callback):
         self.repr: RePr | None = None
         self.events: list[LayerEvent] = []
         self._saved: dict[str, Any] = {}
+        self._hook: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the network and its optimizer, and load the state of a checkpoint if there is one."""
@@ -49,11 +50,18 @@ class RePrCallback(_package.Callback):
         self.repr = RePr(
             model, trainer.optimizers[0], epochs=trainer.max_epochs, seed=self.seed, example=example, **self.settings
         )
+        if self._hook:
+            self._hook.remove()
+        self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self._attached().after_step())
         if self._saved:
             self.repr.load_state_dict(self._saved)
+            self._saved = {}
+            self.on_train_epoch_start(trainer, pl_module)  # Lightning does not after that of an epoch's last batch
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Drop filters or bring them back when it is time."""
+        if self._attached().epoch == trainer.current_epoch:  # begun before the checkpoint
+            return
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in trainer.train_dataloader:
@@ -63,7 +71,7 @@ class RePrCallback(_package.Callback):
         self.events += self._attached().start_epoch(trainer.current_epoch, batches)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Keep dropped filters at zero after the optimizer's step."""
+        """Keep dropped filters at zero, also if the optimizer calls no hooks after its step."""
         self._attached().after_step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -90,6 +90,78 @@ def test_cycles_in_a_trainer_and_resumed(tmp_path: Path, network: str | None, sc
     assert distributed.checksum(second) == distributed.checksum(whole) != distributed.checksum(first)
 
 
+class Save(pl.Callback):
+    """Saves a checkpoint in the epoch `at`, and stops."""
+
+    def __init__(self, path: Path, at: int) -> None:
+        self.path, self.at = path, at
+
+    def save(self, trainer: Any, due: bool) -> None:
+        if due and trainer.current_epoch == self.at:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+class AfterTheLastBatch(Save):
+    """Of an epoch, as ModelCheckpoint(every_n_train_steps=...) may do."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+        self.save(trainer, number == 2)
+
+
+class BeforeTheFirstBatch(Save):
+    """Of an epoch that has begun."""
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.save(trainer, True)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("save", [AfterTheLastBatch, BeforeTheFirstBatch])
+def test_resumed_where_lightning_begins_no_epoch_or_one_again(tmp_path: Path, save: type[Save], at: int) -> None:
+    """Before a drop, within S2, and before a return: every epoch begins once."""
+
+    def callback() -> RePrCallback:
+        return RePrCallback("network", s1=1, s2=2, prune_ratio=0.25)
+
+    followed, path = callback(), tmp_path / "c.ckpt"
+    watch = Watch(followed)
+    trainer(tmp_path, 5, callback(), save(path, at), enable_checkpointing=False).fit(Classifier(), loader())
+    resumed = Classifier()
+    trainer(tmp_path, 5, followed, watch, enable_checkpointing=False).fit(resumed, loader(), ckpt_path=path)
+    assert watch.counts == [0, 4, 4, 0, 0][-len(watch.counts) :] and len(watch.counts) >= 4 - at
+    if save is AfterTheLastBatch:
+        whole = Classifier()
+        trainer(tmp_path, 5, callback(), enable_checkpointing=False).fit(whole, loader())
+        assert distributed.checksum(resumed) == distributed.checksum(whole)
+
+
+class Twice(Classifier):
+    """Two steps of the optimizer in each step of the Trainer; checks what is silent before each."""
+
+    def __init__(self, followed: RePrCallback) -> None:
+        super().__init__()
+        self.automatic_optimization, self.moved, self.dropped = False, 0, 0
+        self.followed = followed
+
+    def training_step(self, batch: Any, _: int) -> None:
+        images, labels = batch
+        for _ in range(2):
+            for name, mask in self.followed.repr.dropped.items():
+                self.moved += int(self.network.get_submodule(name).weight[mask].count_nonzero())
+                self.dropped += int(mask.sum())
+            self.optimizers().zero_grad()
+            self.manual_backward(F.cross_entropy(self(images), labels))
+            self.optimizers().step()
+
+
+def test_filters_are_silent_after_every_step_of_manual_optimisation(tmp_path: Path) -> None:
+    followed = RePrCallback("network", s1=1, s2=2, prune_ratio=0.25)
+    model = Twice(followed)
+    trainer(tmp_path, 4, followed, enable_checkpointing=False).fit(model, loader())
+    assert model.dropped and not model.moved
+
+
 def test_the_documented_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred epochs in three cycles, with the Trainer's own settings."""
     monkeypatch.chdir(tmp_path)
