@@ -269,6 +269,8 @@ def test_boxes_are_those_of_torchvision() -> None:
     assert abs(np.log(square[:, 3] / square[:, 2]).mean()) < 0.02  # as often lying as standing
     assert crops.boxes(drawn, np.full((n, 2), (10, 400)))[:, 2:].max(0).tolist() == [10, 13]
     assert [0, 193, 10, 13] in crops.boxes(drawn, np.full((n, 2), (10, 400))).tolist()
+    narrow = Crops(RandomResizedCrop(ratio=(20, 30)), n, (1, 2))
+    assert narrow.boxes(drawn, np.full((n, 2), 8))[:, 2:].min() == 1  # 8 / 20 pixels would be none
     places = np.array([2999, 5, 6, 7, 0])
     for some, every in zip(crops.drawn(places), drawn, strict=True):
         np.testing.assert_array_equal(some, every[places])

@@ -61,7 +61,8 @@ class Crops:
         found, first = np.any(fits, axis=1)[:, None], fits.argmax(1)
         height, width = sides.T
         largest = np.stack([np.minimum(height, width / narrow), np.minimum(width, height * wide)], -1)
-        chosen = np.where(found, attempts[np.arange(len(sides)), first], np.rint(largest).astype(np.int64))
+        largest = np.rint(largest).astype(np.int64).clip(1)
+        chosen = np.where(found, attempts[np.arange(len(sides)), first], largest)
         corner = np.where(found, drawn[2] * (sides - chosen + 1), (sides - chosen) / 2).astype(np.int64)
         return np.concatenate([corner, chosen], 1)
 
