@@ -108,7 +108,7 @@ class RandomResizedCrop(_Ranges):
 
 
 class ColorJitter(Settings):
-    """Random factors for brightness, contrast and saturation, then a rotation of the hue; not for grey images."""
+    """Random brightness, contrast and saturation, then a rotation of the hue; of grey images the first two."""
 
     brightness: Factor = 0.0
     contrast: Factor = 0.0
@@ -134,7 +134,7 @@ class TrivialAugment(Settings):
 
 
 class RandomErasing(_Ranges):
-    """A rectangle of a random area and shape becomes the mean colour (arXiv 1708.04896)."""
+    """A random rectangle becomes the mean colour, black with `data.normalise: none` (arXiv 1708.04896)."""
 
     probability: Share = 0.5
     """share of the images that are changed"""
@@ -156,7 +156,7 @@ class Augment(Settings):
     random_erasing: RandomErasing | None = None
     """random rectangles"""
     cutout: Side | None = None
-    """side of a square that becomes the mean colour (arXiv 1708.04552)"""
+    """side of a square that becomes the mean colour, black with `data.normalise: none` (arXiv 1708.04552)"""
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
     """alpha of the Beta distribution of shares in mixed images (arXiv 1710.09412)"""
     cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
