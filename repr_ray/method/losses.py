@@ -60,7 +60,9 @@ class Distillation(LossTerm):
         if self.teacher is None:
             raise ValueError("loss: distillation: set `scheme.term.teacher` to the teacher's network")
         with torch.no_grad():
-            target = F.log_softmax(self.teacher(images).float() / self.temperature, 1)
+            taught = self.teacher(images)
+            taught = taught.to(torch.promote_types(taught.dtype, torch.float32))
+            target = F.log_softmax(taught / self.temperature, 1)
         soft = F.log_softmax(logits / self.temperature, 1)
         divergence = F.kl_div(soft, target, reduction="sum", log_target=True) * self.temperature**2
         if self.alpha == 1:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -139,8 +140,9 @@ class Scheme:
         return self.term.penalty()
 
     def objective(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """The objective for your own loop: the mean loss over a batch, plus the penalty."""
-        mean, penalty = self.loss(logits.float(), labels, images) / len(labels), self.penalty()
+        """The objective for your own loop: the mean loss over a batch, plus the penalty; at least in float32."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        mean, penalty = self.loss(logits, labels, images) / len(labels), self.penalty()
         return mean if penalty is None else mean + penalty
 
     def carry(self, loss: LossSettings) -> None:

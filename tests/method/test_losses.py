@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from repr_ray.method import losses
 from repr_ray.method.loss_settings import LossSettings
+from repr_ray.method.scheme import Scheme
 
 LOGITS = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 3, 1, 1, 2])
@@ -47,10 +48,10 @@ def test_distillation(alpha: float, temperature: float) -> None:
     teacher = LOGITS.flip(0) * 2
     term = losses.Distillation(network(), alpha, temperature)
     term.teacher = lambda images: teacher
-    p, q = (softmax(x.numpy() / temperature) for x in (teacher.float(), LOGITS))
+    p, q = (softmax(x.numpy() / temperature) for x in (teacher, LOGITS))
     entropy = -np.log(softmax(LOGITS.numpy()))[np.arange(5), LABELS].sum()
     expected = (1 - alpha) * entropy + alpha * temperature**2 * (p * np.log(p / q)).sum()
-    assert float(term.loss(LOGITS, LABELS, IMAGES)) == pytest.approx(expected, rel=1e-5)
+    assert float(term.loss(LOGITS, LABELS, IMAGES)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_distillation_without_a_teacher() -> None:
@@ -128,6 +129,16 @@ def test_a_penalty_is_computed_in_full_precision(kind: str) -> None:
 
     penalty = LossSettings.kinds[kind](kind=kind).build(network().float())
     assert torch.equal(value(True), value(False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_objective_is_as_exact_as_the_network(dtype: torch.dtype) -> None:
+    """Of a network in float64 it is in float64, of any other one in float32."""
+    model = network()
+    scheme = Scheme(model, torch.optim.SGD(model.parameters()), epochs=1)
+    logits, full = LOGITS.to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
+    expected = F.cross_entropy(logits.to(full), LABELS, reduction="sum") / 5
+    torch.testing.assert_close(scheme.objective(logits, LABELS, IMAGES), expected, rtol=1e-15, atol=0)
 
 
 def test_cross_entropy_is_what_there_is_without_a_loss() -> None:
