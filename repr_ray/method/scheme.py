@@ -166,10 +166,12 @@ class Scheme:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume between two steps."""
-        return {"epoch": self.epoch}
+        return {"epoch": self.epoch, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from `state_dict()`."""
+        """Resume from `state_dict()`. Raises ValueError for a state of another seed."""
+        if state.get("seed", self.seed) != self.seed:  # earlier versions saved none
+            raise ValueError(f"state: it was saved with seed={state['seed']}, this scheme has seed={self.seed}")
         self.epoch = state.get("epoch", -1)
         if self.epoch >= 0:
             self.term.start_epoch(self.epoch)

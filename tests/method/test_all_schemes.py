@@ -50,6 +50,13 @@ def test_resuming_after_any_epoch_and_in_any_epochs_middle(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", SCHEMES)
+def test_a_state_of_another_seed_is_refused(case: str) -> None:
+    """Its draws would not be those of the training without a break."""
+    with pytest.raises(ValueError, match="seed=0, this scheme has seed=1"):
+        make(case, seed=1)[2].load_state_dict(make(case)[2].state_dict())
+
+
+@pytest.mark.parametrize("case", SCHEMES)
 def test_the_default_device_changes_nothing(case: str) -> None:
     """A script may have said `torch.set_default_device("cuda")`; generators are the CPU's."""
     ends = []

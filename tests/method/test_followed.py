@@ -265,6 +265,7 @@ def test_batches_that_raise_leave_all_as_it_was() -> None:
         ({"s1": 2}, "other settings: s1"),
         ({"ranking": {"order": "inverse"}}, "other settings: ranking"),
         ({"epochs": 12}, "other settings: epochs"),
+        ({"seed": 5}, "seed=0, this scheme has seed=5"),
         ({"width": 6}, "another network"),
     ],
 )
