@@ -166,7 +166,7 @@ class Scheme:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume between two steps."""
-        return {"epoch": self.epoch, "seed": self.seed}
+        return {"epoch": self.epoch, "seed": int(self.seed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state_dict()`. Raises ValueError for a state of another seed."""
