@@ -186,6 +186,17 @@ def test_trials_trained_on_different_data_are_kept_apart(experiment: Make, tmp_p
     assert unknown.table["pairs"].dropna().tolist() == []
 
 
+def test_the_same_trial_of_different_data_is_not_left_out_silently(experiment: Make, tmp_path: Path) -> None:
+    folders = [experiment({"standard": [0.7, 0.71]}, name=name) for name in ("one", "two")]
+    for folder, digest in zip(folders, ("a", "b"), strict=True):
+        for path in folder.glob("trials/*/result.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"data_digest": 16 * digest}))
+    notes = store.gather(folders, tmp_path).notes
+    assert notes[0] == "2 of the trials are in more than one folder: counted once"
+    assert notes[1].startswith("2 trials in more than one folder were trained on different data there")
+    assert len(store.gather([folders[0], folders[0]], tmp_path).notes) == 1
+
+
 def test_a_field_of_a_later_version_does_not_part_trials(experiment: Make, tmp_path: Path) -> None:
     """Old trials lack fields that new ones have at their defaults."""
     results = experiment({"standard": [0.7, 0.71], "repr": [0.72, 0.73]})

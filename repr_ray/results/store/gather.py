@@ -169,12 +169,19 @@ def _read_batch(trials: list[StoredTrial]) -> tuple[LongTables, list[str]]:
 def _once(trials: list[StoredTrial], notes: list[str]) -> list[StoredTrial]:
     """Keep one of the trials with the same name, preferably a finished one."""
     kept: dict[str, StoredTrial] = {}
+    data: dict[str, set[str]] = {}
     for trial in trials:
         name = trial.row["trial"]
+        data.setdefault(name, set()).update(filter(None, [trial.row["data_digest"]]))
         if name not in kept or (trial.row["status"] == "done" != kept[name].row["status"]):
             kept[name] = trial
     if len(kept) < len(trials):
         notes.append(f"{len(trials) - len(kept)} of the trials are in more than one folder: counted once")
+    if others := sum(len(digests) > 1 for digests in data.values()):
+        notes.append(
+            f"{others} trials in more than one folder were trained on different data there, and one of each is left"
+            " out: report on each folder by itself"
+        )
     return list(kept.values())
 
 
