@@ -24,7 +24,8 @@ def sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Se
     where = f" on {', '.join(block)}" if block else ""
     scheme, verdict = row["scheme"], row["verdict"]
     if not row["n"]:
-        return f"No trial of {scheme}{where} has finished yet ({row['status']})."
+        which = "that is done has accuracies" if row["done"] else "has finished yet"
+        return f"No trial of {scheme}{where} {which} ({row['status']})."
     if pd.isna(row["pairs"]):
         return f"There is no {baseline} to compare {scheme} with{where}."
     unsure = f"Cannot tell yet whether {scheme} is better or worse than {baseline}{where}"

@@ -273,6 +273,17 @@ def test_a_done_trial_without_its_last_epochs_has_no_accuracy(experiment: Make, 
     assert any("done, but epochs.jsonl ends after epoch 8 of 12" in note for note in tables.notes)
 
 
+def test_what_is_done_without_accuracies_is_not_told_as_unfinished(experiment: Make, tmp_path: Path) -> None:
+    results = experiment({"standard": [0.7], "repr": [0.72]})
+    make_trial(results, scheme="inverse", done=3)
+    [path] = results.glob("trials/*-repr-*/epochs.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert compare(store.gather([results], tmp_path)).answers == [
+        "No trial of repr that is done has accuracies (1 done).",
+        "No trial of inverse has finished yet (1 running (25%)).",
+    ]
+
+
 def test_the_same_trial_in_two_folders_counts_once(experiment: Make, tmp_path: Path) -> None:
     one = experiment({"standard": [0.7, 0.71]}, name="one")
     two = experiment({"standard": [0.7, 0.71], "repr": [0.75, 0.76]}, name="two")
