@@ -26,7 +26,7 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     base = trials["scheme"] == baseline
     own, others = scheme.where(base, None), scheme.where(~base, None)
     everywhere = [name for name in GROUP if name != "variant"]
-    chosen = trials["tuned"].fillna("{}").map(json.loads)
+    chosen = trials["tuned"].fillna("{}").map(lambda text: json.loads(text) or {})
     for column, within, parts in (
         ("variant", BLOCK, shared),
         ("scheme", GROUP, own),
@@ -49,7 +49,7 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
 def _untuned(settings: str, tuned: str, scheme: str) -> dict[str, Any]:
     """All settings without those tuned for each scheme: schemes are compared at their chosen values."""
     block = whole(json.loads(settings))
-    for field in json.loads(tuned):
+    for field in json.loads(tuned) or ():
         *path, last = _stored_as(field, scheme).split(".")
         inner: Any = block
         for part in path:

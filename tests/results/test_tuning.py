@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from studies import make_trial
 
@@ -93,6 +94,18 @@ def test_other_choices_of_joined_experiments_are_told_apart(tmp_path: Path) -> N
     comparison = compare(store.gather([one, three], tmp_path))
     assert set(comparison.table["scheme"]) == {f"standard {rate}=0.01", "repr", f"standard {rate}=0.04"}
     assert "no trial of the baseline 'standard'" in comparison.notes[0]
+
+
+@pytest.mark.parametrize("nothing", ["null", "[]"])
+def test_nothing_in_foreign_tables_is_no_choice(tmp_path: Path, nothing: str) -> None:
+    folder = make_trial(tmp_path / "x").parents[1]
+    make_trial(folder, seed=1)
+    report([folder], formats=())
+    shutil.rmtree(folder / "trials")
+    table = pq.read_table(folder / "trials.parquet")
+    place = table.schema.get_field_index("tuned")
+    pq.write_table(table.set_column(place, table.schema.field(place), [[nothing, "{}"]]), folder / "trials.parquet")
+    assert compare(store.gather([folder], tmp_path)).table["n"].tolist() == [2]
 
 
 def test_a_report_of_trials_that_are_only_tuned(tmp_path: Path) -> None:
