@@ -52,7 +52,9 @@ class RePrCallback(_package.Callback):
         )
         if self._hook:
             self._hook.remove()
-        self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self._attached().after_step())
+            self._hook = None
+        if not pl_module.automatic_optimization:  # a training step may take several of the optimizer
+            self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self._attached().after_step())
         if self._saved:
             self.repr.load_state_dict(self._saved)
             self._saved = {}
@@ -71,7 +73,7 @@ class RePrCallback(_package.Callback):
         self.events += self._attached().start_epoch(trainer.current_epoch, batches)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Keep dropped filters at zero, also if the optimizer calls no hooks after its step."""
+        """Keep dropped filters at zero after the optimizer's step."""
         self._attached().after_step()
 
     def state_dict(self) -> dict[str, Any]:

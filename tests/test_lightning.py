@@ -122,7 +122,7 @@ def test_resumed_where_lightning_begins_no_epoch_or_one_again(tmp_path: Path, sa
     """Before a drop, within S2, and before a return: every epoch begins once."""
 
     def callback() -> RePrCallback:
-        return RePrCallback("network", s1=1, s2=2, prune_ratio=0.25)
+        return RePrCallback("network", s1=1, s2=2, prune_ratio=0.25, ranking={"score": "activation"})
 
     followed, path = callback(), tmp_path / "c.ckpt"
     watch = Watch(followed)
