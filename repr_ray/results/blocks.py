@@ -19,14 +19,14 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
     Values that tuning chose are added only if one scheme has several in a block, as in joined experiments.
     """
     trials = trials.copy()
-    texts = trials["settings"].fillna("{}") + "\n" + trials["tuned"].fillna("{}") + "\n" + trials["scheme"]
+    texts = trials["settings"] + "\n" + trials["tuned"] + "\n" + trials["scheme"]
     blocks = texts.map({text: _untuned(*text.split("\n", 2)) for text in texts.unique()})
     shared = blocks.map(_without_scheme)
     scheme = blocks.map(lambda block: block.get("scheme") or {})
     base = trials["scheme"] == baseline
     own, others = scheme.where(base, None), scheme.where(~base, None)
     everywhere = [name for name in GROUP if name != "variant"]
-    chosen = trials["tuned"].fillna("{}").map(lambda text: json.loads(text) or {})
+    chosen = trials["tuned"].map(json.loads)
     for column, within, parts in (
         ("variant", BLOCK, shared),
         ("scheme", GROUP, own),
@@ -49,7 +49,7 @@ def unambiguous(trials: pd.DataFrame, baseline: str, notes: list[str]) -> pd.Dat
 def _untuned(settings: str, tuned: str, scheme: str) -> dict[str, Any]:
     """All settings without those tuned for each scheme: schemes are compared at their chosen values."""
     block = whole(json.loads(settings))
-    for field in json.loads(tuned) or ():
+    for field in json.loads(tuned):
         *path, last = _stored_as(field, scheme).split(".")
         inner: Any = block
         for part in path:

@@ -96,7 +96,7 @@ def test_other_choices_of_joined_experiments_are_told_apart(tmp_path: Path) -> N
     assert "no trial of the baseline 'standard'" in comparison.notes[0]
 
 
-@pytest.mark.parametrize("nothing", ["null", "[]"])
+@pytest.mark.parametrize("nothing", ["null", "[]", "", None])
 def test_nothing_in_foreign_tables_is_no_choice(tmp_path: Path, nothing: str) -> None:
     folder = make_trial(tmp_path / "x").parents[1]
     make_trial(folder, seed=1)

@@ -19,6 +19,7 @@ _LONGEST_NOTE = 1_000  # characters of a trial's note on its images
 _LONGEST = 500  # characters of a name
 _RESULT = tuple(columns(Measured))
 _AS_JSON = ("versions", "hardware")
+_BLOCKS = ("settings", "resources", "tuned")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def from_folders(folder: Path, notes: list[str]) -> Iterator[StoredTrial]:
         row |= {key: config.get(key) or "" for key in ("experiment", "variant", "fingerprint", "stage")}
         row |= {key: result[key] for key in _RESULT if key in result}
         row |= {key: json.dumps(result[key], sort_keys=True) for key in _AS_JSON if key in result}
-        row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in ("settings", "resources", "tuned")}
+        row |= {key: json.dumps(config.get(key) or {}, sort_keys=True) for key in _BLOCKS}
         row["trial"] = path.name
         row["status"] = "done" if result else _status(error) if error else "waiting"
         if error and not result:
@@ -126,12 +127,17 @@ def problem_of(row: dict[str, Any]) -> str:
             return f"{key} has {len(row[key]):,} characters, more than {_LONGEST}"
     if row["seed"] < 0 or not 0 < (row["epochs"] or 1) <= MOST_EPOCHS:
         return f"seed={row['seed']}, epochs={row['epochs']}: out of range"
-    blocks = {key: _block(row[key]) for key in ("settings", "resources", "tuned", *_AS_JSON)}
+    blocks = {key: _block(row[key]) for key in (*_BLOCKS, *_AS_JSON)}
     inner = blocks["settings"] if isinstance(blocks["settings"], dict) else {}
     blocks |= {key: inner.get(key) for key in ("data", "model", "train", "scheme")}
     if wrong := [key for key, value in blocks.items() if not isinstance(value or {}, dict)]:
         return f"{wrong[0]}={shortened(blocks[wrong[0]])} is not a mapping"
     return ""
+
+
+def with_blocks(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of which no block is missing: an empty one is `{}`."""
+    return row | {key: row[key] if _block(row[key]) else "{}" for key in _BLOCKS}
 
 
 def _is_of(value: Any, kind: pa.DataType) -> bool:

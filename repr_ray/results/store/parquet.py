@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from repr_ray.results.files import MARK
-from repr_ray.results.store.folders import StoredTrial, problem_of, shortened
+from repr_ray.results.store.folders import StoredTrial, problem_of, shortened, with_blocks
 from repr_ray.results.store.schemas import (
     ADDED,
     EARLIER,
@@ -61,7 +61,7 @@ def from_parquet(folder: Path, notes: list[str]) -> Iterator[StoredTrial]:
         if problem := problem_of(row):
             notes.append(f"{path}: {shortened(row['trial'])} is not a trial ({problem}): left out")
         else:
-            yield StoredTrial(folder, row, stored=True)
+            yield StoredTrial(folder, with_blocks(row), stored=True)
 
 
 def read_stored(folder: Path, trials: list[str], notes: list[str]) -> Iterator[LongTables]:
