@@ -57,12 +57,14 @@ class Speed:
 
 
 def late_lines(trials: Iterable[Trial]) -> list[str]:
-    """Warnings about schemes that re-initialise filters or layers when the learning rate is nearly zero.
+    """Warnings about parts of a schedule that come after the end, and about re-initialisation at a rate near zero.
 
-    Such schemes lost by far where the rate falls to zero once (studies/plain_or_regularised).
+    Schemes that re-initialise lost by far where the rate falls to zero once (studies/plain_or_regularised).
     """
     lines = {}
     for trial in trials:
+        if unreached := trial.train.schedule.unreached(trial.train.epochs):
+            lines[unreached] = f"WARNING: train.schedule.{unreached} never comes in train.epochs={trial.train.epochs}"
         built_in = trial.train.schedule.kind not in trial.plug_ins
         if built_in and isinstance(trial.settings, RePrSettings | RenewalSettings):
             last, share = _last_return(trial.settings, trial.train)

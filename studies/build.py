@@ -43,7 +43,7 @@ BEGINNING = (
 )
 P_OF_FIXED_SEEDS = (
     ". p, and p after Holm's correction over all comparisons: see docs/statistics.md; *: n is too small for the exact"
-    " test to reach 0.05, a verdict is that of the corrected paired t-test."
+    " test to reach 0.05, from six pairs on a verdict is that of the corrected paired t-test."
 )
 P_BY_LOOKS = (
     ", at the last look, with an interval that holds at all looks together. p: over all looks; Holm p: over all"
@@ -53,6 +53,13 @@ ENDING = (
     " Test at best val. epoch: test accuracy in the epoch of best validation accuracy. Gap: training less test"
     " accuracy in the last epoch, points."
 )
+MARKS = {
+    "*": " \\*: n is too small for the exact test to reach 0.05.",
+    "≈": " ≈: of a t-test, corrected over the looks by simulation.",
+}
+"""What marks in the README's table mean."""
+MOST_DIFFERENCES = 3
+"""Settings in which a published figure on a page may differ from ours."""
 TABLES = ("trials", "epochs", "cycles")
 PICTURES = ("differences", "curves", "filters")
 
@@ -211,7 +218,7 @@ def readme(text: str) -> str:
         return text
     with study.compared() as (gathered, comparison):
         table = tables.markdown_sheet(_sheet(comparison, COLUMNS_IN_README))
-        marked = "" if "*" not in table else " \\* n is too small for the exact test to reach 0.05."
+        marked = "".join(said for mark, said in MARKS.items() if mark in table)
         before, _, rest = text.partition(BEGIN)
         after = rest.partition(END)[2]
         return f"{before}{BEGIN}\n{table}\n{_provenance(gathered.trials)}{marked}\n{END}{after}"
@@ -241,8 +248,15 @@ def _where_dropped(gathered: store.Tables, trials: pd.DataFrame) -> list[str]:
 def _claims(comparison: Comparison, sources: Sequence[str]) -> str:
     """The claims of some sources beside what was measured, as a Markdown table; empty where there is none."""
     claimed = claims.check(comparison, claims.load())
-    claimed = claimed[claimed["source"].isin(sources)]
+    claimed = _nearest(claimed[claimed["source"].isin(sources)])
     return tables.markdown_sheet(tables.claims_sheet(claimed)) if len(claimed) else ""
+
+
+def _nearest(claimed: pd.DataFrame) -> pd.DataFrame:
+    """For each published figure the schemes whose settings are nearest to it, if few settings differ."""
+    differ = claimed["remark"].map(lambda remark: len([part for part in remark.split("; ") if part]))
+    least = differ.groupby([claimed[name] for name in ("source", "dataset", "quantity", "claimed")]).transform("min")
+    return claimed[(differ == least) & (differ <= MOST_DIFFERENCES)]
 
 
 def _provenance(trials: pd.DataFrame) -> str:

@@ -39,6 +39,19 @@ def test_a_return_at_a_low_rate_is_warned_of() -> None:
     assert not warned(kind="cosine_restarts", first=10)
 
 
+def test_a_schedule_that_goes_beyond_the_training_is_warned_of() -> None:
+    def warned(**schedule: Any) -> list[str]:
+        lines = estimate.late_lines(tiny(train={"epochs": 60, "schedule": schedule}))
+        return [line for line in lines if "train.schedule." in line and "never comes" in line]
+
+    [steps] = warned(kind="steps", epochs=[30, 60, 90])
+    assert steps == "WARNING: train.schedule.epochs: the change after epoch 60, 90 never comes in train.epochs=60"
+    [cosine] = warned(kind="cosine", warmup_epochs=60)
+    assert cosine.startswith("WARNING: train.schedule.warmup_epochs: the end of 60 epochs never comes in")
+    assert not warned(kind="steps", epochs=[30, 59]) and not warned(kind="cosine", warmup_epochs=59)
+    assert not warned(kind="steps", every_steps=1000)
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar100"])
 @pytest.mark.parametrize(
     "settings",

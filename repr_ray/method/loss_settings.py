@@ -85,7 +85,8 @@ class SripSettings(LossSettings):
     by two steps of the power iteration from a random vector. From each epoch of `decay` on, the weight is multiplied
     by its factor. By default the weight is as in the paper's section 4, for a training of 200 epochs: 0.1,
     from epoch 20 on 1e-3, then 1e-4, 1e-6 and 0. The authors' code (VITA-Group/Orthogonality-in-CNNs) begins with
-    0.01 and multiplies by 1e-3, 1e-4, 1e-6 and 0 at the same epochs.
+    0.01 and multiplies by 1e-3, 1e-4, 1e-6 and 0 at the same epochs; of a layer with more filters than weights a
+    filter it takes W W^T, which is smaller and can be I.
     """
 
     builds: ClassVar[str] = "repr_ray.method.losses:Srip"

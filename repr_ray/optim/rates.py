@@ -21,6 +21,10 @@ class RateSettings(Component):
         """The learning rate of an optimizer step, counted from 0 over the whole training of `epochs`."""
         return float(self.builds(base, step, steps_per_epoch, epochs, **self.own))
 
+    def unreached(self, epochs: int) -> str:
+        """The field, and what of it a training of `epochs` does not reach; empty if it reaches all."""
+        return ""
+
 
 class Constant(RateSettings):
     """The learning rate stays as it is."""
@@ -48,6 +52,10 @@ class Steps(RateSettings):
             passed += step // self.every_steps
         return base * self.factor**passed
 
+    def unreached(self, epochs: int) -> str:
+        late = [str(epoch) for epoch in self.epochs if epoch >= epochs]
+        return f"epochs: the change after epoch {', '.join(late)}" if late else ""
+
 
 class Cosine(RateSettings):
     """Half a cosine down to zero over the whole training, after a linear warm-up."""
@@ -61,6 +69,9 @@ class Cosine(RateSettings):
         if step < warmup:
             return base * (step + 1) / warmup
         return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    def unreached(self, epochs: int) -> str:
+        return f"warmup_epochs: the end of {self.warmup_epochs} epochs" if self.warmup_epochs >= epochs else ""
 
 
 class CosineRestarts(RateSettings):

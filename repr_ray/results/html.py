@@ -147,7 +147,7 @@ def _facts(trials: pd.DataFrame) -> dict[str, list[str]]:
             said = [value if isinstance(value, str) else f"{value:g}" for value in counts.index]
             plain = [_plain(text) if name in ("versions", "hardware") else text for text in said]
             label = "GPUs of a worker" if name == "gpus" else name.capitalize()
-            facts[label] = [f"{text} ({n} trials)" for text, n in zip(plain, counts, strict=True)][:10]
+            facts[label] = [f"{text} ({n} trial{'s' * (n > 1)})" for text, n in zip(plain, counts, strict=True)][:10]
     return facts
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from repr_ray.records import STOPPED_EARLY
 from repr_ray.results.sequential import Array
-from repr_ray.results.store import Tables
+from repr_ray.results.store import UNFINISHED, Tables
 from repr_ray.results.tables.sheet import NONE, Column, Row, Sheet, Shown, number, text
 from repr_ray.results.words import points
 
@@ -37,12 +37,13 @@ def tried(tables: Tables) -> pd.DataFrame:
 
     A point is `chosen` if trials of the comparison have its values. Accuracies are fractions of validation images, 0
     for a trial that diverged, NaN while one has not ended, and those of the last epoch that was trained for a point
-    that was `stopped` early.
+    that was `stopped` early. A point is `diverged`, `stopped` or `failed` if one of its trials is.
     """
     trials = tables.trials[tables.trials["stage"] == "tuning"]
     accuracy = trials["val_accuracy"].where(trials["status"].isin(("done", STOPPED_EARLY)))
     accuracy = accuracy.mask(trials["status"] == "diverged", 0.0)
-    status = {"failed": trials["status"] == "diverged", "stopped": trials["status"] == STOPPED_EARLY}
+    status = {"diverged": trials["status"] == "diverged", "stopped": trials["status"] == STOPPED_EARLY}
+    status["failed"] = accuracy.isna() & ~trials["status"].isin(UNFINISHED)
     frame = trials[CELL].assign(tuned=trials["tuned"], accuracy=accuracy, **status)
     grouped = frame.groupby([*CELL, "tuned"], sort=False)
     accuracy_of = {"accuracy": ("accuracy", lambda a: a.mean(skipna=False))}
@@ -109,8 +110,11 @@ def tuned_sheet(points_: pd.DataFrame) -> Sheet:
 
 def _row(key: Any, group: pd.DataFrame) -> Row:
     """The figures of the points of one scheme; after early stops there is no spread over all points."""
-    row = {"name": " ".join(str(part) for part in key[1:] if part), "points": len(group), "chosen": NONE}
-    row |= {"failed": int(group["failed"].sum()), "stopped": int(group["stopped"].sum())}
+    missing = int((group["accuracy"].isna() & ~group["failed"]).sum())
+    counts = {"failed": int(group["failed"].sum()), "not tried yet": missing}
+    unknown = ", ".join(f"{count} of {len(group)} points {what}" for what, count in counts.items() if count)
+    row = {"name": " ".join(str(part) for part in key[1:] if part), "points": len(group), "chosen": unknown or NONE}
+    row |= {"diverged": int(group["diverged"].sum()), "stopped": int(group["stopped"].sum())}
     row |= dict.fromkeys(("best", "median", "worst", "near_best"), np.nan)
     tried = group[~group["stopped"]].dropna(subset="accuracy")
     if not len(tried):
@@ -120,9 +124,7 @@ def _row(key: Any, group: pd.DataFrame) -> Row:
     best = tried[tried["chosen"]] if tried["chosen"].any() else tried  # the first of equals was chosen
     chosen = json.loads(best["tuned"].iloc[int(best["accuracy"].argmax())]).items()
     said = (f"{f.rpartition('.')[2]}={f'{value:.4g}' if isinstance(value, float) else value}" for f, value in chosen)
-    missing = int(group["accuracy"].isna().sum())
-    row["chosen"] = ", ".join(said) or "nothing to tune"
-    return row | ({"chosen": f"{missing} of {len(group)} points not tried yet"} if missing else {})
+    return row | {"chosen": unknown or ", ".join(said) or "nothing to tune"}
 
 
 _COLUMNS: list[Shown] = [
@@ -133,6 +135,6 @@ _COLUMNS: list[Shown] = [
     (Column("Median, %", 2), number("median", points)),
     (Column("Worst, %", 3), number("worst", points)),
     (Column("Near best", 1), number("near_best", "{:.0%}".format)),
-    (Column("Diverged", 4), number("failed", str)),
+    (Column("Diverged", 4), number("diverged", str)),
 ]
 _STOPPED: Shown = (Column("Stopped", 1), number("stopped", str))

@@ -8,7 +8,7 @@ import pandas as pd
 from repr_ray.results.blocks import BLOCK
 from repr_ray.results.claims import MARGIN
 from repr_ray.results.compare import Comparison, records
-from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
+from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.store import Failure
 from repr_ray.results.tables.sheet import (
     NONE,
@@ -35,14 +35,15 @@ _ACCURACIES = (
 LEGEND = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline,"
     " paired by seed, with the 95% t-interval; of fewer than three pairs each seed's own. p: exact two-sided"
-    f" sign-flip test; Holm p: corrected over all comparisons of this report; *: n too small for this test to reach"
-    f" {LEVEL}, a verdict is that of the corrected paired t-test."
+    f" sign-flip test (≈: over 20 pairs, from random flips); Holm p: corrected over all comparisons of this report;"
+    f" *: n too small for this test to reach {LEVEL}, from {FEWEST} pairs on a verdict is that of the corrected"
+    " paired t-test."
 ) + _ACCURACIES
 
 LEGEND_BY_LOOKS = (
     "Test: accuracy in the last epoch, mean ± sd over n seeds. Difference: percentage points to the baseline, paired"
-    " by seed, at the last look, with an interval that holds at all looks together with 95%. p: t-test, over all"
-    " looks; Holm p: over all comparisons as well."
+    " by seed, at the last look, with an interval that holds at all looks together with 95%. p: t-test, corrected"
+    " over all looks by simulation (≈); Holm p: over all comparisons as well."
 ) + _ACCURACIES
 
 AVERAGE_LEGEND = "EMA: of the exponential moving average of the weights (train.ema), in the last epoch."
