@@ -342,6 +342,57 @@ def test_components_of_the_wrong_kind_are_refused_before_training(
     assert "\n" not in str(caught.value)
 
 
+SHORT = {"kind": "repr", "s1": 1, "s2": 1, "cycles": 1}
+
+WIDE = """
+import torch
+from torch import nn
+from repr_ray import RePr
+
+class Wide(nn.Module):
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.conv, self.more = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = self.conv(x).relu().view(len(x), 8, -1).view(len(x), 8, 8, 8)
+        return self.out(self.more(x).relu().mean((2, 3)))
+
+class Pulled(RePr):
+    def penalty(self):
+        return self.model[0].weight.square().sum()
+
+class Picky(torch.optim.SGD):
+    def __init__(self, params, lr, style: str = "plain", *, wanted: int = 1):
+        super().__init__(params, lr=lr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"kind": "wide:Wide"}}, "train.compact_sub_network: compact sub-network: "),
+        ({"train": {"optimizer": {"kind": "wide:Picky"}}}, "Picky cannot be made from parameter groups alone (TypeE"),
+        ({"schemes": {"r": SHORT | {"kind": "wide:Pulled"}}}, "train.compact_sub_network: a penalty is on weights"),
+    ],
+)
+def test_what_cannot_be_made_smaller_is_refused_before_training(
+    write: Write, changes: dict[str, Any], message: str
+) -> None:
+    write("wide.py", WIDE)
+    for compact in (True, False):
+        train = {"epochs": 3, "compact_sub_network": compact} | changes.get("train", {})
+        [trial] = plan(experiment(**{"schemes": {"r": SHORT}} | changes | {"train": train}))
+        if not compact:
+            check(trial)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            check(trial)
+        assert message in str(caught.value) and str(caught.value).endswith("to false")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

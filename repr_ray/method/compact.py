@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from repr_ray.method.filters import ConvLayer, Part, map_filters
 from repr_ray.method.masks import Masks
+from repr_ray.plug_ins import first_line
 
 
 class SubNetwork:
@@ -24,7 +25,7 @@ class SubNetwork:
     Weights equal those of the masked run up to floating-point order, where nothing is drawn at random in the forward
     pass (dropout draws masks of other shapes). The copy is in training mode. Layers that cannot be narrower (see
     `ConvLayer.joined`) keep their width and stay masked. Momenta of dropped filters fade, as they do in a masked run
-    of activations without slope at zero.
+    of activations without slope at zero. Raises ValueError for a network or an optimizer that cannot be made smaller.
     """
 
     @torch.no_grad()
@@ -37,8 +38,7 @@ class SubNetwork:
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         self._twins = dict(zip(model.parameters(), self.model.parameters(), strict=True))
         groups = [group | {"params": [self._twins[p] for p in group["params"]]} for group in optimizer.param_groups]
-        make: Any = type(optimizer)
-        self.optimizer: Optimizer = make(groups)
+        self.optimizer = _like(optimizer, groups)
         for full, twin in self._twins.items():
             if full in optimizer.state:
                 self.optimizer.state[twin] = {
@@ -159,6 +159,19 @@ class SubNetwork:
                     full = self._tensors[part.tensor]
                     mask = part.mask(full.shape, dropped).expand(full.shape)
                     yield own[part.tensor], self._select(part.tensor, mask, full)
+
+
+def _like(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
+    """An optimizer of the same class for other parameters, with the options of their groups."""
+    make: Any = type(optimizer)
+    try:
+        made: Optimizer = make(groups)
+    except Exception as error:  # of a class whose arguments are not all options of groups
+        raise ValueError(
+            f"compact sub-network: {make.__name__} cannot be made from parameter groups alone ({first_line(error)});"
+            " train S2 masked instead"
+        ) from None
+    return made
 
 
 def _places(parts: tuple[Part, ...]) -> dict[tuple[str, str], set[tuple[int, int]]]:

@@ -20,14 +20,16 @@ from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
 from repr_ray.method.measurement import RankingBatches
+from repr_ray.method.repr import RePr
 from repr_ray.method.scheme import Scheme
+from repr_ray.method.selection import excluded_layers
 from repr_ray.models.settings import Library
 from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
 from repr_ray.training.precision import padded_kernel, resolve_precision
-from repr_ray.training.step import Setup, data_parallel
+from repr_ray.training.step import NO_PENALTY, Setup, data_parallel
 
 
 def set_up(trial: Trial, device: torch.device, precision: str | None = None, decoded: Decoded | None = None) -> Setup:
@@ -104,12 +106,13 @@ def example_of(trial: Trial) -> Tensor:
 
 
 def check(trial: Trial) -> Mapping[str, str]:
-    """Build the trial's network and scheme without data, and without memory unless it has plug-ins.
+    """Build the trial's network and scheme without data, and without memory if their values are not needed.
 
     Returns the layers whose filters are never dropped, with the reason; none for standard training. Raises
     ConfigError if the network does not fit the images, the scheme does not fit the network, or a plug-in raises.
     """
-    with torch.device("cpu" if trial.plug_ins else "meta"):  # plug-ins may read values; meta tensors have none
+    compact = trial.train.compact_sub_network
+    with torch.device("cpu" if trial.plug_ins or compact else "meta"):  # plug-ins may read values, meta has none
         with _refusing(trial, trial.model.kind):
             model = build_model(trial)
             if trial.model.kind in trial.plug_ins:
@@ -127,6 +130,8 @@ def check(trial: Trial) -> Mapping[str, str]:
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
             if trial.settings.kind in trial.plug_ins or (loss and loss.kind in trial.plug_ins):
                 _check_loss(trial, scheme)
+            if compact and isinstance(scheme, RePr):
+                _check_compact(scheme)
     return scheme.left_out
 
 
@@ -175,6 +180,19 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
     if not isinstance(loss, Tensor) or loss.dim():
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(f"a loss is one number, summed over the batch; found {found}")
+
+
+def _check_compact(scheme: RePr) -> None:
+    """Raise ConfigError unless the network and its optimizer can be made smaller: every layer loses a filter."""
+    if scheme.penalty() is not None:
+        raise ConfigError(NO_PENALTY)
+    spared = excluded_layers(scheme.settings.selection, list(scheme.dropped))
+    sizes = {name: len(mask) for name, mask in scheme.dropped.items() if name not in spared and len(mask) > 1}
+    scheme.masks.set({name: torch.arange(size, device="cpu") == 0 for name, size in sizes.items()})
+    try:
+        scheme.sub_network()
+    except ValueError as error:
+        raise ConfigError(f"train.compact_sub_network: {error}, by setting it to false") from None
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:

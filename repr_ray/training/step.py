@@ -22,6 +22,8 @@ from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
 from repr_ray.training.stored import StoredLogits
 
+NO_PENALTY = "train.compact_sub_network: a penalty is on weights that the smaller network lacks; set it to false"
+
 
 @dataclass
 class Setup:
@@ -119,10 +121,7 @@ class Step:
         objective = loss * scale if penalty is None else loss * scale + penalty
         if self.sub:
             if penalty is not None:
-                raise ValueError(
-                    f"train.compact_sub_network: the penalty of {scheme.settings.kind} is on weights that the smaller"
-                    " network lacks; turn that off"
-                )
+                raise ValueError(NO_PENALTY)
             objective.backward()
             self.sub.step()
         else:
