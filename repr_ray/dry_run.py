@@ -76,6 +76,6 @@ def _left_out(trials: list[Trial]) -> dict[tuple[str, str], Mapping[str, str]]:
     }
     if not traced:
         return {}
-    from repr_ray.training.setup import check
+    from repr_ray.training.check import check
 
     return {(t.model.label, t.scheme): check(t) for t in traced.values()}

@@ -78,7 +78,7 @@ class Rounds:
         run: Runner = local.run
         connection = stack.enter_context(Connection(self.pending)) if name == "ray" else None
         say(self.console, "importing PyTorch and building every network once, to check it")
-        from repr_ray.training.setup import check
+        from repr_ray.training.check import check
 
         for trial in {(t.model, t.settings, t.train, shape_of(t.data)): t for t in self.pending}.values():
             check(trial)

@@ -24,7 +24,8 @@ from repr_ray.runners import local
 from repr_ray.study.config import ConfigError, Experiment
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import load, validate
-from repr_ray.training.setup import check, set_up
+from repr_ray.training.check import check
+from repr_ray.training.setup import set_up
 
 Write = Callable[[str, str], Path]
 CPU = torch.device("cpu")
@@ -461,12 +462,16 @@ def test_an_exception_in_a_hook_names_the_plug_in(write: Write, tmp_path: Path, 
         ("def f(kernel, *_): return kernel[:, :2]", {"direction": "own:f"}, "direction own:f: found shape"),
     ],
 )
-def test_a_score_or_direction_of_the_wrong_shape_fails_its_trial_in_one_line(
+def test_a_score_or_direction_of_the_wrong_shape_is_refused_before_training(
     write: Write, tmp_path: Path, ranking: str, reinit: dict[str, str], message: str
 ) -> None:
     write("own.py", f"{ranking}\n")
     scheme = {"kind": "repr", "s1": 1, "s2": 1, "ranking": {} if reinit else {"score": "own:f"}, "reinit": reinit}
-    local.run(plan(experiment(schemes={"r": scheme}, train={"epochs": 3})), tmp_path / "r", lambda message: None, {})
+    trials = plan(experiment(schemes={"r": scheme}, train={"epochs": 3}))
+    with pytest.raises(ConfigError, match=r"^r: plug-in own:f: ") as caught:
+        check(trials[0])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    local.run(trials, tmp_path / "r", lambda message: None, {})  # in a trial it would fail in one line as well
     [error] = (tmp_path / "r").glob("trials/*/error.json")
     assert message in json.loads(error.read_text())["message"]
 

@@ -64,7 +64,7 @@ def test_ray_s_steps_are_said_in_order(through_ray: tuple[subprocess.CompletedPr
 @pytest.mark.parametrize(
     ("slow", "said"),
     [
-        ("repr_ray.training.setup.check", "importing PyTorch and building every network once, to check it"),
+        ("repr_ray.training.check.check", "importing PyTorch and building every network once, to check it"),
         ("repr_ray.results.store.gather", "reading the results, drawing tables and pictures"),
         ("repr_ray.data.decoded.load", "loading the images of digits"),
     ],

@@ -18,7 +18,7 @@ from repr_ray.runners import local
 from repr_ray.study.config import ConfigError, Looks
 from repr_ray.study.plan import Trial, plan
 from repr_ray.study.reading import validate
-from repr_ray.training import setup
+from repr_ray.training import check
 from repr_ray.training.folder import TrialFolder
 
 Accuracy = Callable[[Trial], float | None]
@@ -80,7 +80,7 @@ def train(
 
         monkeypatch.setattr(local, "run", runner)
         monkeypatch.setattr(launch, "_report", say_answers)
-        monkeypatch.setattr(setup, "check", lambda *_: None)
+        monkeypatch.setattr(check, "check", lambda *_: None)
         monkeypatch.setattr(rounds, "_load", lambda _, data: dict.fromkeys(data, "c0ffee"))
         results = config.parent / "results"
         status = launch.main(["--config", str(config), "--results", str(results), "--runner", "local", *more])

@@ -9,9 +9,10 @@ import torch
 from support import results_of, rows, tiny
 
 from repr_ray.study.config import ConfigError
+from repr_ray.training.check import check
 from repr_ray.training.loop import run_epoch
 from repr_ray.training.messages import Preempted
-from repr_ray.training.setup import check, set_up
+from repr_ray.training.setup import set_up
 from repr_ray.training.trial import run_trial
 
 CPU = torch.device("cpu")

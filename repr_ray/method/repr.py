@@ -170,7 +170,7 @@ class RePr(Scheme):
         """A generator that depends on seed and epoch alone, so that a resumed training has the same draws."""
         return torch.Generator().manual_seed((self.seed << 20) + self.epoch)
 
-    def _score(self, batches: RankingBatches | None, progress: FiltersDone | None) -> dict[str, Tensor]:
+    def score(self, batches: RankingBatches | None = None, progress: FiltersDone | None = None) -> dict[str, Tensor]:
         """Scores of all filters by layer, J each. Every rank calls it; the values of rank 0 are used."""
         ranking, generator = self.settings.ranking, self._generator()
         if batches is not None and ranking.needs_data:
@@ -185,7 +185,7 @@ class RePr(Scheme):
         tensors, layers = self._tensors(), self.masks.layers
         parts = [part for layer in layers for part in layer.parts if part.role != "input"]
         self._before = {part.tensor: tensors[part.tensor].clone() for part in parts}
-        scores = self._score(batches, progress)
+        scores = self.score(batches, progress)
         dropped = {name: torch.zeros_like(mask) for name, mask in self.masks.dropped.items()}
         if distributed.rank() == 0:
             settings = self.settings

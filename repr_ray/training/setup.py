@@ -2,34 +2,25 @@
 
 import ctypes
 import hashlib
-import math
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from repr_ray import distributed
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import Decoded, Split, load
 from repr_ray.data.shape import shape_of
 from repr_ray.method.measurement import RankingBatches
-from repr_ray.method.repr import RePr
-from repr_ray.method.scheme import Scheme
-from repr_ray.method.selection import excluded_layers
 from repr_ray.models.settings import Library
-from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
 from repr_ray.training.average import Average
 from repr_ray.training.precision import padded_kernel, resolve_precision
-from repr_ray.training.step import NO_PENALTY, Setup, data_parallel
+from repr_ray.training.step import Setup, data_parallel
 
 
 def set_up(trial: Trial, device: torch.device, precision: str | None = None, decoded: Decoded | None = None) -> Setup:
@@ -103,96 +94,6 @@ def example_of(trial: Trial) -> Tensor:
     """Two images in the shape of the trial's, on the meta device."""
     images = shape_of(trial.data)
     return torch.empty(2, images.channels, images.size, images.size, device="meta")
-
-
-def check(trial: Trial) -> Mapping[str, str]:
-    """Build the trial's network and scheme without data, and without memory if their values are not needed.
-
-    Returns the layers whose filters are never dropped, with the reason; none for standard training. Raises
-    ConfigError if the network does not fit the images, the scheme does not fit the network, or a plug-in raises.
-    """
-    compact = trial.train.compact_sub_network
-    with torch.device("cpu" if trial.plug_ins or compact else "meta"):  # plug-ins may read values, meta has none
-        with _refusing(trial, trial.model.kind):
-            model = build_model(trial)
-            if trial.model.kind in trial.plug_ins:
-                _check_logits(trial, model)
-        with _refusing(trial, trial.train.optimizer.kind):
-            optimizer = trial.train.optimizer.optimizer(model.parameters())
-            if not isinstance(optimizer, Optimizer):
-                raise ConfigError(f"made {type(optimizer).__name__}, expected torch.optim.Optimizer")
-        with _refusing(trial, trial.train.schedule.kind):
-            rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
-            if not 0 <= rate < math.inf:
-                raise ConfigError(f"{rate} is not a learning rate")
-        loss = trial.settings.loss
-        with _refusing(trial, trial.settings.kind, *([loss.kind] if loss else [])):
-            scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
-            if trial.settings.kind in trial.plug_ins or (loss and loss.kind in trial.plug_ins):
-                _check_loss(trial, scheme)
-            if compact and isinstance(scheme, RePr):
-                _check_compact(scheme)
-    return scheme.left_out
-
-
-@contextmanager
-def _refusing(trial: Trial, *kinds: str) -> Iterator[None]:
-    """Turn any exception of a plug-in, and ValueErrors of built-in components, into ConfigError."""
-    try:
-        yield
-    except Exception as error:
-        if plug_ins := [kind for kind in kinds if kind in trial.plug_ins]:
-            reason = error if isinstance(error, ConfigError) else first_line(error)
-            raise ConfigError(f"{trial.scheme}: plug-in {plug_in_behind(error) or plug_ins[-1]}: {reason}") from None
-        if not isinstance(error, ValueError):
-            raise
-        raise ConfigError(f"{trial.scheme}: {error}") from None
-
-
-def _check_logits(trial: Trial, model: nn.Module) -> None:
-    """Raise ConfigError unless a plug-in network returns logits for images of the data set."""
-    known = shape_of(trial.data)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"made {type(model).__name__}, expected torch.nn.Module")
-    shape = (2, known.channels, known.size, known.size)
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(shape))
-    except Exception as error:
-        raise ConfigError(f"cannot take images {shape}: {first_line(error)}") from None
-    if not isinstance(logits, Tensor) or logits.shape != (2, known.classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(
-            f"gives {found} for images {shape}, expected logits {(2, known.classes)}: one number a class"
-        )
-
-
-def _check_loss(trial: Trial, scheme: Any) -> None:
-    """Raise ConfigError unless a plug-in scheme is a `Scheme` with a loss that is one number."""
-    if not isinstance(scheme, Scheme):
-        raise ConfigError(
-            f"{trial.settings.kind} made {type(scheme).__name__}, expected a subclass of repr_ray.Scheme"
-        )
-    known = shape_of(trial.data)
-    images = torch.zeros(2, known.channels, known.size, known.size)
-    scheme.term.teacher = lambda images: torch.zeros(len(images), known.classes)
-    loss = scheme.loss(torch.zeros(2, known.classes), torch.zeros(2, dtype=torch.long), images)
-    if not isinstance(loss, Tensor) or loss.dim():
-        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigError(f"a loss is one number, summed over the batch; found {found}")
-
-
-def _check_compact(scheme: RePr) -> None:
-    """Raise ConfigError unless the network and its optimizer can be made smaller: every layer loses a filter."""
-    if scheme.penalty() is not None:
-        raise ConfigError(NO_PENALTY)
-    spared = excluded_layers(scheme.settings.selection, list(scheme.dropped))
-    sizes = {name: len(mask) for name, mask in scheme.dropped.items() if name not in spared and len(mask) > 1}
-    scheme.masks.set({name: torch.arange(size, device="cpu") == 0 for name, size in sizes.items()})
-    try:
-        scheme.sub_network()
-    except ValueError as error:
-        raise ConfigError(f"train.compact_sub_network: {error}, by setting it to false") from None
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
