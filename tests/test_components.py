@@ -309,6 +309,21 @@ def test_a_network_that_gives_no_logits_is_refused_before_training(write: Write,
             {"train": {"schedule": {"kind": "own:f"}}},
             "-1.0 is not a learning rate",
         ),
+        (
+            "def f(base, step, *_): return base / (1 - (step > 0))",
+            {"train": {"schedule": {"kind": "own:f"}}},
+            "ZeroDivisionError",
+        ),
+        (
+            "def f(base, step, steps_per_epoch, epochs): return base if step == 0 else float('nan')",
+            {"train": {"schedule": {"kind": "own:f"}}},
+            "nan is not a learning rate (epoch 2)",
+        ),
+        (
+            "class f(Scheme):\n    def state_dict(self): return {'me': type(self)}",
+            {"schemes": {"s": {"kind": "own:f"}}},
+            "s: plug-in own:f: ValueError: state_dict() cannot be saved and read again (UnpicklingError",
+        ),
         ("def f(base): return 1.0", {"train": {"schedule": {"kind": "own:f"}}}, "TypeError: f() takes 1 positional"),
         (
             "class f(Scheme):\n    def loss(self, logits, labels, images): return logits.sum(1)",
@@ -445,6 +460,16 @@ def test_an_exception_in_a_hook_names_the_plug_in(write: Write, tmp_path: Path, 
     local.run(plan(experiment(schemes={"bad": {"kind": "bad:Bad"}})), tmp_path / "r", lambda message: None, {})
     [error] = (tmp_path / "r").glob("trials/*/error.json")
     assert json.loads(error.read_text())["message"] == "plug-in bad:Bad: IndexError: list index out of range"
+
+
+def test_a_checkpoint_that_could_not_be_read_again_is_not_written(write: Write, tmp_path: Path) -> None:
+    state = "def state_dict(self):\n        return super().state_dict() | {'me': type(self)}"
+    write("bad.py", f"import torch\n\nclass Bad(torch.optim.SGD):\n    {state}\n")
+    train = {"epochs": 3, "optimizer": {"kind": "bad:Bad", "learning_rate": 0.1}}
+    local.run(plan(experiment(train=train)), tmp_path / "r", lambda message: None, {})
+    [error] = (tmp_path / "r").glob("trials/*/error.json")
+    assert "state_dict() cannot be saved and read again" in json.loads(error.read_text())["message"]
+    assert not [*(tmp_path / "r").glob("trials/*/checkpoint*")]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from repr_ray.method.selection import excluded_layers
 from repr_ray.plug_ins import first_line, plug_in_behind
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import Trial
+from repr_ray.training import checkpoint
 from repr_ray.training.setup import build_model, example_of
 from repr_ray.training.step import NO_PENALTY
 
@@ -39,14 +40,13 @@ def check(trial: Trial) -> Mapping[str, str]:
             if not isinstance(optimizer, Optimizer):
                 raise ConfigError(f"made {type(optimizer).__name__}, expected torch.optim.Optimizer")
         with _refusing(trial, trial.train.schedule.kind):
-            rate = trial.train.schedule.rate(trial.train.optimizer.learning_rate, 0, 1, trial.train.epochs)
-            if not 0 <= rate < math.inf:
-                raise ConfigError(f"{rate} is not a learning rate")
+            _check_rates(trial)
         loss = trial.settings.loss
         with _refusing(trial, trial.settings.kind, *([loss.kind] if loss else [])):
             scheme: Scheme = trial.settings.scheme(model, optimizer, trial.train.epochs, example=example_of(trial))
             if trial.settings.kind in trial.plug_ins or (loss and loss.kind in trial.plug_ins):
                 _check_loss(trial, scheme)
+                checkpoint.content(scheme.state_dict(), tried=True)
         if isinstance(scheme, RePr):
             with _refusing(trial, scheme.settings.ranking.score):
                 _check_score(trial, scheme)
@@ -102,6 +102,16 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
     if not isinstance(loss, Tensor) or loss.dim():
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(f"a loss is one number, summed over the batch; found {found}")
+
+
+def _check_rates(trial: Trial) -> None:
+    """Raise ConfigError unless the schedule gives a learning rate at the start of every epoch, or of a thousand."""
+    train = trial.train
+    steps = -(-shape_of(trial.data).train_images // train.batch_size)
+    for epoch in (*range(0, train.epochs, -(-train.epochs // 1_000)), train.epochs - 1):
+        rate = train.schedule.rate(train.optimizer.learning_rate, epoch * steps, steps, train.epochs)
+        if not 0 <= rate < math.inf:
+            raise ConfigError(f"{rate} is not a learning rate (epoch {epoch + 1})")
 
 
 def _check_score(trial: Trial, scheme: RePr) -> None:

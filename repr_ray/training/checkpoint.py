@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from repr_ray.plug_ins import in_one_line
+from repr_ray.plug_ins import first_line, in_one_line
 from repr_ray.storage.atomic import write_atomic
 from repr_ray.storage.foreign import obstacle
 
@@ -19,17 +19,40 @@ PASSED = "going back to the one before it"
 _NAME = re.compile(r"checkpoint-[0-9]{4,9}(-[0-9]{6,12})?\.pt")
 
 
-def save(folder: Path, epochs: int, steps: int, state: dict[str, Any]) -> None:
-    """Write `checkpoint-EPOCHS.pt`, or `checkpoint-EPOCHS-STEPS.pt` within an epoch; keep the newest two."""
+def save(folder: Path, epochs: int, steps: int, state: dict[str, Any], tried: bool = False) -> None:
+    """Write `checkpoint-EPOCHS.pt`, or `checkpoint-EPOCHS-STEPS.pt` within an epoch; keep the newest two.
+
+    With `tried`, raises ValueError if it could not be read again; see `content`.
+    """
     name = f"checkpoint-{epochs:04}" + (f"-{steps:06}" if steps else "")
-    _write(folder / f"{name}.pt", state)
+    write_atomic(folder / f"{name}.pt", content(state, tried))
     for path in newest_first(folder)[KEPT:]:
         path.unlink(missing_ok=True)
 
 
 def save_best(folder: Path, epoch: int, val_accuracy: float, model: dict[str, Any]) -> None:
     """Write `best.pt`: `model`, the weights (a state_dict) of the epoch with the best validation accuracy so far."""
-    _write(folder / "best.pt", {"epoch": epoch, "val_accuracy": val_accuracy, "model": model})
+    write_atomic(folder / "best.pt", content({"epoch": epoch, "val_accuracy": val_accuracy, "model": model}))
+
+
+def content(state: dict[str, Any], tried: bool = False) -> bytes:
+    """The bytes of a file. With `tried`, raises ValueError if they cannot be read as plain data, as files are."""
+    import torch  # not at the top: the runner only needs names
+
+    buffer = io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        if tried:
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if not tried:
+            raise
+        raise ValueError(
+            f"state_dict() cannot be saved and read again ({first_line(error)}); it may hold tensors, numbers, texts,"
+            " lists and dictionaries"
+        ) from error
+    return buffer.getvalue()
 
 
 def readable(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,11 +134,3 @@ def _check_content(state: Any, epochs: int, steps: int) -> None:
     part = state.get("part")
     if [row["epoch"] for row in state["epochs"]] != list(range(epochs)) or (part["steps"] if part else 0) != steps:
         raise ValueError("it holds other epochs or steps than its name says")
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    import torch  # not at the top: the runner only needs names
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())

@@ -120,6 +120,7 @@ class _Run:
         self.part: PartialEpoch | None = None
         self.best: tuple[int, float, dict[str, Tensor]] | None = None  # not yet written
         self.warned: set[str] = set()
+        self.saved = False
         self.pace, self.told = _Pace(trial.resources.checkpoint_every), 0.0
         self.started, seconds = datetime.now(UTC), 0.0
         state = self._restore(device)
@@ -298,7 +299,9 @@ class _Run:
             "seconds": perf_counter() - self.clock,
             "started": self.started.isoformat(),
         }
-        checkpoint.save(self.folder.path, len(self.epochs), self.part["steps"] if self.part else 0, state)
+        steps, tried = self.part["steps"] if self.part else 0, bool(self.trial.plug_ins and not self.saved)
+        checkpoint.save(self.folder.path, len(self.epochs), steps, state, tried)
+        self.saved = True
         self._write_tables()
         self.board.flush()
 
