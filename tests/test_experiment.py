@@ -91,6 +91,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_write(tmp_path: Path, small_disk: 
     assert_resumes(small_disk / "tiny", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     """The same through a limit on file size, which needs no rights."""
     arguments = command("--config", write_config(tmp_path), "--results", tmp_path)

@@ -111,6 +111,7 @@ def test_a_launch_leaves_tables_and_a_comparison(
     assert "cycle 1: dropped 4 of 16 filters" in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_costs_nothing_on_ray(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     done = launch("--config", config, "--results", tmp_path, "schemes.repr.selection={exclude: [conv1, conv2]}")

@@ -30,9 +30,7 @@ def reset(optimizer: Optimizer, parameter: Tensor, mask: Tensor | None = None) -
         if name in FIRST:
             group = next(group for group in kept.param_groups if any(p is parameter for p in group["params"]))
             first = group.get(FIRST[name], 0.0)
-        if mask is None:
-            state.copy_(torch.as_tensor(first))
-        elif isinstance(first, Tensor) and first.dim():
-            state.copy_(torch.where(mask, first, state))
+        if isinstance(first, Tensor) and first.dim():
+            state.copy_(first if mask is None else torch.where(mask, first, state))
         else:
-            state.masked_fill_(mask, first)
+            state.fill_(first) if mask is None else state.masked_fill_(mask, first)

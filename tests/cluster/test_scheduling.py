@@ -128,6 +128,7 @@ def test_where_a_gpu_cannot_be_measured_trials_do_not_share_it(
     )
 
 
+@pytest.mark.slow
 def test_too_large_a_trial_is_given_up_in_the_open(
     cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
