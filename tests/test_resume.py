@@ -1,11 +1,11 @@
 """A trial that was killed, at any moment, ends like one that was not."""
 
+import itertools
 import json
+import multiprocessing
 import os
-import pickle
 import random
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 
 from repr_ray.study.plan import Trial
 from repr_ray.training import checkpoint, loop, setup
+from repr_ray.training import trial as trial_module
 from repr_ray.training.folder import TrialFolder
 from repr_ray.training.messages import Preempted
 from repr_ray.training.step import Setup
@@ -25,34 +26,31 @@ from repr_ray.training.trial import _Pace, _Run, run_trial
 
 CPU = torch.device("cpu")
 
-# Runs the trial pickled in a file and kills itself when `when` says so: before an epoch starts, or in the middle
-# of the n-th atomic write, when half of the bytes are there.
-KILLED = """
-import os, pickle, signal, sys
-import torch
-from pathlib import Path
-from repr_ray.training import checkpoint, trial
-run, results, when = pickle.loads(Path(sys.argv[1]).read_bytes())
-kind, count = when
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-if kind == "epoch":
-    original = trial.run_epoch
-    def run_epoch(setup, epoch, *rest):
-        if epoch == count: die()
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["repr_ray.training.trial", "torch._dynamo"])  # once for all processes
+
+
+def run_and_die(trial: Trial, results: Path, when: tuple[str, int]) -> None:
+    """Run a trial that kills its process before an epoch, or within the n-th atomic write, of which half is there."""
+    kind, count = when
+    original, writes = trial_module.run_epoch, itertools.count(1)
+
+    def run_epoch(setup: Setup, epoch: int, *rest: Any) -> Any:
+        if epoch == count:
+            os.kill(os.getpid(), signal.SIGKILL)
         return original(setup, epoch, *rest)
-    trial.run_epoch = run_epoch
-else:
-    def replace(path, target):
-        global count
-        count -= 1
-        if count == 0:
+
+    def replace(path: Path, target: Path) -> None:
+        if next(writes) == count:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            die()
-        os.replace(path, target)
-    Path.replace = replace
-trial.run_trial(run, results, torch.device("cpu"), lambda message: None, {})
-"""
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(path, target)  # noqa: PTH105 - Path.replace is this function
+
+    if kind == "epoch":
+        trial_module.run_epoch = run_epoch
+    else:
+        Path.replace = replace  # type: ignore[method-assign, assignment]
+    run(trial, results)
 
 
 def run(trial: Trial, results: Path) -> dict[str, object]:
@@ -94,10 +92,10 @@ def test_killed_and_resumed_equals_undisturbed(
 ) -> None:
     """Epochs: in S1, in S2, at the re-initialisation, in the last phase. Writes: tables and checkpoints."""
     trial, expected = undisturbed
-    job = tmp_path / "job.pickle"
-    job.write_bytes(pickle.dumps((trial, tmp_path / "results", when)))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(job)], env=os.environ, check=False)
-    assert killed.returncode == -9
+    process = PROCESSES.Process(target=run_and_die, args=(trial, tmp_path / "results", when))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     folder = TrialFolder(tmp_path / "results", trial)
     assert not folder.done
     for table in folder.path.glob("*.jsonl"):
