@@ -13,7 +13,7 @@ FIRST = {"step_size": "lr", "eta": "lr", "sum": "initial_accumulator_value"}
 """The option that a state begins with, for Rprop, ASGD and Adagrad."""
 
 ONES = ("mu", "mu_product")
-"""Factors of ASGD and NAdam that begin at 1."""
+"""Factors of ASGD and NAdam that begin at 1: numbers, not moments of these names."""
 
 
 def reset(optimizer: Optimizer, parameter: Tensor, mask: Tensor | None = None) -> None:
@@ -26,7 +26,7 @@ def reset(optimizer: Optimizer, parameter: Tensor, mask: Tensor | None = None) -
     for name, state in kept.state.get(parameter, {}).items():
         if not isinstance(state, Tensor) or (mask is not None and state.shape != parameter.shape):
             continue
-        first = parameter.detach() if name in WEIGHTS else float(name in ONES)
+        first = parameter.detach() if name in WEIGHTS else float(name in ONES and not state.dim())
         if name in FIRST:
             group = next(group for group in kept.param_groups if any(p is parameter for p in group["params"]))
             first = group.get(FIRST[name], 0.0)

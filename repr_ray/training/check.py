@@ -129,7 +129,7 @@ def _check_score(trial: Trial, scheme: RePr) -> None:
 def _check_direction(trial: Trial, scheme: RePr) -> None:
     """Raise ValueError unless a plug-in direction gives the first filter of each layer new weights."""
     if scheme.settings.reinit.direction in trial.plug_ins:
-        for layer in scheme.masks.layers:
+        for layer in (layer for layer in scheme.masks.layers if layer.filters > 1):  # a last filter is never dropped
             kernel = scheme.model.get_parameter(layer.kernel)
             redraw(kernel, torch.arange(layer.filters) == 0, scheme.settings.reinit, torch.Generator())
 
