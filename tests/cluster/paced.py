@@ -1,5 +1,6 @@
 """Trials that train as long as a test needs, on any machine: their learning rate waits for the test."""
 
+import sys
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -8,13 +9,21 @@ from typing import Any
 def rate(base: float, step: int, steps_per_epoch: int, epochs: int, *, leash: str, seconds: float = 0.0) -> float:
     """`base`; while the file `leash` is there, after `seconds`, and once it allows the epoch of this step.
 
-    The very first step waits for nothing: a launch asks for its rate when it checks the config.
+    The launcher does not wait: it asks for the rates of all epochs when it checks the config.
     """
-    while (allowed := _allowed(leash)) is not None and 0 < step >= allowed * steps_per_epoch:
+    if _is_launcher():
+        return base
+    while (allowed := _allowed(leash)) is not None and step >= allowed * steps_per_epoch:
         sleep(0.05)
     if allowed is not None:
         sleep(seconds)
     return base
+
+
+def _is_launcher() -> bool:
+    """Whether this process was started as `python -m repr_ray.launch`."""
+    spec = sys.modules["__main__"].__spec__
+    return spec is not None and spec.name == "repr_ray.launch"
 
 
 def _allowed(leash: str) -> int | None:
