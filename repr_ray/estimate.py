@@ -16,7 +16,7 @@ import yaml
 
 from repr_ray.data.cache import cache_folder
 from repr_ray.data.describe import copy_bytes
-from repr_ray.data.shape import shape_of
+from repr_ray.data.shape import shape_is_known, shape_of, steps_per_epoch
 from repr_ray.method.rivals.settings import RenewalSettings
 from repr_ray.method.settings import RePrSettings, SchemeSettings
 from repr_ray.models.settings import ConvNet, ModelSettings
@@ -67,7 +67,9 @@ def late_lines(trials: Iterable[Trial]) -> list[str]:
             lines[unreached] = f"WARNING: train.schedule.{unreached} never comes in train.epochs={trial.train.epochs}"
         built_in = trial.train.schedule.kind not in trial.plug_ins
         if built_in and isinstance(trial.settings, RePrSettings | RenewalSettings):
-            last, share = _last_return(trial.settings, trial.train)
+            known = shape_is_known(trial.data)  # if not, a dry run knows the rates of schedules by epochs only
+            steps = steps_per_epoch(trial.data, trial.train.batch_size) if known else 1
+            last, share = _last_return(trial.settings, trial.train, steps)
             if share < LOW:
                 where = " ".join(filter(None, [trial.scheme, trial.variant]))
                 lines[where] = (
@@ -79,11 +81,11 @@ def late_lines(trials: Iterable[Trial]) -> list[str]:
 
 
 @cache
-def _last_return(settings: SchemeSettings, train: Train) -> tuple[int, float]:
+def _last_return(settings: SchemeSettings, train: Train, steps: int) -> tuple[int, float]:
     """The number of epochs before the last re-initialisation, and the share of the highest rate after it."""
     epochs = train.epochs
     last = max((e for e in range(1, epochs) if settings.place(e, epochs) == ("full", 0)), default=0)
-    rates = [train.schedule.rate(1.0, epoch, 1, epochs) for epoch in range(epochs)]
+    rates = [train.schedule.rate(1.0, epoch * steps, steps, epochs) for epoch in range(epochs)]
     return last, rates[last] / max(rates)
 
 

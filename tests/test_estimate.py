@@ -39,6 +39,19 @@ def test_a_return_at_a_low_rate_is_warned_of() -> None:
     assert not warned(kind="cosine_restarts", first=10)
 
 
+def test_the_last_return_is_where_the_scheme_returns() -> None:
+    """RIFLE leaves out a re-initialisation too near the end, here after epoch 28; a rate may fall by steps."""
+    rifle = {"rifle": {"kind": "rifle", "every": 7}}
+
+    def warned(**schedule: Any) -> list[str]:
+        lines = estimate.late_lines(tiny(schemes=rifle, train={"epochs": 30, "schedule": schedule}))
+        return [line for line in lines if "rifle" in line]
+
+    assert not warned(kind="cosine"), "a fifth of the rate after epoch 21"
+    [line] = warned(kind="steps", every_steps=5)
+    assert "rifle: what it re-initialises last, after epoch 21 of 30, trains at 0.0% of" in line
+
+
 def test_a_schedule_that_goes_beyond_the_training_is_warned_of() -> None:
     def warned(**schedule: Any) -> list[str]:
         lines = estimate.late_lines(tiny(train={"epochs": 60, "schedule": schedule}))

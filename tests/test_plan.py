@@ -112,6 +112,7 @@ def test_a_value_of_a_grid_may_set_several_fields() -> None:
         ({"training": ARMS, "data.flip": [True]}, r"grid: data\.flip varies twice"),
         ({"training": {}}, r"grid\.training"),
         ({"training": {"a b": {}}}, r"grid\.training: 'a b' cannot be a name in labels"),
+        ({"my training": {"a": {}}}, r"grid\.my training: 'my training' cannot be a name in labels"),
         ({"training": {"a": 3}}, r"grid\.training=\{'a': 3\}: expected a mapping"),
         ({"training": ["a"]}, r"grid\.training: only fields of data, model, train and schemes can vary"),
         ({"training": {"a": {}, "b": {}}}, "have the same settings"),

@@ -125,4 +125,4 @@ def test_one_rank_is_asked_to_stop_and_both_go_on_later(results: dict[int, Path]
 def test_a_difference_between_ranks_stops_the_trial(results: dict[int, Path]) -> None:
     error = json.loads((TrialFolder(results[2], SPOILED).path / "error.json").read_text())
     assert error["status"] == "ranks differ"
-    assert "after epoch 1: the parameters on rank 1 differ from those on rank 0" in error["message"]
+    assert "after epoch 2: the parameters on rank 1 differ from those on rank 0" in error["message"]

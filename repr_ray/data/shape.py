@@ -35,3 +35,8 @@ def shape_of(data: Data) -> Shape:
 
     decoded = load(data)
     return Shape(decoded.classes, decoded.train.images.shape[-1], decoded.size, len(decoded.train))
+
+
+def steps_per_epoch(data: Data, batch_size: int) -> int:
+    """Optimizer steps of an epoch; the last batch may be smaller."""
+    return -(-shape_of(data).train_images // batch_size)

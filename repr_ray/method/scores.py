@@ -33,8 +33,12 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def overlap(weight: Tensor) -> float:
-    """Mean |cos| over all pairs of different filters of a layer, in [0, 1]; 0 for a single filter."""
-    pairs = len(weight) * (len(weight) - 1)
+    """Mean |cos| over all pairs of different filters of a layer that are not zero, in [0, 1]; 0 without a pair.
+
+    Filters that are dropped have no direction: with them the mean would fall by their share alone.
+    """
+    filters = len(weight) - zero_filters(weight)
+    pairs = filters * (filters - 1)
     return float(cosines(weight).abs().sum()) / pairs if pairs else 0.0
 
 

@@ -94,7 +94,7 @@ def _cell(row: Row | None) -> Entry:
 
 def _grid_values(scheme: str) -> tuple[str, dict[str, str]]:
     """`repr prune_ratio=0.5` as `repr` and its grid values; a value may hold spaces."""
-    name, *fields = re.split(r" (?=[\w.]+=)", scheme)
+    name, *fields = re.split(r" (?=[\w.+-]+=)", scheme)
     return name, dict(field.split("=", 1) for field in fields)
 
 

@@ -241,9 +241,10 @@ def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:
     """The values of an axis that each set several fields. Raises ConfigError for a field that they cannot set."""
     if key.partition(".")[0] in (*_SHARED, "schemes"):
         raise ConfigError(f"grid.{key}: expected a list of values; what sets several fields gets a name of its own")
-    for name, fields in values.items():
+    for name in (key, *values):
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ConfigError(f"grid.{key}: {name!r} cannot be a name in labels: use letters, digits, and . _ + -")
+    for name, fields in values.items():
         if wrong := [field for field in fields if field.partition(".")[0] not in _SHARED or "." not in field]:
             raise ConfigError(f"grid.{key}.{name}: {wrong[0]}: only fields of data, model and train can vary here")
     return [(f"{key}={name}", dict(fields)) for name, fields in values.items()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from repr_ray.data.shape import shape_of
+from repr_ray.data.shape import shape_of, steps_per_epoch
 from repr_ray.method.reinit import redraw
 from repr_ray.method.repr import RePr
 from repr_ray.method.scheme import Scheme
@@ -107,7 +107,7 @@ def _check_loss(trial: Trial, scheme: Any) -> None:
 def _check_rates(trial: Trial) -> None:
     """Raise ConfigError unless the schedule gives a learning rate at the start of every epoch, or of a thousand."""
     train = trial.train
-    steps = -(-shape_of(trial.data).train_images // train.batch_size)
+    steps = steps_per_epoch(trial.data, train.batch_size)
     for epoch in (*range(0, train.epochs, -(-train.epochs // 1_000)), train.epochs - 1):
         rate = train.schedule.rate(train.optimizer.learning_rate, epoch * steps, steps, train.epochs)
         if not 0 <= rate < math.inf:

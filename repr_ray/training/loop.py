@@ -75,7 +75,7 @@ def run_epoch(
         events = setup.scheme.end_epoch()
     if record:
         record(epoch, events)
-    distributed.assert_same_model(setup.model, f"after epoch {epoch}")
+    distributed.assert_same_model(setup.model, f"after epoch {epoch + 1}")
     distributed.broadcast(setup.model.buffers())
     if setup.average:
         setup.average.synchronise()

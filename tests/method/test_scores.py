@@ -72,6 +72,15 @@ def test_overlap_is_the_mean_over_pairs(weight: Tensor) -> None:
     assert overlap(weight) == pytest.approx(mean, abs=1e-12)
 
 
+def test_overlap_leaves_zero_filters_out() -> None:
+    """Filters that are dropped do not make the others more orthogonal."""
+    weight = kernel(0, 6)
+    survivors = overlap(weight[2:])
+    weight[:2] = 0
+    assert overlap(weight) == pytest.approx(survivors, abs=1e-12) and survivors > 0
+    assert overlap(weight[:3]) == 0
+
+
 @settings(max_examples=5)
 @given(st.integers(0, 1000))
 def test_chance_overlap_falls_with_the_dimension(seed: int) -> None:

@@ -45,6 +45,19 @@ def test_a_schemes_own_fields(tmp_path: Path) -> None:
     assert r"72.8 (+2.8*)" in tables.latex_sheet(sheet)
 
 
+def test_an_axis_may_have_a_hyphen(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    for seed in range(3):
+        for name, more in (("a", 0.0), ("b", 0.1)):
+            for size in (16, 32):
+                for scheme in ("standard", "repr"):
+                    variant = f"my-axis={name} train.batch_size={size}"
+                    make_trial(folder, scheme=scheme, seed=seed, accuracy=0.7 + more + seed / 1e4, variant=variant)
+    [(_, sheet)] = grid_sheets(compared(folder)).items()
+    shown = {cell.text for row in sheet.rows for cell in row[1:]}
+    assert {text[:4] for text in shown} == {"70.0", "80.0"}
+
+
 def test_fields_around_the_schemes(tmp_path: Path) -> None:
     """A block a scheme, the baseline among them, beside its own level; what is missing is a dash."""
     folder = tmp_path / "x"

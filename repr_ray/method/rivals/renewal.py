@@ -53,7 +53,7 @@ class Renewal(Scheme):
         self._enter(epoch)
         if epoch == 0 and self.fresh is None:
             _assert_resettable(self.model)
-        if epoch == 0 or epoch % self.every or epoch + self.every > self.epochs:
+        if epoch == 0 or self.settings.place(epoch, self.epochs) != ("full", 0):
             return []
         layers = [
             (name, module.weight)

@@ -114,8 +114,9 @@ class RenewalSettings(ReinitialisingSettings):
         self.interval(epochs)
 
     def place(self, epoch: int, epochs: int) -> tuple[Phase, int]:
-        """The place in a generation."""
-        return "full", epoch % self.interval(epochs)
+        """The place in a generation; the last one is longer, if the training is no multiple of `every`."""
+        every = self.interval(epochs)
+        return "full", epoch - min(epoch // every, epochs // every - 1) * every
 
 
 class ShrinkPerturbSettings(RenewalSettings):
