@@ -3,6 +3,7 @@
 The size of the paper's networks is computed without torch, for a quick dry run.
 """
 
+import json
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import yaml
 
@@ -21,8 +23,9 @@ from repr_ray.method.rivals.settings import RenewalSettings
 from repr_ray.method.settings import RePrSettings, SchemeSettings
 from repr_ray.models.settings import ConvNet, ModelSettings
 from repr_ray.plug_ins import digests
+from repr_ray.results.settings import whole as with_defaults
 from repr_ray.storage.folder import redact
-from repr_ray.storage.foreign import read_json
+from repr_ray.storage.foreign import read_json, read_mapping
 from repr_ray.study.config import Train
 from repr_ray.study.data import Data
 from repr_ray.study.plan import Trial
@@ -73,7 +76,7 @@ def late_lines(trials: Iterable[Trial]) -> list[str]:
             if share < LOW:
                 where = " ".join(filter(None, [trial.scheme, trial.variant]))
                 lines[where] = (
-                    f"WARNING: {where}: what it re-initialises last, after epoch {last} of {trial.train.epochs},"
+                    f"WARNING: {where}: its last re-initialisation, after epoch {last} of {trial.train.epochs},"
                     f" trains at {share:.1%} of the highest learning rate; end its cycles earlier, or restart the"
                     " rate with train.schedule.kind=cosine_restarts"
                 )
@@ -134,7 +137,8 @@ def disk(trial: Trial) -> int:
     """Bytes of a finished trial, without the records of drops and the few MB of the report."""
     net, momenta = size(trial.model, trial.data), trial.train.optimizer.momenta
     weights = FLOAT * (net.parameters + net.buffers)
-    best = weights if trial.data.validation_images else 0
+    may_validate = trial.data.validation_images or not trial.data.facts  # an unknown source may have a split for it
+    best = weights if may_validate else 0
     average = weights if trial.train.ema else 0
     return (
         checkpoint.KEPT * (weights + average + FLOAT * momenta * net.parameters)
@@ -174,14 +178,14 @@ def data_lines(pending: Iterable[Trial]) -> dict[str, bool]:
 
 
 def time_lines(pending: Iterable[Trial], results: Path, arguments: Sequence[str]) -> list[str]:
-    """GPU or CPU hours of the pending trials, one line per network and data set.
+    """GPU or CPU hours of the pending trials, one line per network, data set and size of images.
 
-    The speed is measured on finished trials of the same network and data set in any experiment beside `results`.
+    The speed is measured on finished trials of the same in any experiment beside `results`.
     Without one, the line ends with a command, made from `arguments`, that measures it.
     """
-    groups: dict[tuple[ModelSettings, str], list[Trial]] = {}
+    groups: dict[str, list[Trial]] = {}
     for trial in pending:
-        groups.setdefault((trial.model, trial.data.name), []).append(trial)
+        groups.setdefault(_work_of(trial.record()["settings"]), []).append(trial)
     return [_time_line(trials, results, arguments) for trials in groups.values()]
 
 
@@ -218,6 +222,7 @@ def _one_epoch(trial: Trial) -> list[str]:
     if trial.stage:
         fields["tuning"] = "null"
     if trial.variant:  # the grid may have made it
+        fields |= {f"data.{name}": json.dumps(getattr(trial.data, name)) for name in ("size", "channels")}
         fields["model"] = yaml.safe_dump(trial.model.model_dump(), default_flow_style=True, width=10_000).strip()
     return [f"{key}={value}" for key, value in fields.items()]
 
@@ -225,14 +230,18 @@ def _one_epoch(trial: Trial) -> list[str]:
 def measured(trial: Trial, root: Path) -> Speed | None:
     """The median speed of the newest finished trials below `root` that are comparable with this one, or None.
 
-    Comparable trials have the same network and data set, and ran on the kind of device that this one requests; with
-    `auto` those on GPUs, if any. The time is assumed to be divided by the number of workers or threads.
+    Comparable trials have the same network, data set and size of images, and ran on the kind of device that this
+    one requests; with `auto` those on GPUs, if any. Time is taken as divided by the number of workers or threads.
     """
-    gpus = trial.resources.gpus_per_worker
+    gpus, work = trial.resources.gpus_per_worker, _work_of(trial.record()["settings"])
     found: dict[str, list[tuple[float, str]]] = {"GPU": [], "CPU": []}
     paths = root.glob(f"*/trials/{trial.model.label}-{trial.data.name}-*/result.json")
-    for path in sorted(paths, key=lambda path: path.lstat().st_mtime, reverse=True)[:NEWEST]:
+    for path in sorted(paths, key=lambda path: path.lstat().st_mtime, reverse=True)[: 5 * NEWEST]:
+        if sum(map(len, found.values())) == NEWEST:
+            break
         try:
+            if _work_of(read_mapping(path.parent / "config.yaml")["settings"]) != work:
+                continue
             result = read_json(path)
             gpu = result["hardware"]["gpu"]
             devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
@@ -245,6 +254,13 @@ def measured(trial: Trial, root: Path) -> Speed | None:
         return None
     speeds, names = zip(*found[device], strict=True)
     return Speed(median(speeds), device, ", ".join(sorted(set(names))), len(speeds))
+
+
+def _work_of(settings: dict[str, Any]) -> str:
+    """The settings of a trial that say how much work an image is, as text: its network, data set and image size."""
+    whole = with_defaults(settings)
+    images = {name: whole["data"].get(name) for name in ("name", "size", "channels")}
+    return json.dumps([whole["model"], images], sort_keys=True)
 
 
 def _held(folder: Path) -> int:

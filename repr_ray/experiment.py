@@ -78,7 +78,7 @@ def hold(storage: Folder, experiment: Experiment) -> Iterator[None]:
 def _refuse_links(folder: Path) -> None:
     for path, reason in obstacles(folder, (FILE, HOLDER, LOCK, "trials")):
         raise ConfigError(
-            f"{path}: {reason}, and nothing in a results folder may lead out of it; remove it, or choose another"
+            f"{path}: {reason}, but results folders have no links to other folders; remove it, or choose another"
             " name=... or --results"
         )
 

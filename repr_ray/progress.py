@@ -69,7 +69,8 @@ class Progress:
                 self._print(f"{trial}  done{f': {self._state(last)}' if last else ''}", "green")
 
     def _epoch(self, trial: str, message: EpochEnded) -> None:
-        self.epochs_seen += 1
+        last = self.running.get(trial)  # messages leave out epochs that are shorter than the time between two
+        self.epochs_seen += max(1, message.row["epoch"] - last.row["epoch"]) if last else 1
         self.running[trial] = message
         if (accuracy := message.row["test_accuracy"]) is not None:
             self.tested[trial] = accuracy

@@ -55,7 +55,7 @@ class _EpochEnd(TypedDict):
 
 
 class Epoch(_EpochStart, Losses, Averaged, _EpochEnd):
-    """A finished epoch."""
+    """A finished epoch. `images_per_second` is of training alone, `seconds` of all that it took."""
 
 
 class LayerState(TypedDict):
@@ -80,7 +80,10 @@ def without_layers(line: EpochLine) -> Epoch:
 
 
 class Measured(TypedDict, total=False):
-    """The columns of the trials table that a result fills."""
+    """The columns of the trials table that a result fills.
+
+    `images_per_second` counts training images, in the time of all epochs with their ranking and evaluation.
+    """
 
     collapsed_epoch: int | None
     wall_seconds: Required[float]
@@ -211,21 +214,21 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     if result.get("status") != "done":
-        raise Unusable(f"says status={result.get('status')!r}, not done")
+        raise Unusable(f"has status={result.get('status')!r}, not done")
     needed = [name for name in Result.__annotations__ if name in Result.__required_keys__]
     if missing := [name for name in needed if result.get(name) is None]:
         raise Unusable(f"lacks {', '.join(missing)}")
     for name, kind in columns(Measured).items():
         if (value := result.get(name)) is not None and not _fits(value, kind):
-            raise Unusable(f"says {name}={str(value)[:100]!r}, not {_KINDS[kind]}")
+            raise Unusable(f"has {name}={str(value)[:100]!r}, not {_KINDS[kind]}")
     for name in ("started", "finished"):
         try:
             datetime.fromisoformat(result[name]).timestamp()
         except (ValueError, OverflowError):
-            raise Unusable(f"says {name}={result[name][:100]!r}, not a time") from None
+            raise Unusable(f"has {name}={result[name][:100]!r}, not a time") from None
     for name in ("versions", "hardware"):
         if not isinstance(result[name], dict):
-            raise Unusable(f"says {name}={str(result[name])[:100]!r}, not a mapping")
+            raise Unusable(f"has {name}={str(result[name])[:100]!r}, not a mapping")
     return result
 
 

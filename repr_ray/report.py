@@ -118,7 +118,7 @@ def report(
             everything = [*sheets, ("Failed trials", failures)]
             write("comparison.md", tables.write_markdown, comparison, everything, folded)
     if console:
-        tables.print_comparison(console, comparison, schemes, tables.claims_sheet(claimed))
+        tables.print_comparison(console, comparison, schemes, exact, len(others.rows))
         for sheet in printed.values():
             tables.print_sheet(console, sheet)
         if power and needed.rows:

@@ -42,7 +42,7 @@ class Rounds:
 
     def _plan(self) -> None:
         if isinstance(self.experiment.seeds, Looks) and any(self.storage.path.glob("trials/*/config.yaml")):
-            say(self.console, "judging the results so far")
+            say(self.console, "testing the results so far")
         self.trials = stages.called_for(self.experiment, self.storage.path)
         self.folders = [TrialFolder(self.storage.path, trial) for trial in self.trials]
         self.pending = [folder.trial for folder in self.folders if not stages.ended(folder)]

@@ -176,18 +176,24 @@ def _accuracy_of(folder: TrialFolder, epoch: int | None) -> float | None:
     if epoch is None and not folder.done:
         return 0.0 if ended(folder) else None
     known = _validation(folder)
-    if epoch is None:
-        return known[-1]
-    return known[epoch - 1] if len(known) >= epoch else 0.0 if _diverged(folder) else None
+    if folder.done and len(known) < folder.trial.train.epochs:
+        raise ConfigError(
+            f"{folder.path}: done, but epochs.jsonl has {len(known)} of {folder.trial.train.epochs} epochs; delete"
+            " the folder to train the trial again"
+        )
+    after = epoch or folder.trial.train.epochs
+    return known[after] if after in known else 0.0 if _diverged(folder) else None
 
 
-def _validation(folder: TrialFolder) -> list[float]:
-    """Validation accuracy after each epoch."""
+def _validation(folder: TrialFolder) -> dict[int, float]:
+    """Validation accuracy by epoch, counted from 1; lines that cannot be read are left out."""
+    known = {}
     with contextlib.suppress(FileNotFoundError):
-        return [
-            json.loads(row)["val_accuracy"] for row in read_tail(folder.path / "epochs.jsonl", 1 << 30).splitlines()
-        ]
-    return []
+        for line in read_tail(folder.path / "epochs.jsonl", 1 << 30).splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                known[row["epoch"] + 1] = row["val_accuracy"]
+    return known
 
 
 def _pauses(folder: TrialFolder) -> bool:

@@ -271,7 +271,7 @@ NETWORKS = {
     "tuple": ("return lambda x: x", "made function, expected torch.nn.Module"),
     "flat": (
         "return nn.Flatten()",
-        "gives (2, 64) for images (2, 1, 8, 8), expected logits (2, 10): one number a class",
+        "gives (2, 64) for images (2, 1, 8, 8), expected logits (2, 10): one number per class",
     ),
     "maps": ("return nn.Conv2d(1, classes, 3)", "gives (2, 10, 6, 6)"),
     "two": ("return nn.GRU(8, classes)", "cannot take images (2, 1, 8, 8): "),

@@ -28,6 +28,7 @@ from support import STANDARD, TINY, results_of, write_config
 from repr_ray.data import copying
 from repr_ray.data.batches import Batches
 from repr_ray.data.decoded import cache_folder, load
+from repr_ray.data.shape import Shape, shape_is_known, shape_of
 from repr_ray.launch import main
 from repr_ray.study.config import ConfigError
 from repr_ray.study.data import Data
@@ -91,6 +92,13 @@ def test_images_are_normalised_by_what_is_asked_for(folder: Path) -> None:
     assert (none.mean.tolist(), none.std.tolist()) == ([0, 0, 0], [1, 1, 1])
     with pytest.raises(ConfigError, match=r"data\.normalise: 1 means and standard deviations, .* have 3 channels"):
         load(Data(name="cifar10", partial=True, source=str(folder), normalise={"mean": [0.5], "std": [0.5]}))
+
+
+def test_a_part_of_a_known_data_set_has_as_many_images_as_its_source(folder: Path) -> None:
+    part = Data(name="cifar10", partial=True, source=str(folder))
+    assert not shape_is_known(part)
+    assert shape_of(part) == Shape(10, 3, 32, 50)
+    assert shape_of(part.model_copy(update={"train_images": 40})).train_images == 40
 
 
 def test_decoded_once_and_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_the_last_return_is_where_the_scheme_returns() -> None:
 
     assert not warned(kind="cosine"), "a fifth of the rate after epoch 21"
     [line] = warned(kind="steps", every_steps=5)
-    assert "rifle: what it re-initialises last, after epoch 21 of 30, trains at 0.0% of" in line
+    assert "rifle: its last re-initialisation, after epoch 21 of 30, trains at 0.0% of" in line
 
 
 def test_a_schedule_that_goes_beyond_the_training_is_warned_of() -> None:
@@ -156,6 +156,18 @@ def test_tuning_counts_and_its_speed_is_measured_without_it(
     assert "for 8 trials" in out  # one of standard, which has nothing to tune, and three of RePr; two seeds of both
     measure = shlex.split(out.partition("run one epoch to measure it: ")[2])
     assert main([*measure[3:], "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("other", [{"data": {"size": 16}}, {"model": {"width": 16}}, {"data": {"channels": 3}}])
+def test_only_the_same_work_is_a_measure(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Folders of trials are named alike where their images are of other sizes."""
+    result = {"images_per_second": 100.0, "workers": 1, "threads": 1, "hardware": {"cpu": "x", "gpu": None}}
+    for number, changed in enumerate((other, {"train": {"batch_size": 16}})):
+        folder = TrialFolder(tmp_path / "other", tiny(name="other", **changed)[0])
+        folder.announce()
+        folder.take_over()
+        folder.finish(result)
+        assert (estimate.measured(tiny()[0], tmp_path) is not None) == bool(number)
 
 
 def test_a_gpu_is_not_estimated_from_a_cpu(tmp_path: Path) -> None:

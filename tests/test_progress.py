@@ -55,6 +55,14 @@ def test_a_log_has_a_hundred_lines_a_trial_at_most(monkeypatch: pytest.MonkeyPat
     assert len(out.getvalue().splitlines()) == 100
 
 
+def test_the_time_left_counts_epochs_not_messages() -> None:
+    """Short epochs share a message; a trial that starts again repeats some."""
+    with Progress(Console(file=io.StringIO(), width=80), {TRIAL: 100}, already_done=0) as progress:
+        for number, seen in ((0, 1), (4, 5), (9, 10), (6, 11)):
+            progress.update(epoch(number))
+            assert progress.epochs_seen == seen
+
+
 def test_a_terminal_has_a_live_line_a_trial() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", run(terminal=True))
     assert max(len(line.rstrip()) for line in re.split(r"[\r\n]", text)) <= 80

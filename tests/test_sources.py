@@ -181,7 +181,7 @@ def test_a_split_without_a_usable_image_is_named(tmp_path: Path, fields: dict[st
     root = class_folders(tmp_path / "c", train=8, test=2)
     for file in (root / "test").rglob("*.*"):
         file.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"mend or remove them, no test image is left without them"):
+    with pytest.raises(ConfigError, match=r"mend or remove them, no test image would be left without them"):
         load(own(root, skip_damaged=2, **fields))
 
 
@@ -390,7 +390,7 @@ def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
                 (root / "README.md").write_text(_README.format("../q/*.parquet"))
                 and write(root.parent / "q" / "train.parquet", table(9))
             ),
-            r"q/train.parquet: is named by the README, and does not lie in this folder",
+            r"q/train.parquet: is named by the README, but is outside this folder",
         ),
         "two kinds": (
             lambda root: class_folders(root, train=3),
@@ -418,9 +418,9 @@ def breaks(name: str) -> tuple[Callable[[Path], Any], str]:
             replace(picture=[{"bytes": _bytes(deep)}] * 3, kind=[0, 1, 2]),
             r"test.parquet, row 0, column picture: 16 bits or more",
         ),
-        "dangling": (lambda root: (root / "x.parquet").symlink_to(root / "none"), r"x.parquet: is a link to nothing"),
-        "round": (lambda root: (root / "x").symlink_to(root), r"/x: is a link to a folder that it lies in"),
-        "itself": (lambda root: (root / "x").symlink_to(root / "x"), r"/x: is a link to nothing|symbolic links"),
+        "dangling": (lambda root: (root / "x.parquet").symlink_to(root / "none"), r"x.parquet: is a broken link"),
+        "round": (lambda root: (root / "x").symlink_to(root), r"/x: is a link to a folder that contains it"),
+        "itself": (lambda root: (root / "x").symlink_to(root / "x"), r"/x: is a broken link|symbolic links"),
         "pipe": (lambda root: os.mkfifo(root / "x.parquet"), r"x.parquet: is a pipe, socket or device"),
         "one of two": (
             lambda root: (root / "test.parquet").rename(root / "test-00000-of-00002.parquet"),
@@ -499,7 +499,7 @@ def test_images_of_one_value_are_refused(tmp_path: Path) -> None:
     flat = [{"bytes": encode(np.full((32, 32, 3), 7, np.uint8), "png")}] * 4
     for split in ("train", "test"):
         write(tmp_path / "p" / f"{split}.parquet", pa.table({"img": flat, "label": [0, 1, 0, 1]}))
-    with pytest.raises(ConfigError, match=r"column img: channel 0 has one value all over"):
+    with pytest.raises(ConfigError, match=r"column img: channel 0 has the same value in all"):
         load(own(tmp_path / "p"))
     assert load(own(tmp_path / "p", normalise="none")).std.tolist() == [1, 1, 1]
 
@@ -814,7 +814,7 @@ def test_a_study_of_columns_of_parquet_whose_validation_images_depend_on_the_see
 def test_a_dry_run_of_a_source_that_is_not_here_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, data={"name": "mnist"})
     assert main(["--config", str(config), "--dry-run"]) == 0
-    assert "data: mnist from torchvision: not looked at (perhaps not downloaded yet)" in capsys.readouterr().out
+    assert "data: mnist from torchvision: not read (perhaps not downloaded yet)" in capsys.readouterr().out
 
 
 def test_sources_are_imported_when_they_are_needed() -> None:
@@ -829,5 +829,7 @@ def test_a_tree_of_folders_is_no_data_set(tmp_path: Path) -> None:
     deep = tmp_path / "a" / "b" / "c" / "train-00000-of-00001.parquet"
     deep.parent.mkdir(parents=True)
     deep.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"a/b/c/train-00000-of-00001\.parquet: lies too deep; name the folder"):
+    with pytest.raises(
+        ConfigError, match=r"a/b/c/train-00000-of-00001\.parquet: is too deep below the folder; name the folder"
+    ):
         decoded.load(Data(name="mine", source=str(tmp_path)))

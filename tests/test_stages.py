@@ -206,7 +206,7 @@ def test_the_worse_half_of_the_points_stops(tmp_path: Path, capsys: pytest.Captu
     for scheme in schemes:
         tried = [t for t in trials if t.stage == "tuning" and t.scheme == scheme]
         paths = {t.name: TrialFolder(results, t) for t in tried}
-        after = {name: stages._validation(folder)[2] for name, folder in paths.items()}
+        after = {name: stages._validation(folder)[3] for name, folder in paths.items()}
         stopped = {t.name for t in tried if t.until == 3}
         assert len(stopped) == 2 and {name for name, folder in paths.items() if folder.done} == after.keys() - stopped
         assert max(after[name] for name in stopped) <= min(after[name] for name in after.keys() - stopped)
@@ -214,7 +214,9 @@ def test_the_worse_half_of_the_points_stops(tmp_path: Path, capsys: pytest.Captu
             assert folder.failed == (name in stopped)
             there = rows(tmp_path / "whole" / "r" / "tiny", name, "epochs")
             assert rows(results, name, "epochs") == there[: 3 if name in stopped else 8]
-        best_of = max((t for t in tried if t.until is None), key=lambda t: stages._validation(paths[t.name])[-1])
+        best_of = max(
+            (t for t in tried if t.until is None), key=lambda t: stages._validation(paths[t.name])[t.train.epochs]
+        )
         assert {t.tuned for t in trials if not t.stage and t.scheme == scheme} == {best_of.tuned}
     found = tuned.tried(store.gather([results], tmp_path))
     sheet = tuned.tuned_sheet(found)
@@ -240,13 +242,26 @@ def test_halves_are_decided_by_results_alone(
         path = TrialFolder(folder, trial).path
         path.mkdir(parents=True)
         known = [0, 0] if early is None else [0, 0, early, 0, 0, 0, 0, late]
-        (path / "epochs.jsonl").write_text("".join(json.dumps({"val_accuracy": value}) + "\n" for value in known))
+        rows = [json.dumps({"epoch": epoch, "val_accuracy": value}) for epoch, value in enumerate(known)]
+        (path / "epochs.jsonl").write_text("\n".join(rows))
     until = [trial.until for trial in stages.called_for(experiment, folder)]
     if None in after:
         assert until == [3] * 4
     else:
         order = sorted(range(4), key=lambda place: (-(after[place] or 0), place))
         assert until == [None if place in order[:2] else 3 for place in range(4)]
+
+
+def test_a_point_that_lost_epochs_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line is not its last epoch."""
+    experiment = validate(TINY | {"tuning": TUNING}, "tiny")
+    for trial in stages.called_for(experiment, tmp_path):
+        path = TrialFolder(tmp_path, trial).path
+        path.mkdir(parents=True)
+        (path / "epochs.jsonl").write_text('{"epoch": 0, "val_accuracy": 0.5}\n{"epoch": 1, "val_a')
+    monkeypatch.setattr(TrialFolder, "done", True)
+    with pytest.raises(ConfigError, match=r"done, but epochs\.jsonl has 1 of 8 epochs; delete the folder"):
+        stages.called_for(experiment, tmp_path)
 
 
 def test_equal_points_stop_only_together(tmp_path: Path) -> None:

@@ -180,5 +180,5 @@ def too_many_damaged(data: Data, damaged: list[str], empty: str = "") -> ConfigE
     """The error for more images that cannot be decoded than may be skipped, or for all of the split `empty`."""
     more = f" (and {len(damaged) - 1:,} more images)" if len(damaged) > 1 else ""
     leave_out = f"or leave them out by data.skip_damaged={len(damaged)}"
-    way_out = f"no {empty} image is left without them" if empty else leave_out
+    way_out = f"no {empty} image would be left without them" if empty else leave_out
     return ConfigError(f"data.source={data.source}: {damaged[0]}{more}; mend or remove them, {way_out}")

@@ -159,8 +159,8 @@ def _statistics(data: Data, facts: dict[str, Any], channels: int) -> tuple[NDArr
         mean, std = np.asarray(facts["mean"]), np.asarray(facts["std"])
         if not (std > 0).all():
             raise ConfigError(
-                f"data.source={data.source}: {facts['where']}: channel {int(std.argmin())} has one value all over"
-                " the training images, and cannot be divided by its deviation; set data.normalise=none"
+                f"data.source={data.source}: {facts['where']}: channel {int(std.argmin())} has the same"
+                " value in all training images, so that its deviation is 0; set data.normalise=none"
             )
         return mean, std
     given = data.normalise

@@ -71,7 +71,7 @@ def _bytes(source: Source) -> int:
 
 
 def _later(data: Data, reason: str) -> str:
-    return f"data: {data.name} from {redact(data.source)}: not looked at ({reason}); a launch does before it trains"
+    return f"data: {data.name} from {redact(data.source)}: not read ({reason}); a launch reads it before it trains"
 
 
 def _first(rows: Rows) -> str:

@@ -20,21 +20,28 @@ def shape_is_known(data: Data) -> bool:
     """Whether the shape is known without decoding anything."""
     from repr_ray.data.decoded import known_facts
 
-    facts = data.facts
-    return bool(facts and (data.size or facts.size)) or known_facts(data) is not None
+    return _published(data) is not None or known_facts(data) is not None
 
 
 @cache
 def shape_of(data: Data) -> Shape:
     """The shape, from the name if that is enough; else the source is decoded. Raises ConfigError."""
-    facts = data.facts
-    if facts and (size := data.size or facts.size):
-        count = data.train_images or facts.train - data.validation_images
-        return Shape(facts.classes, data.channels or facts.channels, size, count)
+    if published := _published(data):
+        return published
     from repr_ray.data.decoded import load
 
     decoded = load(data)
     return Shape(decoded.classes, decoded.train.images.shape[-1], decoded.size, len(decoded.train))
+
+
+def _published(data: Data) -> Shape | None:
+    """The shape by the facts of a named data set; None if they are not enough, as for a part of its images."""
+    facts = data.facts
+    size = data.size or (facts.size if facts else None)
+    if facts is None or size is None or (data.partial and data.train_images is None):
+        return None
+    count = data.train_images or facts.train - data.validation_images
+    return Shape(facts.classes, data.channels or facts.channels, size, count)
 
 
 def steps_per_epoch(data: Data, batch_size: int) -> int:

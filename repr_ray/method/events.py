@@ -8,7 +8,8 @@ class LayerEvent:
     """One drop or re-initialisation in one layer of J filters.
 
     `dropped` marks the filters that the event is about (dropped, brought back, ...), `overlap_*` is the layer's mean
-    |cos| between filters and `zero` the number of its filters whose kernel is all zeros, after the event.
+    |cos| between filters and `zero` the number of its filters whose kernel is all zeros, after the event. Where
+    filters change during an epoch, `overlap_before` is None, and the event is of the whole epoch.
     `largest_cos`, `relaxed` and `last_resort` are those of `Redrawn`, before `next_layer` is applied. If single
     weights are masked, `scores` are their shares of each filter's weights.
     """
@@ -18,7 +19,7 @@ class LayerEvent:
     epoch: int
     layer: str
     dropped: tuple[int, ...]
-    overlap_before: float
+    overlap_before: float | None
     overlap_after: float
     scores: tuple[float, ...] | None = None
     largest_cos: float | None = None

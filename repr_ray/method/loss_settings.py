@@ -51,7 +51,7 @@ class DistillationSettings(LossSettings):
 
     The loss is (1 - `alpha`) CE + `alpha` T^2 KL(teacher || student), both softened by the `temperature` T. By
     default as born-again networks with labels (arXiv 1805.04770, section 3): the same network, T = 1, and both losses
-    count alike, as the source names no weights. Knowledge distillation (arXiv 1503.02531) takes T from 2 to 20.
+    have the same weight, as the source names none. Knowledge distillation (arXiv 1503.02531) takes T from 2 to 20.
     """
 
     builds: ClassVar[str] = "repr_ray.method.losses:Distillation"

@@ -303,7 +303,8 @@ class RePr(Scheme):
                 mask = part.mask(tensors[part.tensor].shape, self.masks.dropped[layer.name])
                 if tensors[part.tensor].masked_select(mask).any():
                     raise RuntimeError(
-                        f"dropped filters of {layer.name} have moved: call after_step() after every optimizer step"
+                        f"dropped filters of {layer.name} are no longer zero: call after_step() after every"
+                        " optimizer step"
                     )
 
 

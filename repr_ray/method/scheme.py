@@ -177,7 +177,7 @@ class Scheme:
             self.term.start_epoch(self.epoch)
 
     def event(
-        self, event: str, layer: str, weight: Tensor, dropped: Tensor, overlap_before: float, **more: Any
+        self, event: str, layer: str, weight: Tensor, dropped: Tensor, overlap_before: float | None, **more: Any
     ) -> LayerEvent:
         """What happened to the filters `dropped`, bool (J), of a layer with this `weight` (J x ...), for the tables.
 

@@ -46,7 +46,7 @@ def check_ratio(sizes: Mapping[str, int], prune_ratio: float, selection: Selecti
     """Raise ValueError if more filters would be dropped than `selection` allows in a network of these layers."""
     room = _room(sizes, selection)
     for scope in _scopes(sizes, selection):
-        wanted, allowed = _floor(prune_ratio * sum(sizes[n] for n in scope)), sum(room[n] for n in scope)
+        wanted, allowed = floor(prune_ratio * sum(sizes[n] for n in scope)), sum(room[n] for n in scope)
         if wanted > allowed and (allowed or selection.scope == "global"):
             network = "the network" if selection.prune_ratio_of == "all" else "the layers dropped from"
             what = network if selection.scope == "global" else f"layer {scope[0]}"
@@ -69,7 +69,7 @@ def select(scores: Mapping[str, Tensor], prune_ratio: float, order: str, selecti
         owners = [(name, f) for name in scope for f in range(len(scores[name]))]
         values = torch.cat([scores[name].detach().double().cpu() for name in scope])
         values = values if order == "worst" else -values
-        count = _floor(prune_ratio * len(values))
+        count = floor(prune_ratio * len(values))
         if selection.count == "percentile":
             count = int((values.numpy() > np.percentile(values.numpy(), 100 * (1 - prune_ratio))).sum())
         for index in torch.argsort(-values, stable=True).tolist():
@@ -92,11 +92,11 @@ def _room(sizes: Mapping[str, int], selection: Selection) -> dict[str, int]:
     """The most filters that each layer may lose."""
     spared = excluded_layers(selection, list(sizes))
     return {
-        name: 0 if name in spared else min(_floor(selection.max_per_layer * size), size - 1)
+        name: 0 if name in spared else min(floor(selection.max_per_layer * size), size - 1)
         for name, size in sizes.items()
     }
 
 
-def _floor(value: float) -> int:
+def floor(value: float) -> int:
     """The floor of a product, with tolerance for a rounding error just below a whole number."""
     return int(value + 1e-9)

@@ -104,7 +104,7 @@ class Reinit(Settings):
     gain: Annotated[float, Field(gt=0)] = 1.0
     """factor of new filters, except for directions `old` and `zero`"""
     next_layer: Literal["keep", "zero", "default"] = "keep"
-    """weights of the next layer that read new filters: keep them, set them to zero, or draw them by default"""
+    """outgoing weights of new filters, in the next layer: keep them, set them to zero, or draw them by default"""
     bias: Literal["zero", "default", "keep"] = "zero"
     """the bias of a new filter"""
     optimizer_state: Literal["reset", "keep"] = "reset"

@@ -75,7 +75,7 @@ class AdamW(_Adaptive):
 
 
 class RmsProp(OptimizerSettings):
-    """RMSprop, as torch has it."""
+    """RMSprop, of torch."""
 
     builds: ClassVar[str] = "torch.optim:RMSprop"
 
@@ -109,7 +109,7 @@ class _OfTimm(OptimizerSettings):
 
 
 class Lars(_OfTimm):
-    """LARS (arXiv 1708.03888), as timm has it: each tensor's step is scaled by |weights| / |gradient|.
+    """LARS (arXiv 1708.03888), of timm: each tensor's step is scaled by |weights| / |gradient|.
 
     The learning rate is the paper's global one, some hundred times that of SGD.
     """
@@ -127,7 +127,7 @@ class Lars(_OfTimm):
 
 
 class Lion(_OfTimm):
-    """Lion (arXiv 2302.06675), as timm has it: the sign of a mixture of gradient and average is the step.
+    """Lion (arXiv 2302.06675), of timm: the sign of a mixture of gradient and average is the step.
 
     The paper takes a learning rate 3 to 10 times smaller than AdamW's, and a weight decay as many times larger.
     """

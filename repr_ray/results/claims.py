@@ -23,12 +23,12 @@ import yaml
 
 from repr_ray.results.blocks import BLOCK, GROUP
 from repr_ray.results.compare import Comparison, records
+from repr_ray.results.decide import FEWEST_FOR_INTERVAL
 from repr_ray.results.settings import cells, comparable
 
 MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced
 UNDECIDED = "cannot tell yet"
 _LISTED = 8  # settings that differ
-_FEWEST = 3  # seeds below which no verdict is given
 _NEEDED = ["source", "dataset", "model", "scheme", "metric", "value"]
 _METRICS = {
     "test_error": "test_accuracy",
@@ -134,7 +134,7 @@ def _judge(quantity: str, claimed: float, ours: dict[str, Any], measure: str, n:
     """Remove the verdict where settings differ from the published ones: it is another experiment."""
     mean, low, high = (ours[f"{measure}_{part}"] for part in ("mean", "low", "high"))
     verdict = UNDECIDED
-    judged = exact and n >= _FEWEST
+    judged = exact and n >= FEWEST_FOR_INTERVAL
     if judged and claimed - MARGIN <= low and high <= claimed + MARGIN:
         verdict = "reproduced"
     elif judged and (high < claimed - MARGIN or low > claimed + MARGIN):

@@ -36,7 +36,7 @@ class Comparison:
     `table` has one row per data set, model, variant and scheme, the baseline first; accuracies and differences
     are fractions from 0 to 1 (0.01 is one percentage point), times seconds. `pairs` has one row per scheme and
     seed with its `difference` to the baseline. `trials` is the stored table with `variant` and `scheme` made
-    unambiguous.
+    unambiguous. `unfinished` is how many of `planned` trials, those of tuning included, have not ended.
     """
 
     baseline: str
@@ -45,6 +45,7 @@ class Comparison:
     trials: pd.DataFrame
     notes: list[str]
     unfinished: int
+    planned: int
     design: Looks | None = None  # of seeds that were added until decided
 
     @cached_property
@@ -88,8 +89,8 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     """Compare the schemes of the gathered trials with `baseline` (else the experiments' own, or `standard`)."""
     baseline = baseline or tables.baseline or "standard"
     notes: list[str] = []
-    compared = tables.trials[tables.trials["stage"] != "tuning"]
-    trials = one_a_seed(unambiguous(compared, baseline, notes), notes)
+    of_tuning = tables.trials["stage"] == "tuning"
+    trials = one_a_seed(unambiguous(tables.trials[~of_tuning], baseline, notes), notes)
     rows: list[dict[str, Any]] = []
     pairs: list[pd.DataFrame] = []
     for _, block in trials.groupby(BLOCK, sort=False):
@@ -125,8 +126,10 @@ def compare(tables: Tables, baseline: str | None = None) -> Comparison:
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_KINDS)
     for column in ("missing_seeds", "verdict"):
         table[column] = table[column].astype(object).fillna("")
-    unfinished = int(trials["status"].isin(UNFINISHED).sum())
-    return Comparison(baseline, table, joined.reset_index(drop=True), trials, notes, unfinished, tables.design)
+    statuses = pd.concat([trials["status"], tables.trials.loc[of_tuning, "status"]])
+    unfinished = int(statuses.isin(UNFINISHED).sum())
+    pairs_of_all = joined.reset_index(drop=True)
+    return Comparison(baseline, table, pairs_of_all, trials, notes, unfinished, len(statuses), tables.design)
 
 
 _MEASURES = (

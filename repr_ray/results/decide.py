@@ -20,7 +20,7 @@ zero. Reasons:
    all data: the error rate is that of a single Holm test, for any rule of stopping. (The general form is in Maurer
    and Bretz, Statistics in Biopharmaceutical Research 5, 2013.) The family is every scheme that was planned, also
    those without results yet.
-3. Equality. |difference| >= margin is refused at a look by two t-tests, one against each end (Schuirmann 1987), each
+3. Equality. |difference| >= margin is rejected at a look by two t-tests, one against each end (Schuirmann 1987), each
    two-sided as above, so that it agrees with the interval. Only one side of each can err: at the margin a scheme
    alone is called equal in 2.5% of studies.
 

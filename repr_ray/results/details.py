@@ -1,4 +1,4 @@
-"""Details beside the verdicts: odds of a run, time to the baseline's accuracy, cost, and seeds for a verdict."""
+"""Details beside the verdicts: how often a run wins, time to the baseline's accuracy, cost, and seeds needed."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The size of a difference: odds, time to the baseline's accuracy, cost."""
+"""The size of a difference: the probability that a run beats another, time to the baseline's accuracy, cost."""
 
 from typing import Any
 

@@ -39,8 +39,8 @@ class Bounds:
     def overall(self, p: ArrayLike) -> Array:
         """p values over all looks, from the two-sided p values of one look; NaN stays NaN.
 
-        Values beyond the simulated studies are bounded by Bonferroni's correction, except for 0, which says no more
-        than that none of these studies was without spread.
+        Values beyond the simulated studies are bounded by Bonferroni's correction, except for 0: it only
+        means that none of these studies was without spread.
         """
         p = np.asarray(p, dtype=np.float64)
         reached = np.searchsorted(self.least, p, side="right")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from repr_ray.records import STOPPED_EARLY
+from repr_ray.results.decide import LEVEL
 from repr_ray.results.sequential import Array
 from repr_ray.results.store import UNFINISHED, Tables
 from repr_ray.results.tables.sheet import NONE, Column, Row, Sheet, Shown, number, text
@@ -63,8 +64,8 @@ def accuracies(points_: pd.DataFrame) -> dict[tuple[str, ...], Array]:
     }
 
 
-def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
-    """Expected best validation accuracy by budget, with a simultaneous band to 1 - `level`.
+def tuning_curve(accuracies: Array) -> pd.DataFrame:
+    """Expected best validation accuracy by budget, with a simultaneous 95% band.
 
     `accuracies`, fractions of shape (trials,), are those of full-length trials at points of the search space; a trial
     that failed is NaN and counts as 0, the worst. A row of the result is a budget from 1 to the number of trials.
@@ -76,7 +77,7 @@ def tuning_curve(accuracies: Array, level: float = 0.05) -> pd.DataFrame:
     with warnings.catch_warnings():  # accuracies are counts of images: equal ones are expected
         warnings.filterwarnings("ignore", "Duplicates detected", RuntimeWarning)
         low, point, high = EmpiricalDistribution.confidence_bands(
-            values, 1 - level, a=0.0, b=1.0, method="ld_equal_tailed", generator=np.random.default_rng(0), n_jobs=1
+            values, 1 - LEVEL, a=0.0, b=1.0, method="ld_equal_tailed", generator=np.random.default_rng(0), n_jobs=1
         )
     # The lower band of the distribution function is that of the larger accuracies.
     curves = {"mean": point, "low": high, "high": low}

@@ -28,7 +28,7 @@ def zero_filters(tables: Tables, comparison: Comparison) -> list[str]:
             told.append(f"fewer in {len(layers) - _NAMED} more layers")
         every = int((trials[[*BLOCK, "scheme"]] == [*block, scheme]).all(axis=1).sum())
         notes.append(
-            f"{where}: {scheme}: filters whose kernel is all zeros after the last epoch, which do not work:"
+            f"{where}: {scheme}: filters without a function, whose kernel is all zeros after the last epoch:"
             f" {', '.join(told)} (at most; in {rows['trial'].nunique()} of {every} trials)"
         )
     return notes

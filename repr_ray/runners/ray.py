@@ -44,12 +44,12 @@ def run(
 ) -> None:
     """Run all trials, as many at once as the cluster or `resources.concurrent` allows.
 
-    Raises ConfigError if no trial gets its resources (within `resources.wait_minutes` on a cluster that was joined),
+    Raises ConfigError if no trial gets its resources (within `resources.wait_minutes` on a running cluster),
     or if a node does not see `results`.
     """
     if isinstance(results, Path) and "working_dir_files" in results.parts:
         raise ConfigError(
-            f"--results: {results} is the job's own copy of the working folder and goes with the job;"
+            f"--results: {results} is in the job's copy of the working folder, which is deleted with the job;"
             " give a folder that every node sees, or set REPR_RAY_RESULTS in the job's environment"
         )
     import ray
@@ -254,9 +254,7 @@ def _watch(mailbox: Any, tell: Tell, room: Room, handlers: Mapping[signal.Signal
                 self.drained |= new
                 mailbox.leave.remote(sorted(new))
                 self.tell(
-                    Note(
-                        f"{len(new)} node{'s' * (len(new) > 1)} will be taken away: their trials will be rescheduled"
-                    )
+                    Note(f"{len(new)} node{'s' * (len(new) > 1)} will be removed: their trials will be rescheduled")
                 )
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

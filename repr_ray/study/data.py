@@ -73,7 +73,7 @@ class ChannelStatistics(Settings):
     @model_validator(mode="after")
     def _one_a_channel(self) -> "ChannelStatistics":
         if len(self.mean) != len(self.std):
-            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations: give one a channel")
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations: give one per channel")
         return self
 
 

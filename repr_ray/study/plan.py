@@ -161,7 +161,7 @@ class Cell:
         if baseline.needs_teacher:
             raise ConfigError(f"{told}, which would need a teacher itself; name another baseline")
         if resolved.tuning:
-            raise ConfigError(f"{told}, which tuning would choose after it; tune without it")
+            raise ConfigError(f"{told}, which tuning would change later; leave tuning out")
         return baseline
 
 
@@ -196,8 +196,8 @@ def cells(experiment: Experiment) -> list[Cell]:
         )
     for key in own.get(experiment.baseline, ()):
         raise ConfigError(
-            f"grid.{key}: {experiment.baseline} is the baseline, and one with several values is none; name another"
-            " baseline, or give the values schemes of their own"
+            f"grid.{key}: {experiment.baseline} is the baseline, which can have one value only; name another"
+            " baseline, or make a scheme for each value"
         )
     raw = experiment.model_dump(exclude={"grid", "seeds", "tuning"}) | {"seeds": [0]}
     if experiment.tuning:
@@ -240,7 +240,9 @@ def _assert_compared(raw: dict[str, Any], experiment: Experiment, tuning: Tuning
 def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:
     """The values of an axis that each set several fields. Raises ConfigError for a field that they cannot set."""
     if key.partition(".")[0] in (*_SHARED, "schemes"):
-        raise ConfigError(f"grid.{key}: expected a list of values; what sets several fields gets a name of its own")
+        raise ConfigError(
+            f"grid.{key}: expected a list of values; to set several fields at once, choose a name that is no field"
+        )
     for name in (key, *values):
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ConfigError(f"grid.{key}: {name!r} cannot be a name in labels: use letters, digits, and . _ + -")

@@ -85,7 +85,7 @@ def _check_logits(trial: Trial, model: nn.Module) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (2, known.classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"gives {found} for images {shape}, expected logits {(2, known.classes)}: one number a class"
+            f"gives {found} for images {shape}, expected logits {(2, known.classes)}: one number per class"
         )
 
 

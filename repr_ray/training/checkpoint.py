@@ -133,4 +133,4 @@ def _check_content(state: Any, epochs: int, steps: int) -> None:
     json.dumps([state["epochs"], state["cycles"]])
     part = state.get("part")
     if [row["epoch"] for row in state["epochs"]] != list(range(epochs)) or (part["steps"] if part else 0) != steps:
-        raise ValueError("it holds other epochs or steps than its name says")
+        raise ValueError("its epochs or steps are not those in its name")

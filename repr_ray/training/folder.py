@@ -100,7 +100,7 @@ class TrialFolder:
                 self.push()
 
     def take_over(self) -> None:
-        """Make this process the owner; a former owner, perhaps behind a broken link, finds out when it writes."""
+        """Make this process the owner; a former owner, perhaps behind a broken link, stops when it next writes."""
         self.owner = uuid.uuid4().hex
         self.path.mkdir(parents=True, exist_ok=True)
         content = self.owner.encode()

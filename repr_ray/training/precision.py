@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repr_ray.method.measurement import evaluating
 from repr_ray.study.config import Train
 
 
@@ -21,18 +22,12 @@ def resolve_precision(train: Train, device: torch.device) -> str:
 
 
 def padded_kernel(model: nn.Module, images: Tensor) -> str:
-    """A convolution some of whose weights read nothing but padding, in words; empty if the network has none.
+    """A convolution with weights that only read padding, in words; empty if the network has none.
 
     In bfloat16 on a CPU, PyTorch 2.15 (oneDNN) leaves the gradient of such weights uninitialised: in fp32 it is 0.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with _Convolutions() as convolutions, torch.random.fork_rng(devices=[]), torch.no_grad():
-            model(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad(), _Convolutions() as convolutions:
+        model(images)
     return convolutions.found
 
 

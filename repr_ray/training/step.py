@@ -200,7 +200,7 @@ def data_parallel(model: nn.Module, train: Train) -> nn.Module:
         return model
     if train.sync_batch_norm:
         if next(model.parameters()).device.type != "cuda":
-            raise ValueError("train.sync_batch_norm: PyTorch has it for GPUs only; turn it off, or use one worker")
+            raise ValueError("train.sync_batch_norm: PyTorch offers it on GPUs only; turn it off, or use one worker")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 

@@ -14,6 +14,8 @@ from repr_ray.method.events import LayerEvent
 from repr_ray.records import CURVES, EpochLine
 from repr_ray.storage.text import lines
 
+_SQUARE = 12  # pixels of a filter in the picture of a drop
+
 
 class Board:
     """Event files in a trial's folder; events of an earlier run from epoch `first` on are hidden.
@@ -60,9 +62,9 @@ class Board:
         self.writer.file_writer.add_summary(Summary(value=values), epoch)
 
 
-def _on_off(events: list[LayerEvent], pixels: int = 12) -> NDArray[np.uint8]:
+def _on_off(events: list[LayerEvent]) -> NDArray[np.uint8]:
     """A picture of one drop: a row of squares per layer, black for dropped filters, grey beyond the last."""
     picture = np.full((len(events), max(len(event.dropped) for event in events)), 128, np.uint8)
     for line, event in zip(picture, events, strict=True):
         line[: len(event.dropped)] = np.where(event.dropped, 0, 255)
-    return picture.repeat(pixels, axis=0).repeat(pixels, axis=1)
+    return picture.repeat(_SQUARE, axis=0).repeat(_SQUARE, axis=1)

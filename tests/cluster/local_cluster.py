@@ -91,7 +91,7 @@ class LocalCluster:
         return {int(p): nodes[parent] for p, parent, a in table if parent in nodes and a.startswith(f"ray::{title}")}
 
     def drain(self, node: str) -> None:
-        """Announce, as a cloud does two minutes ahead, that a node will be taken away."""
+        """Announce, as a cloud does two minutes ahead, that a node will be removed."""
         raylet = re.compile(rf"--raylet_socket_name={self.folder}/{node}/.* --node_id=(\w+)")
         node_id = next(found[1] for _, _, args in _ps() if (found := raylet.search(args)))
         reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")

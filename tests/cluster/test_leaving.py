@@ -122,7 +122,7 @@ def test_a_drained_node_is_left_in_time(
     leash.free()
     assert set(cluster.processes(title).values()) - {node}
     out = finish(launch)
-    assert "1 node will be taken away" in out
+    assert "1 node will be removed" in out
     assert "died" not in out
     assert "Traceback" not in out
     assert_same_end(tmp_path / "tiny", undisturbed)

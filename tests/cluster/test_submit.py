@@ -56,7 +56,7 @@ def test_a_job_fails_with_its_trials_and_says_why(cluster: LocalCluster, tmp_pat
 def test_results_inside_the_jobs_own_folder_are_refused(cluster: LocalCluster, tmp_path: Path) -> None:
     job = cluster.run(*submit(*LAUNCH, "--config", write_config(tmp_path), "--results", "results"))
     assert job.returncode == 1
-    assert "is the job's own copy of the working folder" in job.stdout
+    assert "is in the job's copy of the working folder" in job.stdout
 
 
 @pytest.fixture

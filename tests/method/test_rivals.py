@@ -99,10 +99,13 @@ def test_dsd(exclude: list[str] | None) -> None:
             own["rate"] = np.float64(RATE / 10)
 
 
-def test_soft_filter_pruning() -> None:
-    """Algorithm 1: after each epoch the two of six filters with the smallest L2 norm are zero, and go on training."""
-    for _, number, scheme, _, own in walk("SoftFilterPruning", 3, prune_ratio=0.4):
-        if number == -1:
+@pytest.mark.parametrize("every", [1, 2])
+def test_soft_filter_pruning(every: int) -> None:
+    """Algorithm 1: the two of six filters with the smallest L2 norm are zero after an epoch, and go on training."""
+    for epoch, number, scheme, _, own in walk("SoftFilterPruning", 4, prune_ratio=0.4, every=every):
+        if number >= 0 or (epoch + 1) % every:
+            assert scheme.filters_dropped == 0
+        else:
             for layer in ("0", "2"):
                 norms = np.sqrt((own[f"{layer}.weight"] ** 2).sum((1, 2, 3)))
                 weakest = norms <= np.sort(norms)[1]

@@ -104,7 +104,7 @@ def test_a_long_grid_has_a_panel_a_scheme(tmp_path: Path) -> None:
 
 def test_curves_name_every_axis_and_no_phase_that_is_not_there(experiment: Make, tmp_path: Path) -> None:
     made = figure(tmp_path, experiment({"standard": BASE, "other": BASE}, cycle=(20, 20)), "curves")
-    assert [axis.get_ylabel() for axis in made.axes] == ["Accuracy"] * 2 + ["Loss, nats an image"] * 2
+    assert [axis.get_ylabel() for axis in made.axes] == ["Accuracy"] * 2 + ["Loss, nats per image"] * 2
     assert all(axis.get_xticks().size for axis in made.axes)
     [legend] = made.legends
     assert [text.get_text() for text in legend.get_texts()] == ["standard", "other"]

@@ -43,8 +43,9 @@ def awkward(experiment: Make, tmp_path: Path) -> Comparison:
 def printed(comparison: Comparison, width: int, encoding: str = "utf-8") -> str:
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
-    checked = claims.check(comparison, claims.load())
-    tables.print_comparison(console, comparison, tables.comparison_sheet(comparison), tables.claims_sheet(checked))
+    exact, others = claims.by_match(claims.check(comparison, claims.load()))
+    schemes, claimed = tables.comparison_sheet(comparison), tables.claims_sheet(exact)
+    tables.print_comparison(console, comparison, schemes, claimed, len(others))
     console.file.flush()
     return raw.getvalue().decode(encoding)
 

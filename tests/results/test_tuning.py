@@ -113,8 +113,9 @@ def test_a_report_of_trials_that_are_only_tuned(tmp_path: Path) -> None:
     make_trial(tmp_path / "x", stage="tuning", tuned={rate: 0.1})
     make_trial(tmp_path / "x", seed=1, stage="tuning", tuned={rate: 0.2}, done=3, error="out of memory")
     make_trial(tmp_path / "x", seed=2, stage="tuning", tuned={rate: 0.3}, done=3)
-    report([tmp_path / "x"])
+    assert report([tmp_path / "x"]).unfinished == 1  # `--watch` goes on
     page = (tmp_path / "x" / "report.html").read_text()
+    assert "1 of 3 trials are unfinished" in page
     assert "There is nothing yet to compare" in page
     assert "1 of 3 points failed, 1 of 3 points not tried yet" in page
 

@@ -67,10 +67,10 @@ def _files(folder: Path, data: Data, above: tuple[str, ...] = ()) -> Iterator[tu
             try:
                 status = path.stat()
             except (FileNotFoundError, RuntimeError):
-                raise wrong(data, path, "is a link to nothing") from None
+                raise wrong(data, path, "is a broken link") from None
             if stat.S_ISDIR(status.st_mode):
                 if os.path.realpath(path) in (here, *above):
-                    raise wrong(data, path, "is a link to a folder that it lies in")
+                    raise wrong(data, path, "is a link to a folder that contains it")
                 yield from _files(path, data, (here, *above))
             elif stat.S_ISREG(status.st_mode):
                 yield path, status
@@ -103,20 +103,20 @@ def _read_class_folders(root: Path, data: Data) -> Splits:
             raise wrong(
                 data,
                 file,
-                f"lies in none of the split folders {', '.join(sorted(splits))}; put every class into one of them",
+                f"is in none of the split folders {', '.join(sorted(splits))}; put every class into one of them",
             )
         inside = rest if splits else [first, *rest]
         label = inside[0] if len(inside) > 1 else ""
         by_split.setdefault(first if splits else "train", []).append((label, file))
     names = tuple(sorted({label for entries in by_split.values() for label, _ in entries if label}))
     if not names:
-        raise wrong(data, "its images lie in no folders of classes")
+        raise wrong(data, "its images are not in folders of classes")
     place = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
     rows: dict[str, Rows] = {}
     for split, entries in by_split.items():
         if len({not label for label, _ in entries}) > 1:
             raise wrong(
-                data, next(file for label, file in entries if not label), "lies in no class folder, others do"
+                data, next(file for label, file in entries if not label), "is in no class folder, unlike others"
             )
         entries.sort(key=lambda entry: (place[entry[0]], entry[1]))
         labels = np.asarray([place[label] for label, _ in entries], dtype=np.int64)

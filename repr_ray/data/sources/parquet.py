@@ -26,7 +26,7 @@ def refuse_wrong_layout(root: Path, files: Sequence[Path], data: Data) -> None:
     names = [file.relative_to(root) for file in files]
     # to lay out a tree as large as a home folder would take many minutes
     if deep := [name for name in names if len(name.parts) > DEEPEST]:
-        raise wrong(data, deep[0], "lies too deep; name the folder of the data set itself")
+        raise wrong(data, deep[0], "is too deep below the folder; name the folder of the data set itself")
     shards: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if re.search(r"( \(\d+\)| copy( \d+)?|~)\.parquet$", file.name, re.IGNORECASE):
@@ -82,7 +82,7 @@ def read_parquet(root: Path, data: Data, scratch: Path) -> Splits:
         raise wrong(data, f"cannot be laid out as a data set ({_first_line(error)})") from None
     for file in (file for files in found.values() for file in files):
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root)):  # of `..`; links are followed
-            raise wrong(data, file, "is named by the README, and does not lie in this folder")
+            raise wrong(data, file, "is named by the README, but is outside this folder")
         if file.suffix.lower() != ".parquet":
             raise wrong(data, file, "is not a Parquet file, others are; keep files of one kind here")
     every = [file for files in found.values() for file in files]

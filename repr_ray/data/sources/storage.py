@@ -29,7 +29,7 @@ def storage(data: Data) -> Source:
     found = sorted((i.path.removeprefix(base).lstrip("/"), i.size, i.mtime_ns) for i in listed if i.is_file)
     found = [entry for entry in found if not any(part.startswith(".") for part in entry[0].split("/"))]
     if any(".." in name.split("/") for name, _, _ in found):
-        raise ConfigError(f"data.source={redact(data.source)}: a file's name leads out of the folder")
+        raise ConfigError(f"data.source={redact(data.source)}: the name of a file has .., which is not allowed")
     key = hashlib.sha256(json.dumps([data.source, found]).encode()).hexdigest()[:12]
 
     def read(scratch: Path) -> Splits:

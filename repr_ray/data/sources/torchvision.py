@@ -67,7 +67,7 @@ def read_torchvision(data: Data, name: str, root: Path, download: bool) -> Split
     except Exception as error:  # the network, the disk, a damaged archive: torchvision raises many kinds
         reason = _damaged(make, root) or " ".join(str(error).split())
         raise ConfigError(
-            f"data.source={data.source}: torchvision cannot give {name} in {root} ({reason}); download it where there"
+            f"data.source={data.source}: torchvision cannot make {name} in {root} ({reason}); download it where there"
             " is a network, or name a folder with train-*.parquet and test-*.parquet"
         ) from None
     return Splits(rows)

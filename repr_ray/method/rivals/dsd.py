@@ -14,7 +14,7 @@ from repr_ray.method.rivals.settings import DSDSettings
 from repr_ray.method.schedule import Phase
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.scores import overlap
-from repr_ray.method.selection import nearest
+from repr_ray.method.selection import floor, nearest
 
 
 class DSD(Scheme):
@@ -96,7 +96,7 @@ class DSD(Scheme):
             for name, weight in self.weights.items():
                 order = weight.flatten().abs().argsort(stable=True)
                 smallest = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-                smallest[order[: int(self.settings.sparsity * weight.numel() + 1e-9)]] = True
+                smallest[order[: floor(self.settings.sparsity * weight.numel())]] = True
                 self.masks[name].copy_(smallest.view(weight.shape))
         distributed.broadcast(self.masks.values())
         self.after_step()
@@ -106,7 +106,7 @@ class DSD(Scheme):
         for name, weight in self.weights.items():
             if weight.masked_select(self.masks[name]).any():
                 raise RuntimeError(
-                    f"masked weights of {name} have moved: call after_step() after every optimizer step"
+                    f"masked weights of {name} are no longer zero: call after_step() after every optimizer step"
                 )
             optimizer_state.reset(self.optimizer, weight, self.masks[name])
         return self._events("unmask", {name: overlap(weight) for name, weight in self.weights.items()})

@@ -96,10 +96,10 @@ class RenewalSettings(ReinitialisingSettings):
     """A part of the network is re-initialised after every `every` epochs, unless fewer than that are left."""
 
     generations: ClassVar[int] = 10
-    """Parts of the training if `every` is not given."""
+    """Parts of the training if `every` is not given and divides it; its share is rounded down to whole epochs."""
 
     every: Count | None = None
-    """epochs between two re-initialisations; by default a fixed share of the training"""
+    """epochs between two re-initialisations; by default a fixed share of the training, rounded down"""
 
     def interval(self, epochs: int) -> int:
         """Epochs between two re-initialisations. Raises ValueError if there would be none."""
@@ -141,9 +141,9 @@ class LaterLayerForgettingSettings(RenewalSettings):
 
     The layer is given by its name, or by that of the block that it begins; by default the second half of the layers,
     in the order of the network's modules, is re-initialised: table 1 has layer 10 or 14 of ResNet-18, where its third
-    and its fourth block begin, and 3, 8 or 10 generations after the first; here ten in all. As in the authors' code
-    (hlml/fortuitous_forgetting) batch norms are not re-initialised. Here generations are parts of one training; there
-    each has 200 epochs, a schedule of the rate, and a new optimizer for all layers.
+    and its fourth block begin, and 3, 8 or 10 generations after the first. As in the authors' code
+    (hlml/fortuitous_forgetting) batch norms are not re-initialised. Here generations are parts of one training, by
+    default tenths; there each has 200 epochs, a schedule of the rate, and a new optimizer for all layers.
     """
 
     builds: ClassVar[str] = "repr_ray.method.rivals.renewal:LaterLayerForgetting"
@@ -157,7 +157,9 @@ class LaterLayerForgettingSettings(RenewalSettings):
 
 
 class RifleSettings(RenewalSettings):
-    """RIFLE, arXiv 2007.03349: the last layer, the classifier, is re-initialised, by default three times.
+    """RIFLE, arXiv 2007.03349: the last layer, the classifier, is re-initialised.
+
+    By default this is done after each quarter of the training but the last.
 
     The authors' script (lixingjian/RIFLE) does this once in 40 epochs of fine-tuning, their second implementation
     one to three times. In both the layer keeps its momentum, `optimizer_state: keep`; the script's option of a

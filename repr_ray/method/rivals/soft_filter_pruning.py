@@ -13,6 +13,7 @@ from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.rivals.settings import SoftFilterPruningSettings
 from repr_ray.method.scheme import Scheme
 from repr_ray.method.scores import magnitude_l2, overlap
+from repr_ray.method.selection import floor
 
 
 class SoftFilterPruning(Scheme):
@@ -46,7 +47,7 @@ class SoftFilterPruning(Scheme):
 
     @property
     def dropped(self) -> Mapping[str, Tensor]:
-        """The filters that were last set to zero."""
+        """The filters that were set to zero after this epoch; none until then."""
         return self._dropped
 
     @property
@@ -61,6 +62,8 @@ class SoftFilterPruning(Scheme):
             raise ValueError(f"start_epoch({epoch}): call end_epoch() after every epoch, before the evaluation")
         self._enter(epoch)
         self.ended = False
+        for mask in self._dropped.values():
+            mask.zero_()
         return []
 
     @torch.no_grad()
@@ -77,9 +80,9 @@ class SoftFilterPruning(Scheme):
                 kernel = tensors[layer.kernel]
                 norms[layer.name] = -magnitude_l2(kernel, torch.Generator())
                 before[layer.name] = overlap(kernel)
-                count = int(self.settings.prune_ratio * layer.filters + 1e-9)
+                count = floor(self.settings.prune_ratio * layer.filters)
                 weakest = norms[layer.name].argsort(stable=True)[:count]
-                self._dropped[layer.name].zero_()[weakest] = True
+                self._dropped[layer.name][weakest] = True
         distributed.broadcast(self._dropped.values())
         for layer in layers:
             for part in layer.parts:

@@ -14,7 +14,6 @@ from repr_ray.method.events import LayerEvent
 from repr_ray.method.filters import ConvLayer, Part, map_filters
 from repr_ray.method.measurement import FiltersDone, RankingBatches
 from repr_ray.method.scheme import Scheme
-from repr_ray.method.scores import overlap
 
 
 @dataclass
@@ -135,7 +134,7 @@ class UnitScheme(Scheme):
                 layer.name,
                 kernel,
                 replaced[first:last],
-                overlap(kernel),
+                None,
                 scores=self._scores(slice(first, last)),
             )
             for layer, kernel, first, last in zip(self.layers, kernels, places, places[1:], strict=False)

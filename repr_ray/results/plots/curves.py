@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from repr_ray.results.compare import records
-from repr_ray.results.decide import LEVEL
+from repr_ray.results.decide import FEWEST_FOR_INTERVAL, LEVEL
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.style import (
     BLUE,
@@ -96,7 +96,7 @@ def apart(kind: str) -> Maker:
     return make
 
 
-_LABELS = {"accuracy": "Accuracy", "loss": "Loss, nats an image"}
+_LABELS = {"accuracy": "Accuracy", "loss": "Loss, nats per image"}
 
 
 def _sub(epochs: pd.DataFrame) -> list[tuple[Patch, str]]:
@@ -130,18 +130,18 @@ def _curve(
     if seeds and len(values) > 1:
         lines = [np.column_stack([x, trial]) for trial in values]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.5, alpha=0.3))
-        if len(values) > 2:  # too wide for two
+        if len(values) >= FEWEST_FOR_INTERVAL:
             axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
     step = -(-len(x) // _MARKS)
     axis.plot(x, np.nanmean(values, axis=0), markevery=(int(stagger * step), step), **look)
 
 
 def _band(values: Array) -> tuple[Array, Array]:
-    """The 95% t-interval of the mean of each column; NaN where it has fewer than two values."""
+    """The 95% t-interval of the mean of each column; NaN where it has fewer than three values."""
     from scipy import stats
 
     count = (~np.isnan(values)).sum(axis=0)
-    several = count > 1
+    several = count >= FEWEST_FOR_INTERVAL
     mean, error = np.nanmean(values, axis=0), np.full(values.shape[1], np.nan)
     error[several] = stats.sem(values[:, several], axis=0, nan_policy="omit")
     error[error == 0] = np.nan  # equal values: no band

@@ -21,7 +21,7 @@ def tuning_curves(points_: pd.DataFrame) -> Iterator[tuple[str, Figure, str, str
         settings.setdefault((experiment, variant), {})[scheme] = curve
     for place, ((_, variant), schemes) in enumerate(settings.items(), 1):
         shown = dict(list(schemes.items())[:_MOST])
-        panels = Panels.make(1, 1, (5.4, 3.2), x_label="Points tried (full-length trials a seed)", legend=[])
+        panels = Panels.make(1, 1, (5.4, 3.2), x_label="Points tried (full-length trials per seed)")
         [axis] = panels.axes
         for (name, curve), colour, marker in zip(shown.items(), COLOURS, MARKERS, strict=False):
             axis.plot(curve["budget"], 100 * curve["mean"], color=colour, marker=marker, markersize=4, label=name)

@@ -12,5 +12,5 @@ as the metadata of the files say; tables, pictures and messages count from 1.
 """
 
 from repr_ray.results.store.folders import UNFINISHED, Failure, failures
-from repr_ray.results.store.gather import Tables, gather, natural
+from repr_ray.results.store.gather import Tables, gather
 from repr_ray.results.store.schemas import SCHEMAS, VERSION

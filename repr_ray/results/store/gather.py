@@ -185,7 +185,7 @@ def _once(trials: list[StoredTrial], notes: list[str]) -> list[StoredTrial]:
     return list(kept.values())
 
 
-def natural(text: str) -> tuple[tuple[int, float, str], ...]:
+def _natural(text: str) -> tuple[tuple[int, float, str], ...]:
     """A sort key that puts `x=0.5` before `x=10`."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
     return tuple((0, float(part), "") if place % 2 else (1, 0.0, part) for place, part in enumerate(parts))
@@ -194,5 +194,5 @@ def natural(text: str) -> tuple[tuple[int, float, str], ...]:
 def _order(row: dict[str, Any], rank: dict[str, int]) -> tuple[Any, ...]:
     scheme = row["scheme"]  # the user's name, and grid values after it
     place = next((rank[name] for name in rank if f"{scheme} ".startswith(f"{name} ")), len(rank))
-    names = [natural(row[key]) for key in ("dataset", "model", "variant")]
-    return (*names, place, natural(scheme), row["seed"], row["trial"])
+    names = [_natural(row[key]) for key in ("dataset", "model", "variant")]
+    return (*names, place, _natural(scheme), row["seed"], row["trial"])

@@ -90,33 +90,26 @@ def _print_columns(console: Console, sheet: Sheet, widths: Mapping[int, int]) ->
         console.print()
 
 
-def print_comparison(console: Console, comparison: Comparison, schemes: Sheet, claims: Sheet) -> None:
-    """Print the answer, the table, the claims, and the notes."""
+def print_comparison(
+    console: Console, comparison: Comparison, schemes: Sheet, claims: Sheet, other_claims: int
+) -> None:
+    """Print the answer, the table, the claims with a verdict, the number of others, and the notes."""
     print_text(console, comparison.answer, "bold")
     if 1 < len(comparison.answers) <= _SENTENCES:
         for answer in comparison.answers:
             print_text(console, f"- {answer}")
     console.print()
-    shown, more = _judged(claims)
-    for sheet in (schemes, shown):
+    for sheet in (schemes, claims):
         if sheet.rows:
             print_sheet(console, sheet)
             console.print()
-    for note in [*more, *comparison.notes[:_NOTES]]:
+    if other_claims:
+        others = f"{other_claims} published figures of other settings, without a verdict"
+        print_text(console, f"note: {others}: see comparison.md")
+    for note in comparison.notes[:_NOTES]:
         print_text(console, f"note: {note}")
     if len(comparison.notes) > _NOTES:
         print_text(console, f"and {len(comparison.notes) - _NOTES} more notes: see comparison.md")
-
-
-def _judged(claims: Sheet) -> tuple[Sheet, list[str]]:
-    """The claims with a verdict, and a note on the others."""
-    exact = [place for place, row in enumerate(claims.rows) if row[-1].text == "exact"]
-    if len(exact) == len(claims.rows):
-        return claims, []
-    rows, headings = [claims.rows[place] for place in exact], [claims.headings[place] for place in exact]
-    sheet = Sheet(claims.columns, rows, headings, claims.footnotes[-1:])
-    more = len(claims.rows) - len(exact)
-    return sheet, [f"{more} published figures of other settings, without a verdict: see comparison.md"]
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:
