@@ -191,8 +191,8 @@ SUMMARY = ("best_val_test_accuracy", "wall_seconds", "parameters", "collapsed_ep
 """Columns of a trial that trackers show once."""
 
 
-def parameters(scheme: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """A trial's parameters in trackers: settings by dotted name."""
+def tracked_settings(scheme: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What trackers call a trial's parameters: its settings by dotted name."""
     return {"scheme": scheme, "seed": seed} | flatten(settings)
 
 

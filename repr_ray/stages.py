@@ -16,7 +16,7 @@ from repr_ray.records import STOPPED_EARLY
 from repr_ray.storage.folder import Folder
 from repr_ray.storage.foreign import Unusable, read_json, read_tail
 from repr_ray.study.config import ConfigError, Experiment
-from repr_ray.study.plan import Cell, Trial, cells, distinct, plan
+from repr_ray.study.plan import Arm, Trial, arms, distinct, plan
 from repr_ray.study.tuning import Point, Tuning, best
 from repr_ray.training.folder import TrialFolder
 
@@ -29,12 +29,12 @@ def called_for(experiment: Experiment, folder: Path) -> list[Trial]:
         return looks.trials_due(experiment, plan(experiment), folder)
     tried: list[Trial] = []
     compared: list[list[Trial]] = []
-    for cell in cells(experiment):
-        trials, chosen = _tune(cell, experiment.tuning, folder)
+    for arm in arms(experiment):
+        trials, chosen = _tune(arm, experiment.tuning, folder)
         tried += trials
         if chosen is not None:
-            compared.append(cell.trials(experiment.every_seed, chosen))
-    if len(compared) < len(cells(experiment)):
+            compared.append(arm.trials(experiment.every_seed, chosen))
+    if len(compared) < len(arms(experiment)):
         return distinct(tried)
     by_seed = [trial for of_seed in zip(*compared, strict=True) for trial in of_seed]
     return distinct(tried + looks.trials_due(experiment, by_seed, folder))
@@ -71,9 +71,9 @@ def most(experiment: Experiment, compared: list[Trial]) -> list[Trial]:
     anywhere = tuning.model_copy(update={"searcher": "quasi_random"})  # as many points as optuna will ask for
     tried = [
         trial
-        for cell in cells(experiment)
-        for point in anywhere.points(cell.scheme, [])
-        for trial in cell.trials(tuning.seeds, point, TUNING)
+        for arm in arms(experiment)
+        for point in anywhere.points(arm.scheme, [])
+        for trial in arm.trials(tuning.seeds, point, TUNING)
     ]
     return tried + compared
 
@@ -83,8 +83,8 @@ def mark_stopped(trials: Sequence[Trial], storage: Folder) -> None:
     reach: dict[tuple[str, str], int] = {}
     tried = [trial for trial in trials if trial.stage == TUNING]
     for trial in tried:
-        cell = trial.variant, trial.scheme
-        reach[cell] = max(trial.last_epoch, reach.get(cell, 0))
+        arm = trial.variant, trial.scheme
+        reach[arm] = max(trial.last_epoch, reach.get(arm, 0))
     for trial in tried:
         if trial.last_epoch < reach[trial.variant, trial.scheme]:
             message = f"not in the better half of its scheme's points after epoch {trial.until}"
@@ -98,7 +98,7 @@ def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
     said = looks.bounds_line(experiment, trials)
     if not experiment.tuning:
         return said
-    tuning, count = experiment.tuning, len(cells(experiment))
+    tuning, count = experiment.tuning, len(arms(experiment))
     most = count * tuning.budget * len(tuning.seeds)
     text = (
         f"tuning: {tuning.budget} points for each of {count} schemes, {len(tuning.seeds)} seeds a point, {most}"
@@ -110,12 +110,12 @@ def stages_line(experiment: Experiment, trials: Sequence[Trial]) -> str:
     return f"{text}; {said}" if said else text
 
 
-def _tune(cell: Cell, tuning: Tuning, folder: Path) -> tuple[list[Trial], Point | None]:
+def _tune(arm: Arm, tuning: Tuning, folder: Path) -> tuple[list[Trial], Point | None]:
     """The trials of a scheme's tuning that are known so far, and the chosen point when all have ended."""
     accuracies: list[float | None] = []
     while True:
-        points = tuning.points(cell.scheme, accuracies)
-        trials = _halved([cell.trials(tuning.seeds, point, TUNING) for point in points], tuning.halve_after, folder)
+        points = tuning.points(arm.scheme, accuracies)
+        trials = _halved([arm.trials(tuning.seeds, point, TUNING) for point in points], tuning.halve_after, folder)
         found = [_accuracy([TrialFolder(folder, trial) for trial in of_point]) for of_point in trials]
         if found == accuracies or None in found:
             break

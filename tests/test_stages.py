@@ -14,7 +14,7 @@ from repr_ray import launch, stages
 from repr_ray.results import store, tuned
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError
-from repr_ray.study.plan import cells, plan
+from repr_ray.study.plan import arms, plan
 from repr_ray.study.reading import load, validate
 from repr_ray.study.tuning import Range, Tuning, best
 from repr_ray.training.folder import TrialFolder
@@ -287,7 +287,7 @@ def test_both_runners_and_a_dry_run_know_the_same_trials(
     out = " ".join(capsys.readouterr().out.split())
     assert "tuning: 3 points for each of 2 schemes, 1 seeds a point, 6 trials at most" in out
     experiment = validate(TINY | {"tuning": TUNING}, "tiny")
-    assert len(cells(experiment)) == 2 and len(stages.called_for(experiment, tmp_path / "none")) == 6
+    assert len(arms(experiment)) == 2 and len(stages.called_for(experiment, tmp_path / "none")) == 6
 
 
 def test_tuning_is_not_changed_once_there_are_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ import yaml
 from repr_ray.results.blocks import BLOCK, GROUP
 from repr_ray.results.compare import Comparison, records
 from repr_ray.results.decide import FEWEST_FOR_INTERVAL
-from repr_ray.results.settings import cells, comparable
+from repr_ray.results.settings import comparable, trials_of
 
 MARGIN = 0.01  # how far from a published accuracy or gain still counts as reproduced
 UNDECIDED = "cannot tell yet"
@@ -194,7 +194,7 @@ def _cell(claim: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any] | Non
     """The flat settings of the claim's recipe."""
     network = _LABELS.get((claim["source"], claim["model"]), claim["model"])
     wanted = (claim["dataset"], network, claim["scheme"])
-    known = cells(claim["recipe"]) if claim["recipe"] else ()
+    known = trials_of(claim["recipe"]) if claim["recipe"] else ()
     found = [settings for *cell, settings in known if tuple(cell) == wanted]
     return next((s for s in found if all(s.get(name, value) == value for name, value in stated.items())), None)
 

@@ -15,7 +15,7 @@ from repr_ray.results.power import MOST, POWER, seeds_needed
 from repr_ray.results.store import Tables
 from repr_ray.results.tables.comparison import difference
 from repr_ray.results.tables.sheet import NONE, Column, Entry, Row, Sheet, Shown, heading, number, rounded_time, text
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 DETAILS_LEGEND = (
     "A run beats one of the baseline: probability over all pairs of runs, ties half, with the 95% bootstrap interval"
@@ -134,7 +134,7 @@ _DETAILS: list[Shown] = [
 _POWER: list[Shown] = [
     (Column("Scheme", number=False), text("scheme")),
     (Column("Pairs"), number("pairs", str)),
-    (Column("Difference"), number("difference_mean", partial(points, signed=True))),
+    (Column("Difference"), number("difference_mean", partial(in_percent, signed=True))),
     (Column("sd"), number("difference_sd", lambda sd: f"{100 * sd:.2f}")),
     (Column("Seeds to differ"), _seeds("seeds_to_differ")),
     (Column("Seeds to be practically equal"), _seeds_to_equal),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from repr_ray.results.compare import Comparison, records
 from repr_ray.results.tables import NONE, Column, Entry, Row, Sheet
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 LEGEND = (
     "Test accuracy in the last epoch, mean over seeds, %; in brackets the difference to the baseline, points, paired"
@@ -17,8 +17,8 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Study:
-    """A scheme in every setting of a grid: `cells` has the values of a setting and its row of the comparison.
+class Grid:
+    """A scheme over a grid of settings: `points` has the values of a setting and its row of the comparison.
 
     `levels` has the values of each field that varies, in their order; the field with most of them comes first.
     """
@@ -26,7 +26,7 @@ class Study:
     dataset: str
     model: str
     scheme: str
-    cells: list[tuple[dict[str, str], Row]]
+    points: list[tuple[dict[str, str], Row]]
     levels: dict[str, list[str]]
 
     def name(self, field: str) -> str:
@@ -37,7 +37,7 @@ class Study:
         return next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), field)
 
 
-def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Study]:
+def grids(comparison: Comparison, with_baseline: bool = False) -> Iterator[Grid]:
     """Every scheme that was run over a grid; settings that name different fields are different grids."""
     table = comparison.table[comparison.table["n"] > 0]
     found: dict[tuple[str, str, str, frozenset[str]], list[tuple[dict[str, str], Row]]] = {}
@@ -53,7 +53,7 @@ def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Stu
                 values.setdefault(field, set()).add(value)
         varying = sorted((f for f, v in values.items() if len(v) > 1), key=lambda f: -len(values[f]))
         if varying:
-            yield Study(
+            yield Grid(
                 dataset, model, scheme, cells, {field: sorted(values[field], key=sort_key) for field in varying}
             )
 
@@ -61,34 +61,34 @@ def studies(comparison: Comparison, with_baseline: bool = False) -> Iterator[Stu
 def grid_sheets(comparison: Comparison) -> dict[str, Sheet]:
     """Tables of the schemes over two fields or more, by their titles: one column per value of the field with most."""
     sheets: dict[str, Sheet] = {}
-    for study in studies(comparison, with_baseline=True):
-        if len(study.levels) < 2:
+    for grid in grids(comparison, with_baseline=True):
+        if len(grid.levels) < 2:
             continue
-        across, *down = study.levels
-        title = f"Grid of {', '.join(map(study.name, down))} and {study.name(across)}"
-        names = [f"{study.name(across)}={value}" for value in study.levels[across]]
-        first = Column(", ".join(map(study.name, down)), number=False)
+        across, *down = grid.levels
+        title = f"Grid of {', '.join(map(grid.name, down))} and {grid.name(across)}"
+        names = [f"{grid.name(across)}={value}" for value in grid.levels[across]]
+        first = Column(", ".join(map(grid.name, down)), number=False)
         columns = [first, *(Column(name, min(place, 5)) for place, name in enumerate(names, 1))]
         while title in sheets and sheets[title].columns != columns:
             title += ", other values"
         sheet = sheets.setdefault(title, Sheet(columns, [], [], [LEGEND]))
-        cells = {tuple(point[field] for field in study.levels): row for point, row in study.cells}
+        cells = {tuple(point[field] for field in grid.levels): row for point, row in grid.points}
         for values in sorted({point[1:] for point in cells}, key=lambda values: [*map(sort_key, values)]):
-            texts = [_cell(cells.get((value, *values))) for value in study.levels[across]]
+            texts = [_cell(cells.get((value, *values))) for value in grid.levels[across]]
             if any(cell.text != NONE for cell in texts):
                 label = ", ".join(values)
                 sheet.rows.append([Entry(label, label), *texts])
-                sheet.headings.append(" · ".join([study.scheme, study.dataset, study.model]))
+                sheet.headings.append(" · ".join([grid.scheme, grid.dataset, grid.model]))
     return sheets
 
 
 def _cell(row: Row | None) -> Entry:
     if row is None or pd.isna(row["test_accuracy_mean"]):
         return Entry(NONE, float("nan"))
-    text = points(row["test_accuracy_mean"])
+    text = in_percent(row["test_accuracy_mean"])
     if not pd.isna(row["difference_mean"]):
         sure = "*" if row["verdict"] in ("better", "worse") else ""
-        text += f" ({points(row['difference_mean'], True)}{sure})"
+        text += f" ({in_percent(row['difference_mean'], True)}{sure})"
     return Entry(text, row["test_accuracy_mean"])
 
 

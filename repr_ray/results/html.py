@@ -22,7 +22,7 @@ from repr_ray.results.compare import Comparison, records
 from repr_ray.results.files import write_text
 from repr_ray.results.plots import Picture
 from repr_ray.results.store import UNFINISHED, Failure, Tables
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 from repr_ray.storage.foreign import Unusable, read_tail
 from repr_ray.storage.text import lines
 
@@ -118,7 +118,7 @@ def _status(row: dict[str, Any]) -> str:
     if row["status"] in UNFINISHED and not pd.isna(row["epochs"]):
         said.append(f"epoch {row['epochs_done']} of {row['epochs']:.0f}")
     if not pd.isna(row["test_accuracy"]):
-        said.append(f"test accuracy {points(row['test_accuracy'])}%")
+        said.append(f"test accuracy {in_percent(row['test_accuracy'])}%")
     if not pd.isna(row["collapsed_epoch"]):
         said.append(f"collapsed in epoch {row['collapsed_epoch'] + 1:.0f}")
     if not pd.isna(row["wall_seconds"]):

@@ -54,7 +54,7 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def cells(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
+def trials_of(recipe: str) -> tuple[tuple[str, str, str, dict[str, Any]], ...]:
     """Data set, network, scheme and flat settings of the trials of a recipe; none without such a recipe.
 
     A recipe is the name of a shipped config (`recipes/paper`) or a path (`mine.yaml`).

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from repr_ray.records import CURVES, SUMMARY, parameters
+from repr_ray.records import CURVES, SUMMARY, tracked_settings
 from repr_ray.results.compare import records
 from repr_ray.results.store import UNFINISHED, gather
 from repr_ray.storage.text import line, lines
@@ -52,6 +52,7 @@ def ended(folders: Sequence[Path], skip: Callable[[str, str, bool], bool]) -> It
                 continue
             epochs = tables.read("epochs", ["epoch", *CURVES], [trial["trial"]])
             settings = json.loads(trial["settings"] or "{}")
+            parameters = tracked_settings(trial["scheme"], trial["seed"], settings)
             yield Tracked(
                 experiment=experiment,
                 name=name,
@@ -59,7 +60,7 @@ def ended(folders: Sequence[Path], skip: Callable[[str, str, bool], bool]) -> It
                 started=None if pd.isna(trial["started"]) else trial["started"],
                 finished=None if pd.isna(trial["finished"]) else trial["finished"],
                 tags={key: lines(trial[key]) for key in _TAGS if not pd.isna(trial[key]) and trial[key] != ""},
-                parameters={line(k): v for k, v in parameters(trial["scheme"], trial["seed"], settings).items()},
+                parameters={line(name): value for name, value in parameters.items()},
                 curves=[
                     (int(row["epoch"]), {key: float(row[key]) for key in CURVES if not pd.isna(row[key])})
                     for row in records(epochs)

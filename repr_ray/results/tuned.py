@@ -18,7 +18,7 @@ from repr_ray.results.decide import LEVEL
 from repr_ray.results.sequential import Array
 from repr_ray.results.store import UNFINISHED, Tables
 from repr_ray.results.tables.sheet import NONE, Column, Row, Sheet, Shown, number, text
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 TUNED_LEGEND = (
     "Every scheme was tried at as many points of its search space, in full-length trials with seeds of their own; the"
@@ -54,9 +54,9 @@ def tried(tables: Tables) -> pd.DataFrame:
     return found.assign(chosen=[row in used for row in found[[*CELL, "tuned"]].itertuples(index=False, name=None)])
 
 
-def accuracies(points_: pd.DataFrame) -> dict[tuple[str, ...], Array]:
+def accuracies(points: pd.DataFrame) -> dict[tuple[str, ...], Array]:
     """Validation accuracies of the points of each scheme whose tuning has ended, all at full length, by `CELL`."""
-    groups = {tuple(map(str, key)): group for key, group in points_.groupby(CELL, sort=False)}
+    groups = {tuple(map(str, key)): group for key, group in points.groupby(CELL, sort=False)}
     return {
         key: group["accuracy"].to_numpy(dtype=float)
         for key, group in groups.items()
@@ -101,9 +101,9 @@ def sensitivity(accuracies: Array) -> dict[str, float]:
     }
 
 
-def tuned_sheet(points_: pd.DataFrame) -> Sheet:
+def tuned_sheet(points: pd.DataFrame) -> Sheet:
     """The chosen settings of every scheme, and its sensitivity to them."""
-    rows = [_row(key, group) for key, group in points_.groupby(CELL, sort=False)]
+    rows = [_row(key, group) for key, group in points.groupby(CELL, sort=False)]
     stopped = any(row["stopped"] for row in rows)
     legend = [TUNED_LEGEND, *([STOPPED_LEGEND] if stopped else [])]
     return Sheet.of([*_COLUMNS, *([_STOPPED] if stopped else [])], rows, footnotes=legend if rows else [])
@@ -132,9 +132,9 @@ _COLUMNS: list[Shown] = [
     (Column("Scheme", number=False), text("name")),
     (Column("Points"), number("points", str)),
     (Column("Chosen", number=False), text("chosen")),
-    (Column("Val., %"), number("best", points)),
-    (Column("Median, %", 2), number("median", points)),
-    (Column("Worst, %", 3), number("worst", points)),
+    (Column("Val., %"), number("best", in_percent)),
+    (Column("Median, %", 2), number("median", in_percent)),
+    (Column("Worst, %", 3), number("worst", in_percent)),
     (Column("Near best", 1), number("near_best", "{:.0%}".format)),
     (Column("Diverged", 4), number("diverged", str)),
 ]

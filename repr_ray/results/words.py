@@ -9,7 +9,7 @@ import pandas as pd
 from repr_ray.results.decide import FEWEST, FEWEST_FOR_INTERVAL, LEVEL
 
 
-def points(fraction: float, signed: bool = False) -> str:
+def in_percent(fraction: float, signed: bool = False) -> str:
     """A fraction in percentage points with one decimal and a true minus sign.
 
     Of one that would be shown as 0.0, but is not zero, the first digit is shown: it may decide a verdict.
@@ -33,8 +33,8 @@ def sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Se
         return f"{unsure}: {'a single paired seed' if row['pairs'] else 'no paired seed'}."
     fallen = f" {row['collapsed']} of {row['n']} {scheme} trials collapsed." if row["collapsed"] else ""
     if row["pairs"] < FEWEST_FOR_INTERVAL:
-        return f"{unsure}: {' and '.join(points(value, True) for value in seeds)} points in two seeds.{fallen}"
-    difference = points(row["difference_mean"], True)
+        return f"{unsure}: {' and '.join(in_percent(value, True) for value in seeds)} points in two seeds.{fallen}"
+    difference = in_percent(row["difference_mean"], True)
     if not pd.isna(row["looked"]) and not row["looked"]:
         return f"{unsure}: {difference} points in {row['pairs']} seeds, the first look is still to come."
     found = f"{difference} points ({_evidence(row)}).{fallen}"
@@ -46,7 +46,7 @@ def sentence(row: dict[str, Any], baseline: str, block: Sequence[str], seeds: Se
     if verdict == "practically equal":
         margin = 100 * row["margin"]
         return f"{scheme} is practically equal to {baseline}{where}, within {margin:g} points: {found}"
-    size = points(abs(row["difference_mean"]))
+    size = in_percent(abs(row["difference_mean"]))
     return f"{scheme} is {size} points {verdict} than {baseline}{where} ({_evidence(row)}).{fallen}"
 
 
@@ -54,7 +54,7 @@ def _evidence(row: dict[str, Any]) -> str:
     """Interval, number of seeds and p values in words."""
     looks = not pd.isna(row["looked"])
     over, seen = (" over all looks", f"look at {row['looked']} seeds") if looks else ("", f"n={row['pairs']}")
-    low, high = points(row["difference_low"], True), points(row["difference_high"], True)
+    low, high = in_percent(row["difference_low"], True), in_percent(row["difference_high"], True)
     said = f"95% interval{over} {low} to {high}, {seen}, p={row['p']:.2g}"
     if row["p_holm"] > row["p"]:
         said += f", {row['p_holm']:.2g} after Holm's correction{'' if looks else ' over all comparisons'}"

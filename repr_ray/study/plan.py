@@ -118,7 +118,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Arm:
     """A scheme at one point of the grid, whose setting `experiment` has: its trials differ in the seed alone."""
 
     scheme: str
@@ -165,7 +165,7 @@ class Cell:
         return baseline
 
 
-def cells(experiment: Experiment) -> list[Cell]:
+def arms(experiment: Experiment) -> list[Arm]:
     """Every scheme at every point of the grid.
 
     Raises ConfigError for a grid field that does not exist, a value that does not fit, or too many trials.
@@ -212,7 +212,7 @@ def cells(experiment: Experiment) -> list[Cell]:
                 resolved = _resolve(raw, point | own_point) if point | own_point else experiment
                 if experiment.tuning:
                     _assert_tunable(resolved, experiment.tuning, f"{variant} {own_text}".strip())
-                found.append(Cell(scheme, label, variant, resolved))
+                found.append(Arm(scheme, label, variant, resolved))
     return found
 
 
@@ -255,9 +255,9 @@ def _named(key: str, values: Mapping[str, Mapping[str, Any]]) -> list[Level]:
 def plan(experiment: Experiment) -> list[Trial]:
     """Every trial of the comparison; seeds vary slowest, so that an unfinished study compares schemes.
 
-    Raises ConfigError as `cells` does, and for two schemes that are the same.
+    Raises ConfigError as `arms` does, and for two schemes that are the same.
     """
-    every = [cell.trials(experiment.every_seed) for cell in cells(experiment)]
+    every = [arm.trials(experiment.every_seed) for arm in arms(experiment)]
     return distinct([trial for of_seed in zip(*every, strict=True) for trial in of_seed])
 
 

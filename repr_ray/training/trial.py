@@ -16,7 +16,7 @@ from repr_ray import distributed
 from repr_ray.data.stream import StreamStopped
 from repr_ray.method.events import LayerEvent, describe, terms, warnings
 from repr_ray.plug_ins import in_one_line
-from repr_ray.records import SUMMARY, EpochLine, Result, parameters, without_layers
+from repr_ray.records import SUMMARY, EpochLine, Result, tracked_settings, without_layers
 from repr_ray.storage.folder import StorageError, opened
 from repr_ray.study.config import ConfigError
 from repr_ray.study.plan import WEIGHTS, Trial
@@ -135,7 +135,7 @@ class _Run:
             if self.setup.note:
                 self._note(self.setup.note)
             self._write_tables()
-            settings = parameters(trial.scheme, trial.seed, trial.record()["settings"])
+            settings = tracked_settings(trial.scheme, trial.seed, trial.record()["settings"])
             self.board = Board(folder.path, len(self.epochs), settings)
             folder.push()
 

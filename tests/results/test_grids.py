@@ -9,7 +9,7 @@ from studies import make_experiment, make_trial
 
 from repr_ray.results import store, tables
 from repr_ray.results.compare import Comparison, compare
-from repr_ray.results.grids import LEGEND, grid_sheets, studies
+from repr_ray.results.grids import LEGEND, grid_sheets, grids
 from repr_ray.results.plots.grid import ablations
 
 
@@ -80,7 +80,7 @@ def test_fields_around_the_schemes(tmp_path: Path) -> None:
         ["0.0", "70.0 (+0.0)", "62.0 (+2.0)", "54.0 (+4.0)"],
         ["0.001", *blocks["repr"][0][1:3], tables.NONE],
     ]
-    assert [study.scheme for study in studies(comparison)] == ["repr"]
+    assert [grid.scheme for grid in grids(comparison)] == ["repr"]
 
 
 def test_wide_grids_go_on_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_a_run_without_the_grid_beside_one_with_it(tmp_path: Path) -> None:
     grid = {f"repr prune_ratio={p}": [0.7, 0.71, 0.7] for p in (0.1, 0.2)}
     other = {f"repr s1={s}": [0.72, 0.7, 0.7] for s in (5, 10)}
     comparison = compared(make_experiment(tmp_path / "x", {"standard": [0.7] * 3, "repr": [0.7] * 3} | grid | other))
-    found = {tuple(study.levels): len(study.cells) for study in studies(comparison)}
+    found = {tuple(grid.levels): len(grid.points) for grid in grids(comparison)}
     assert found == {("prune_ratio",): 2, ("s1",): 2}
     assert len(list(ablations(comparison))) == 2
 

@@ -18,7 +18,7 @@ from studies import make_trial
 from repr_ray.report import report
 from repr_ray.results import claims, store, tables
 from repr_ray.results.compare import Comparison, compare
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 Make = Callable[..., Path]
 NAMES = [
@@ -188,7 +188,7 @@ def test_durations_and_points() -> None:
     assert tables.bounded(0.012, -0.004, 0.028) == "+1.2 [\N{MINUS SIGN}0.4, +2.8]"
     assert tables.bounded(0.004, 0.0003, 0.0077) == "+0.4 [+0.03, +0.8]"
     assert tables.bounded(0.0, -0.0, -1e-18) == "+0.0 [+0.0, +0.0]"
-    assert [points(x) for x in (-0.0, -0.0004, 0.00049, 0.0005, 0.9996)] == [
+    assert [in_percent(x) for x in (-0.0, -0.0004, 0.00049, 0.0005, 0.9996)] == [
         "0.0",
         "\N{MINUS SIGN}0.04",
         "0.05",

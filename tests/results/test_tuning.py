@@ -13,7 +13,7 @@ from studies import make_trial
 from repr_ray.report import report
 from repr_ray.results import store
 from repr_ray.results.compare import compare
-from repr_ray.results.grids import studies
+from repr_ray.results.grids import grids
 from repr_ray.results.tuned import sensitivity, tried, tuned_sheet, tuning_curve
 
 
@@ -70,7 +70,7 @@ def test_a_schemes_own_choice_does_not_part_it(tmp_path: Path) -> None:
             make_trial(folder, scheme="v1.5", tuned={"schemes.v1.5.prune_ratio": ratio}, **where)
     comparison = compare(store.gather([folder], tmp_path))
     assert comparison.table["scheme"].tolist() == ["standard", "v1.5"] * 2
-    assert {tuple(study.levels) for study in studies(comparison)} == {("data.label_noise",)}
+    assert {tuple(grid.levels) for grid in grids(comparison)} == {("data.label_noise",)}
 
 
 def test_other_choices_of_joined_experiments_are_told_apart(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from repr_ray.results.plots.style import (
     some,
 )
 from repr_ray.results.sequential import Array
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 _TOGETHER = len(COLOURS)  # schemes that share axes; more get a panel each
 _SUB = (Patch(color=SHADE), "sub-network (S2)")
@@ -42,11 +42,11 @@ def together(block: Block) -> Made:
     epochs, schemes = block.epochs, block.schemes
     if epochs.empty or len(schemes) > _TOGETHER:
         return None
-    looks = [
+    styles = [
         {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
         for colour, dashes, marker in zip(COLOURS, DASHES, MARKERS, strict=True)
     ]
-    legend = [(Line2D([], [], **look), scheme) for look, scheme in zip(looks, schemes, strict=False)]
+    legend = [(Line2D([], [], **style), scheme) for style, scheme in zip(styles, schemes, strict=False)]
     panels = Panels.make(
         4, 2, (4.5, 2.5), left=0.75, gap=(0.75, 0.5), x_label="Epoch", legend=[*legend, *_sub(epochs)]
     )
@@ -55,7 +55,7 @@ def together(block: Block) -> Made:
         shade(axis, epochs)
         curves = _by_scheme(epochs, measure)
         for place, scheme in enumerate(schemes):
-            _curve(axis, curves.get(scheme), looks[place], stagger=place / len(schemes))
+            _curve(axis, curves.get(scheme), styles[place], stagger=place / len(schemes))
         part, kind = measure.split("_")
         axis.set_title(f"{'Training' if part == 'train' else 'Test'} {kind}")
         _scale([axis], kind, epochs[measure].to_numpy(dtype=float))
@@ -71,19 +71,19 @@ def apart(kind: str) -> Maker:
         epochs, schemes, baseline = block.epochs, block.schemes, block.comparison.baseline
         if epochs.empty or len(schemes) <= _TOGETHER:
             return None
-        looks = {
+        styles = {
             "test": {"color": VERMILION, "linestyle": "-"},
             "training": {"color": BLUE, "linestyle": DASHES[1]},
             f"{baseline}, test": {"color": "black", "linestyle": DASHES[2], "linewidth": 1.1},
         }
-        legend: list[tuple[Any, str]] = [(Line2D([], [], **look), name) for name, look in looks.items()]
+        legend: list[tuple[Any, str]] = [(Line2D([], [], **style), name) for name, style in styles.items()]
         columns, size = arrange(len(schemes))
         legend += _sub(epochs)
         panels = Panels.make(len(schemes), columns, size, x_label="Epoch", y_label=_LABELS[kind], legend=legend)
         train, test = _by_scheme(epochs, f"train_{kind}"), _by_scheme(epochs, f"test_{kind}")
         for axis, scheme in zip(panels.axes, schemes, strict=True):
             shade(axis, epochs[epochs["scheme"] == scheme])
-            of_test, of_training, of_baseline = looks.values()
+            of_test, of_training, of_baseline = styles.values()
             _curve(axis, train.get(scheme), of_training)
             _curve(axis, test.get(scheme), of_test)
             if scheme != baseline:
@@ -106,7 +106,7 @@ def _sub(epochs: pd.DataFrame) -> list[tuple[Patch, str]]:
 
 def _in_words(block: Block) -> str:
     done = [row for row in records(block.table) if row["n"]]
-    figures = [f"{row['scheme']} {points(row['test_accuracy_mean'])}%" for row in done]
+    figures = [f"{row['scheme']} {in_percent(row['test_accuracy_mean'])}%" for row in done]
     return (
         f"Per epoch, on training and test images, of {len(block.schemes)} schemes. Mean test accuracy in the last"
         f" epoch: {some(figures) or 'none has finished'}."
@@ -120,20 +120,20 @@ def _by_scheme(epochs: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
 
 
 def _curve(
-    axis: Axes, rows: pd.DataFrame | None, look: dict[str, Any], seeds: bool = True, stagger: float = 0.0
+    axis: Axes, rows: pd.DataFrame | None, style: dict[str, Any], seeds: bool = True, stagger: float = 0.0
 ) -> None:
     """Mean and 95% interval over the trials of a scheme, and a thin line each."""
     if rows is None:
         return
     rows = rows.dropna(axis="columns", how="all")
-    x, values, colour = rows.columns.to_numpy(dtype=float), rows.to_numpy(dtype=float), look["color"]
+    x, values, colour = rows.columns.to_numpy(dtype=float), rows.to_numpy(dtype=float), style["color"]
     if seeds and len(values) > 1:
         lines = [np.column_stack([x, trial]) for trial in values]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.5, alpha=0.3))
         if len(values) >= FEWEST_FOR_INTERVAL:
             axis.fill_between(x, *_band(values), color=colour, alpha=0.18, linewidth=0)
     step = -(-len(x) // _MARKS)
-    axis.plot(x, np.nanmean(values, axis=0), markevery=(int(stagger * step), step), **look)
+    axis.plot(x, np.nanmean(values, axis=0), markevery=(int(stagger * step), step), **style)
 
 
 def _band(values: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from repr_ray.results.across import Across
 from repr_ray.results.compare import records
 from repr_ray.results.plots.grid import heat_map
 from repr_ray.results.plots.style import BLUE, Panels, inches, short, some
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 _MOST = 40  # columns of the map
 
@@ -22,7 +22,7 @@ def overview(found: Across) -> Iterator[tuple[str, Figure, str, str]]:
         said = some([f"{row['scheme']} {row['rank']:.2f}" for row in records(found.table)])
         alt = f"Mean rank over {len(found.accuracies)} data sets and networks, 1 is best: {said}."
         yield "critical-difference", _ranks(found), "Mean ranks with Nemenyi's critical difference", alt
-    means = some([f"{name} {points(value, True)}" for name, value in found.differences.mean().items()])
+    means = some([f"{name} {in_percent(value, True)}" for name, value in found.differences.mean().items()])
     alt = f"Difference to {found.baseline} in points on each data set and network; means: {means}."
     yield "differences-map", _map(found), f"Differences to {found.baseline} over data sets and networks", alt
 
@@ -51,7 +51,7 @@ def _map(found: Across) -> Figure:
         x_label=f"Difference to {found.baseline}, points",
     )
     [axis] = panels.axes
-    texts = [[points(value / 100, True) for value in row] for row in values]
+    texts = [[in_percent(value / 100, True) for value in row] for row in values]
     heat_map(axis, values, texts, (Normalize(-limit, limit), mpl.colormaps["PuOr"]))
     axis.set_xticks(range(len(columns)), columns, rotation=90)
     axis.set_yticks(range(len(names)), names)

@@ -7,7 +7,7 @@ from repr_ray.results.blocks import BLOCK
 from repr_ray.results.compare import records
 from repr_ray.results.plots.block import Block
 from repr_ray.results.plots.style import BLUE, GREY, VERMILION, Made, Panels, short, some
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 _VERDICTS = {  # colour, marker, and what fills it
     "better": (BLUE, ">", BLUE),
@@ -46,6 +46,6 @@ def differences(block: Block) -> Made:
             )
             axis.hlines(y, low, high, color=colour, linewidth=2)
             axis.plot(mean, y, marker, color=colour, markerfacecolor=face, markersize=6)
-    said = some([f"{row['scheme']} {points(row['difference_mean'], True)}" for row in rows])
+    said = some([f"{row['scheme']} {in_percent(row['difference_mean'], True)}" for row in rows])
     alt = f"Difference of last-epoch test accuracy to {base}, paired by seed, in points: {said}."
     return panels.figure, "Paired differences: every seed, mean, 95% interval", alt

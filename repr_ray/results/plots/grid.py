@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from repr_ray.results.compare import Comparison
-from repr_ray.results.grids import Study, sort_key, studies
+from repr_ray.results.grids import Grid, grids, sort_key
 from repr_ray.results.plots.style import BLUE, Panels, every, inches, plain, short
 from repr_ray.results.sequential import Array
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 _MAPS = 12  # heat maps in a picture
 _LINE = (6.0, 2.6)  # inches of a line's axes
@@ -25,22 +25,22 @@ _NUMBERS = 10  # ticks on them
 
 def ablations(comparison: Comparison) -> Iterator[tuple[Figure, str, str]]:
     """A figure, its title and its description for every scheme that was run over a grid."""
-    for study in studies(comparison):
-        paired = all(not pd.isna(row["difference_mean"]) for _, row in study.cells)
+    for grid in grids(comparison):
+        paired = all(not pd.isna(row["difference_mean"]) for _, row in grid.points)
         measure = "difference" if paired else "test_accuracy"
         what = f"difference to {comparison.baseline}, points" if paired else "test accuracy, %"
-        fields = list(study.levels)
-        title = f"{study.scheme} over {', '.join(fields)}: {study.dataset} · {study.model}"
-        best = max(study.cells, key=lambda cell: cell[1][f"{measure}_mean"])
+        fields = list(grid.levels)
+        title = f"{grid.scheme} over {', '.join(fields)}: {grid.dataset} · {grid.model}"
+        best = max(grid.points, key=lambda cell: cell[1][f"{measure}_mean"])
         at = ", ".join(f"{field} {best[0][field]}" for field in fields)
         signed = measure == "difference"
-        alt = f"{what} of {study.scheme}; the highest is {points(best[1][f'{measure}_mean'], signed)} at {at}."
+        alt = f"{what} of {grid.scheme}; the highest is {in_percent(best[1][f'{measure}_mean'], signed)} at {at}."
         draw_it = _line if len(fields) == 1 else _maps
-        yield draw_it(study, measure, what), title, alt[0].upper() + alt[1:]
+        yield draw_it(grid, measure, what), title, alt[0].upper() + alt[1:]
 
 
-def _line(study: Study, measure: str, what: str) -> Figure:
-    [field], levels = study.levels, study.levels
+def _line(grid: Grid, measure: str, what: str) -> Figure:
+    [field], levels = grid.levels, grid.levels
     numbers = all(sort_key(level)[0] == 0 for level in levels[field])
     # A logarithmic axis where they spread over more than a decade; equal steps where they are no positive numbers
     wide = numbers and sort_key(levels[field][-1])[1] > 12 * abs(sort_key(levels[field][0])[1])
@@ -51,7 +51,7 @@ def _line(study: Study, measure: str, what: str) -> Figure:
     longest = inches(names)
     upright = even and longest * len(names) > _LINE[0]
     ticks = 0.25 + longest if upright else 0.45 if even else 0.3
-    cells = sorted(study.cells, key=lambda cell: sort_key(cell[0][field]))
+    cells = sorted(grid.points, key=lambda cell: sort_key(cell[0][field]))
     x = [levels[field].index(point[field]) if even else sort_key(point[field])[1] for point, _ in cells]
     shown = _shown([row for _, row in cells], measure, what)
     panels = Panels.make(len(shown), 2, _LINE, left=0.9, ticks=ticks, gap=(0.9, 0.42), x_label=field)
@@ -81,16 +81,16 @@ def _shown(rows: list[dict[str, Any]], measure: str, what: str) -> dict[str, str
     return shown
 
 
-def _maps(study: Study, measure: str, what: str) -> Figure:
-    fields, levels = list(study.levels), study.levels
+def _maps(grid: Grid, measure: str, what: str) -> Figure:
+    fields, levels = list(grid.levels), grid.levels
     across, down, *rest = fields
     others = sorted(
-        {tuple(point[f] for f in rest) for point, _ in study.cells}, key=lambda t: [sort_key(v) for v in t]
+        {tuple(point[f] for f in rest) for point, _ in grid.points}, key=lambda t: [sort_key(v) for v in t]
     )[:_MAPS]
     size = (0.75 + 0.62 * len(levels[across]), 0.5 + 0.42 * len(levels[down]))
-    cells = {tuple(point[f] for f in fields): row for point, row in study.cells}
+    cells = {tuple(point[f] for f in fields): row for point, row in grid.points}
     shown = _shown(list(cells.values()), measure, what)
-    looks = {each: _colours(each, list(cells.values())) for each in shown}
+    scales = {each: _colours(each, list(cells.values())) for each in shown}
     panels = Panels.make(
         len(others) * len(shown),
         len(shown) * max(1, int(10 // (len(shown) * (size[0] + 1)))),
@@ -107,13 +107,13 @@ def _maps(study: Study, measure: str, what: str) -> Figure:
             if (row := cells.get((x, y, *other))) and not pd.isna(row[f"{measure}_mean"]):
                 image[i, j] = 100 * row[f"{measure}_mean"]
                 sure = "*" if row["verdict"] in ("better", "worse") and measure != "val_accuracy" else ""
-                texts[i][j] = points(row[f"{measure}_mean"], measure == "difference") + sure
-        heat_map(axis, image, texts, looks[measure])
+                texts[i][j] = in_percent(row[f"{measure}_mean"], measure == "difference") + sure
+        heat_map(axis, image, texts, scales[measure])
         axis.set_xticks(range(len(levels[across])), [short(x, 8) for x in levels[across]])
         axis.set_yticks(range(len(levels[down])), [short(y, 12) for y in levels[down]])
-        axis.set(xlabel=plain(study.name(across)), ylabel=plain(study.name(down)))
+        axis.set(xlabel=plain(grid.name(across)), ylabel=plain(grid.name(down)))
         which = "validation" if measure == "val_accuracy" else "test"
-        axis.set_title(plain(", ".join([which, *(f"{study.name(f)}={v}" for f, v in zip(rest, other, strict=True))])))
+        axis.set_title(plain(", ".join([which, *(f"{grid.name(f)}={v}" for f, v in zip(rest, other, strict=True))])))
     return panels.figure
 
 

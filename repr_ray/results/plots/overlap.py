@@ -20,19 +20,19 @@ def overlap(block: Block) -> Made:
     layers = [str(name) for name in rows["layer"].unique()]
     shown = [layers[k] for k in spaced(np.arange(len(layers)), _LAYERS)]
     colours = [mpl.colormaps["cividis"](x) for x in np.linspace(0, 0.7, len(shown))]
-    looks = dict(zip(shown, zip(colours, DASHES, strict=False), strict=True))
+    styles = dict(zip(shown, zip(colours, DASHES, strict=False), strict=True))
     schemes = block.drawn(rows)
     panels = Panels.make(
         len(schemes),
         *arrange(len(schemes)),
         x_label="Epoch",
         y_label="Mean |cos| between filters",
-        legend=[(Line2D([], [], color=c, ls=d, linewidth=1.3), layer) for layer, (c, d) in looks.items()],
+        legend=[(Line2D([], [], color=c, ls=d, linewidth=1.3), layer) for layer, (c, d) in styles.items()],
     )
     means = rows[rows["layer"].isin(shown)].groupby(["scheme", "layer", "epoch"], observed=True)["overlap"].mean()
     for axis, scheme in zip(panels.axes, schemes, strict=True):
         shade(axis, block.epochs[block.epochs["scheme"] == scheme])
-        for layer, (colour, dashes) in looks.items():
+        for layer, (colour, dashes) in styles.items():
             if (scheme, layer) in means.index:
                 line = means[scheme, layer]
                 axis.plot(line.index, line.to_numpy(), color=colour, linestyle=dashes, linewidth=1.3)

@@ -24,7 +24,7 @@ from repr_ray.results.tables.sheet import (
     rounded_time,
     text,
 )
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 _ACCURACIES = (
     " Val.: validation accuracy in the last epoch, to choose by. Test at best val. epoch: test accuracy in the epoch"
@@ -49,9 +49,9 @@ LEGEND_BY_LOOKS = (
 AVERAGE_LEGEND = "EMA: of the exponential moving average of the weights (train.ema), in the last epoch."
 
 CLAIMS_LEGEND = (
-    f"Reproduced: the whole 95% interval lies within {points(MARGIN)} point of the published value; not reproduced:"
-    " all of it lies farther away. Gain: over standard training, paired by seed. Best on test: selected on"
-    " the test set, as published. An approximate match differs as the note by its number says, and gets no verdict."
+    f"Reproduced: the whole 95% interval lies within {in_percent(MARGIN)} point of the published value; not"
+    " reproduced: all of it lies farther away. Gain: over standard training, paired by seed. Best on test: selected"
+    " on the test set, as published. An approximate match differs as its note says, and gets no verdict."
 )
 
 
@@ -77,7 +77,7 @@ def claims_sheet(claims: pd.DataFrame) -> Sheet:
     remarks = list(dict.fromkeys(filter(None, claims["remark"])))
 
     def claimed(row: Row) -> Entry:
-        return Entry(points(row["claimed"], row["quantity"] == "gain"), row["claimed"])
+        return Entry(in_percent(row["claimed"], row["quantity"] == "gain"), row["claimed"])
 
     def measured(row: Row) -> Entry:
         ends = row["measured"], row["measured_low"], row["measured_high"]
@@ -114,7 +114,7 @@ def difference(row: Row) -> Entry:
     if row["is_baseline"]:
         return Entry("baseline", mean)
     if "differences" in row and not pd.isna(row["pairs"]) and row["pairs"] < FEWEST_FOR_INTERVAL:
-        return Entry("; ".join(points(value, True) for value in row["differences"]()) or NONE, mean)
+        return Entry("; ".join(in_percent(value, True) for value in row["differences"]()) or NONE, mean)
     return Entry(bounded(mean, low, high), mean)
 
 
@@ -147,7 +147,7 @@ _COLUMNS: list[Shown] = [
     (Column("Val., %", 2), _accuracy("val_accuracy")),
     (Column("Test at best val. epoch, %", 5), _accuracy("best_val_test_accuracy")),
     *_OF_AVERAGE,
-    (Column("Gap", 4), number("generalisation_gap", points)),
+    (Column("Gap", 4), number("generalisation_gap", in_percent)),
     (Column("Wall time", 3), number("wall_seconds", rounded_time)),
     (Column("Images/s", 7), number("images_per_second", "{:,.0f}".format)),
     (Column("Best on test (selection on test set), %", 9), _accuracy("selected_on_test_accuracy")),

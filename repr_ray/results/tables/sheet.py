@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from repr_ray.results.blocks import BLOCK
-from repr_ray.results.words import points
+from repr_ray.results.words import in_percent
 
 Row = dict[str, Any]
 
@@ -79,15 +79,15 @@ def percent(mean: float, sd: float) -> str:
     """`72.1 ± 0.4`, both from fractions."""
     if pd.isna(mean):
         return NONE
-    return points(mean) + (f" ± {points(sd)}" if not pd.isna(sd) else "")
+    return in_percent(mean) + (f" ± {in_percent(sd)}" if not pd.isna(sd) else "")
 
 
 def bounded(mean: float, low: float, high: float, signed: bool = True) -> str:
     """`+1.2 [+0.4, +2.0]` in points, from fractions."""
     if pd.isna(mean):
         return NONE
-    said = points(mean, signed)
-    return said if pd.isna(low) else f"{said} [{points(low, signed)}, {points(high, signed)}]"
+    said = in_percent(mean, signed)
+    return said if pd.isna(low) else f"{said} [{in_percent(low, signed)}, {in_percent(high, signed)}]"
 
 
 def rounded_time(seconds: float) -> str:
