@@ -140,9 +140,9 @@ def refuse_other_data(folder: Path, trials: Iterable[Trial], digests: Mapping[Da
 
 def refuse_other_sources(folder: Path, trials: Iterable[Trial]) -> None:
     """Raise ConfigError if a trial in the folder was trained with another version of a plug-in or other weights."""
-    for found in (TrialFolder(folder, trial) for trial in trials if trial.sources):
+    for found in (TrialFolder(folder, trial) for trial in trials if trial.source_digests):
         known = found.stored.get("plug_ins") if found.done or found.begun else None
-        for name, digest in found.trial.sources.items():
+        for name, digest in found.trial.source_digests.items():
             if isinstance(known, dict) and known.get(name, digest) != digest:
                 what = f"{name}: the file" if name == WEIGHTS else f"plug-in {name}: its source"
                 raise ConfigError(

@@ -41,7 +41,8 @@ class Ranking(Settings):
     """images on which the score is measured; by default validation images for `oracle`, training images for others;
     never test images"""
     images: Annotated[int, Field(ge=1)] | None = None
-    """number of images on which the score is measured; by default a quarter of the training images, 10,000 at most"""
+    """number of images on which the score is measured; by default all validation images, or a quarter of the
+    training images; 10,000 at most"""
 
     @property
     def needs_data(self) -> bool:
@@ -100,7 +101,8 @@ class Reinit(Settings):
     scale: Literal["drawn", "clip", "clip_entrywise", "unit", "survivors"] = "clip"
     """size of new filters, except for directions `old` and `zero`: `drawn` keeps unit vectors (and the size of
     `default`), `clip` bounds weights by 1/sqrt(fan_in) within the null space, `clip_entrywise` bounds each weight
-    alone, `unit` scales to norm 1, `survivors` to the median norm of the survivors"""
+    alone, `unit` scales to norm 1, `survivors` to the median norm of the survivors,
+    the smaller of two in the middle"""
     gain: Annotated[float, Field(gt=0)] = 1.0
     """factor of new filters, except for directions `old` and `zero`"""
     next_layer: Literal["keep", "zero", "default"] = "keep"

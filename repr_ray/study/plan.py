@@ -89,7 +89,7 @@ class Trial:
         return digests(self._dumped())
 
     @property
-    def sources(self) -> dict[str, str]:
+    def source_digests(self) -> dict[str, str]:
         """The digests of `plug_ins`, and that of the file of weights that the network starts from."""
         file = getattr(self.model, "weights", None)
         return self.plug_ins | ({WEIGHTS: _digest_of(Path(file))} if file else {})
@@ -97,7 +97,7 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Plain values for config.yaml, without the name and the fingerprint."""
         teacher = self.teacher.name if self.teacher else ""
-        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.sources, "teacher": teacher}
+        given = {"stage": self.stage, "tuned": dict(self.tuned), "plug_ins": self.source_digests, "teacher": teacher}
         return {name: value for name, value in given.items() if value} | {
             "experiment": self.experiment,
             "dataset": self.data.name,

@@ -209,7 +209,7 @@ class _Run:
         self.folder.clear()
         stored = self.folder.stored
         announced, weights = stored.get("data_digest"), (stored.get("plug_ins") or {}).get(WEIGHTS)
-        if weights not in (None, self.trial.sources.get(WEIGHTS)):
+        if weights not in (None, self.trial.source_digests.get(WEIGHTS)):
             raise ConfigError(f"{WEIGHTS}: the file on this node is not that of the launch")
         for name, state in checkpoint.readable(self.folder.path, self._note):
             yield announced, name, state
@@ -324,7 +324,7 @@ class _Run:
             "checksum": distributed.checksum(setup.model),
             "data_digest": setup.data_digest,
             "data_notes": "; ".join(setup.data_notes),
-            "plug_ins": setup.trial.sources,
+            "plug_ins": setup.trial.source_digests,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(setup.device),
