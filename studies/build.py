@@ -123,7 +123,7 @@ class Study:
             lines += ["**What this does not show.**", "", *(f"- {limit}" for limit in about["limits"]), ""]
             command = f"python -m repr_ray.launch --config studies/{self.folder.name}/config.yaml"
             lines += [f"**Run.** {_provenance(gathered.trials)} What was run: `{command}`."]
-        return "\n".join(lines) + "\n"
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + "\n")
 
 
 def _is_shown(picture: Path) -> bool:
