@@ -35,6 +35,7 @@ _VERBS = {
     "drop": "dropped",
     "reinit": "brought back",
     "renew": "re-initialised",
+    "replace": "replaced",
     "shrink": "shrank and perturbed",
     "mask": "masked",
     "unmask": "unmasked",
@@ -50,7 +51,8 @@ def describe(events: list[LayerEvent], width: int | None = None) -> str:
     verb = _VERBS.get(event, event)
     total = sum(sum(e.dropped) for e in events)
     everything = sum(len(e.dropped) for e in events)
-    begin = f"cycle {events[0].cycle + 1}: {verb} {total} of {everything} filters"
+    cycle = "" if event == "replace" else f"cycle {events[0].cycle + 1}: "  # in single steps of an epoch
+    begin = f"{cycle}{verb} {total} of {everything} filters"
     relaxed, last = sum(e.relaxed for e in events), sum(e.last_resort for e in events)
     end = f"; {relaxed} by the relaxed rule" if relaxed else ""
     end += f"; {last} by the last resort" if last else ""

@@ -35,9 +35,9 @@ SCHEMES = {
     "later_layer_forgetting": Case("LaterLayerForgetting", {"every": 3}, ("renew",)),
     "rifle": Case("Rifle", {"every": 2}, ("renew",)),
     "continual_backprop": Case(
-        "ContinualBackprop", {"replacement_rate": 0.03, "maturity": 5, "decay": 0.9}, ("renew",)
+        "ContinualBackprop", {"replacement_rate": 0.03, "maturity": 5, "decay": 0.9}, ("replace",)
     ),
-    "redo": Case("ReDo", {"every": 6, "threshold": 0.6}, ("renew",)),
+    "redo": Case("ReDo", {"every": 6, "threshold": 0.6}, ("replace",)),
     "srip": Case("Scheme", {"loss": {"kind": "srip", "decay": [[2, 0.1], [5, 0.0]]}}),
     "label_smoothing": Case("Scheme", {"loss": {"kind": "label_smoothing"}}),
     "repr+orthogonality": Case(

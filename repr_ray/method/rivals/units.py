@@ -130,7 +130,7 @@ class UnitScheme(Scheme):
         kernels = [self._tensors[layer.kernel] for layer in self.layers]
         return [
             self.event(
-                "renew",
+                "replace",
                 layer.name,
                 kernel,
                 replaced[first:last],
