@@ -263,6 +263,23 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
     assert_same_end(trial, tmp_path, expected)
 
 
+def test_an_interrupted_epoch_counts_the_time_before_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = setup.set_up(tiny()[1], CPU)
+    start_epoch = made.scheme.start_epoch
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return start_epoch(*arguments)
+
+    monkeypatch.setattr(made.scheme, "start_epoch", slow)
+    part: Any = None
+    for _ in range(2):
+        with pytest.raises(Preempted) as left:
+            loop.run_epoch(made, 0, part=part, stop=lambda: True)
+        part = left.value.part
+    assert loop.run_epoch(made, 0, part=part)["seconds"] > 0.3
+
+
 def test_on_a_smaller_copy_in_s2(tmp_path: Path) -> None:
     """Equal to the masked run up to floating-point order, and bit for bit after a stop in S2."""
     trial = tiny(train={"compact_sub_network": True, "precision": "fp32"})[1]

@@ -30,7 +30,7 @@ Stop = Callable[[], bool]
 """Whether this process has to stop; called after every step, so it must not block."""
 
 PartialEpoch = dict[str, Any]
-"""An interrupted epoch: `steps` done, `seconds` spent, and each rank's running sums and random state."""
+"""An interrupted epoch: `steps` done, `seconds` of training and `seconds_before` it; sums and random state by rank."""
 
 
 Record = Callable[[int, list[LayerEvent]], None]
@@ -60,7 +60,9 @@ def run_epoch(
     ranking and re-initialisation. `part` resumes an interrupted epoch. Raises Preempted when a rank's `stop()` is
     true, Diverged, and RanksDiffer if the ranks no longer hold the same model.
     """
-    trial, started = setup.trial, perf_counter() - (part["seconds"] if part else 0)
+    trial, started = setup.trial, perf_counter()
+    if part:
+        started -= part["seconds"] + part.get("seconds_before", 0)
     torch.manual_seed(derive_seed(trial.seed, "epoch", epoch))
     if not part:
         with setup.taking_over():
@@ -68,7 +70,12 @@ def run_epoch(
         if record:
             record(epoch, events)
     training_started = perf_counter() - (part["seconds"] if part else 0)
-    loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
+    try:
+        loss, accuracy, rate = train_epoch(setup, epoch, part, stop)
+    except Preempted as left:
+        if left.part:
+            left.part["seconds_before"] = training_started - started
+        raise
     training_seconds = perf_counter() - training_started
     _assert_finite_loss(loss, "training", epoch)
     with setup.taking_over():
