@@ -30,7 +30,7 @@ Stop = Callable[[], bool]
 """Whether this process has to stop; called after every step, so it must not block."""
 
 PartialEpoch = dict[str, Any]
-"""An interrupted epoch: `steps` done, `seconds` of training and `seconds_before` it; sums and random state by rank."""
+"""An interrupted epoch: `steps` done, `seconds` of training and `seconds_before` it; sums, random state by rank."""
 
 
 Record = Callable[[int, list[LayerEvent]], None]
