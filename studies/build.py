@@ -171,7 +171,7 @@ def answer(comparison: Comparison) -> str:
 
 def _unfinished(comparison: Comparison) -> str:
     """How many trials of a study are still to be trained, as a sentence; empty if it is whole."""
-    return f" {comparison.unfinished} trials have not ended yet." if comparison.unfinished else ""
+    return f" Trials that have not ended yet: {comparison.unfinished}." if comparison.unfinished else ""
 
 
 def _difference(row: dict[str, Any]) -> str:
