@@ -170,5 +170,5 @@ def _scale(axes: Sequence[Axes], kind: str, values: Array) -> tuple[float, float
     axes[0].set_ylim(limits(low, high))
     if kind == "accuracy":
         for axis in axes:
-            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
     return limits(low, high)
