@@ -61,7 +61,7 @@ class Rounds:
         if self.pending or self.moved:
             every = plan(merged)
             self.digests = _load(self.console, {trial.data for trial in [*every, *self.trials]})
-            refuse_other_data(self.storage.path, every, self.digests)
+            refuse_other_data(self.storage.path, [*every, *self.trials], self.digests)
         refuse_other_sources(self.storage.path, self.trials)
 
     def runner(self, name: str, stack: ExitStack) -> Runner | None:
@@ -123,6 +123,8 @@ class Rounds:
         waiting = {trial.name for trial in self.pending} - {trial.name for trial in now}
         if waiting:
             say(self.console, _waiting_line(self.pending, waiting))
+        if missing := {trial.data for trial in now} - self.digests.keys():  # points that optuna has chosen
+            self.digests |= _load(self.console, missing)
         for trial in now:
             TrialFolder(self.storage.path, trial).announce(self.digests[trial.data])
         self.storage.push()

@@ -33,7 +33,7 @@ def describe(data: Data) -> str:
     if (known := SOURCES.get(data.kind)) and known.unseen:
         return _later(data, known.unseen)
     source, _ = source_of(data)
-    if (size := _bytes(source)) > LARGEST:
+    if data.kind == "folder" and (size := _bytes(source)) > LARGEST:
         return _later(data, f"{size / 1e9:,.0f} GB")
     with tempfile.TemporaryDirectory() as scratch:
         found = source.read(Path(scratch))

@@ -25,8 +25,11 @@ def save(folder: Path, epochs: int, steps: int, state: dict[str, Any], tried: bo
     With `tried`, raises ValueError if it could not be read again; see `content`.
     """
     name = f"checkpoint-{epochs:04}" + (f"-{steps:06}" if steps else "")
-    write_atomic(folder / f"{name}.pt", content(state, tried))
-    for path in newest_first(folder)[KEPT:]:
+    written = folder / f"{name}.pt"
+    write_atomic(written, content(state, tried))
+    every = newest_first(folder)
+    place = every.index(written)
+    for path in [*every[:place], *every[place + KEPT :]]:  # later ones were passed over
         path.unlink(missing_ok=True)
 
 

@@ -26,7 +26,10 @@ def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
     setup.optimizer.load_state_dict(state["optimizer"])
     if type(setup.optimizer) in _OURS:
         _assert_alike(state["optimizer"], setup.optimizer.state_dict(), "optimizer")
-        _assert_alike(fresh, state["optimizer"]["param_groups"], "optimizer.param_groups")
+        stored = state["optimizer"]["param_groups"]
+        for group in (*fresh, *stored):
+            group.pop("lr", None)  # set in every step; a tensor where a CUDA graph reads it
+        _assert_alike(fresh, stored, "optimizer.param_groups")
         _check_momenta(setup.optimizer)
     setup.scheme.load_state_dict(state["scheme"])
     after = setup.scheme.state_dict()
