@@ -90,7 +90,7 @@ def test_seeds_are_added_to_a_study_that_is_not_whole(tmp_path: Path, monkeypatc
     assert build.main(["study", str(tmp_path / "first")]) == 0
     page = (folder / "README.md").read_text()
     assert "2 of 4 trials done" in page and "| repr | 1 |" in page
-    assert "2 trials have not ended yet." in page and "2 trials have not ended yet." in build.index()
+    assert "Trials that have not ended yet: 2." in page and "Trials that have not ended yet: 2." in build.index()
     assert build.main(["study", str(folder / "tables"), str(tmp_path / "second")]) == 0
     page = (folder / "README.md").read_text()
     assert "6 of 6 trials done" in page and "| repr | 3 |" in page and "not ended" not in page + build.index()
