@@ -180,7 +180,7 @@ def data_lines(pending: Iterable[Trial]) -> dict[str, bool]:
 def time_lines(pending: Iterable[Trial], results: Path, arguments: Sequence[str]) -> list[str]:
     """GPU or CPU hours of the pending trials, one line per network, data set and size of images.
 
-    The speed is measured on finished trials of the same in any experiment beside `results`.
+    The speed is measured on finished trials of the same network and images in any experiment beside `results`.
     Without one, the line ends with a command, made from `arguments`, that measures it.
     """
     groups: dict[str, list[Trial]] = {}
@@ -246,7 +246,7 @@ def measured(trial: Trial, root: Path) -> Speed | None:
             gpu = result["hardware"]["gpu"]
             devices = result["workers"] * (result["gpus"] if gpu else result["threads"])
             speed = devices / result["images_per_second"]
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             continue  # of another version, or damaged: the report says so
         found["GPU" if gpu else "CPU"].append((speed, gpu or result["hardware"]["cpu"]))
     device = "GPU" if gpus != 0 and (found["GPU"] or gpus != "auto") else "CPU"

@@ -190,7 +190,7 @@ def _validation(folder: TrialFolder) -> dict[int, float]:
     known = {}
     with contextlib.suppress(FileNotFoundError):
         for line in read_tail(folder.path / "epochs.jsonl", 1 << 30).splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 known[row["epoch"] + 1] = row["val_accuracy"]
     return known

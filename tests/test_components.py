@@ -19,6 +19,7 @@ from repr_ray import estimate, plug_ins, report
 from repr_ray import launch as launch_module
 from repr_ray.components import Component
 from repr_ray.data.decoded import load as load_images
+from repr_ray.data.describe import describe
 from repr_ray.method.settings import RePrSettings
 from repr_ray.runners import local
 from repr_ray.study.config import ConfigError, Experiment
@@ -428,6 +429,13 @@ def test_a_source_that_gives_no_images_is_refused(write: Write, body: str, messa
         experiment(data={"name": "mine", "source": "own:g"})
     with pytest.raises(ConfigError, match="there is no module nowhere"):
         experiment(data={"name": "mine", "source": "nowhere:f"})
+
+
+def test_a_dry_run_takes_no_stamps_of_a_source_for_sizes(write: Write) -> None:
+    text = (ROOT / "examples" / "negatives.py").read_text()
+    write("stamped.py", text.replace("Source(read)", "Source(read, ['v2', 3])"))
+    [trial] = plan(experiment(data={"name": "mine", "source": "stamped:negatives"}))
+    assert "10 classes" in describe(trial.data)
 
 
 def test_a_source_that_changed_is_read_again(write: Write) -> None:

@@ -308,6 +308,16 @@ def test_other_images_are_refused_where_trials_have_trained(
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
 
 
+def test_other_images_are_refused_for_tuned_trials(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning = "tuning={space: {train.optimizer.learning_rate: {log_uniform: [0.001, 0.01]}}, budget: 2, seeds: [7]}"
+    assert start(tmp_path, folder, capsys, tuning)[0] == 0
+    other = moved(folder, tmp_path / "other", test=lambda path: write_parquet(path, pictures(10, 9)))
+    status, _, error = start(tmp_path, other, capsys, tuning, "seeds=[0, 1]")
+    assert status == 2 and "trained on other images (digest" in error
+
+
 def test_a_checkpoint_is_not_taken_on_with_other_images(folder: Path, tmp_path: Path) -> None:
     raw = TINY | CIFAR | {"data": {**CIFAR["data"], "source": str(folder)}, "train": {"epochs": 2, "batch_size": 32}}
     [trial] = plan(validate(raw, "x"))

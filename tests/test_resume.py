@@ -263,6 +263,21 @@ def test_told_to_stop_in_the_middle_of_an_epoch(undisturbed: tuple[Trial, Path],
     assert_same_end(trial, tmp_path, expected)
 
 
+def test_the_checkpoints_that_are_kept(tmp_path: Path) -> None:
+    """The newest two, and one that any number of ranks can use; none that was passed over."""
+    for epochs, steps, kept in (
+        (1, 0, {"0001"}),
+        (2, 0, {"0001", "0002"}),
+        (3, 0, {"0002", "0003"}),
+        (3, 100, {"0003", "0003-000100"}),
+        (3, 200, {"0003", "0003-000100", "0003-000200"}),
+        (4, 0, {"0003-000200", "0004"}),
+        (2, 0, {"0002"}),
+    ):
+        checkpoint.save(tmp_path, epochs, steps, {})
+        assert {path.stem.removeprefix("checkpoint-") for path in tmp_path.iterdir()} == kept
+
+
 def test_an_interrupted_epoch_counts_the_time_before_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
     made = setup.set_up(tiny()[1], CPU)
     start_epoch = made.scheme.start_epoch

@@ -297,6 +297,14 @@ def test_tuning_is_not_changed_once_there_are_results(tmp_path: Path, capsys: py
     assert "tuning.budget is 3 there and 4 here" in capsys.readouterr().err
 
 
+def test_optuna_may_choose_augmentation(tmp_path: Path) -> None:
+    """Points that come later have settings of their images that were not known when the launch began."""
+    tuning = TUNING | {"space": {"data.augment.mixup": {"uniform": [0.1, 1.0]}}, "schemes": {}}
+    tuning |= {"searcher": "optuna", "budget": 3, "together": 1}
+    schemes = {"standard": {"kind": "standard"}}
+    assert launched(write_config(tmp_path, tuning=tuning, train=SHORT, schemes=schemes)) == 0
+
+
 def test_the_report_shows_what_was_tried_and_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Chosen settings, the curve and its band; the trials that tried points are in no comparison."""
     from repr_ray.report import main

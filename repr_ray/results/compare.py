@@ -5,7 +5,7 @@ interval is Student's t over three differences or more (scipy.stats.ttest_1samp)
 (scipy.stats.permutation_test), corrected by Holm over all comparisons that are made together: every scheme of every
 data set, model and variant. A scheme is called better or worse only if the interval excludes 0 and the corrected p is
 at most 0.05. With six pairs or more, but too few for the corrected exact p to reach 0.05, the corrected p of the
-paired t-test is used instead, and the sentence says so.
+paired t-test is used instead, beside the exact p without a correction, and the sentence says so.
 """
 
 from collections.abc import Iterable, Sequence
@@ -231,6 +231,8 @@ def _describe(group: pd.DataFrame) -> dict[str, Any]:
 def _interval(name: str, values: Array) -> dict[str, float]:
     low, high = interval(values)
     mean = float(values.mean()) if len(values) else float("nan")
+    if low == high:  # the mean of equal values may be rounded beyond them
+        mean = low
     sd = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
     return {f"{name}_mean": mean, f"{name}_sd": sd, f"{name}_low": low, f"{name}_high": high}
 

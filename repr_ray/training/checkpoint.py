@@ -22,14 +22,17 @@ _NAME = re.compile(r"checkpoint-[0-9]{4,9}(-[0-9]{6,12})?\.pt")
 def save(folder: Path, epochs: int, steps: int, state: dict[str, Any], tried: bool = False) -> None:
     """Write `checkpoint-EPOCHS.pt`, or `checkpoint-EPOCHS-STEPS.pt` within an epoch; keep the newest two.
 
-    With `tried`, raises ValueError if it could not be read again; see `content`.
+    The newest one between epochs is kept as well: one within an epoch is of use to the same number of ranks only.
+    Later ones, which were passed over, are deleted. With `tried`, raises ValueError if it could not be read again;
+    see `content`.
     """
     name = f"checkpoint-{epochs:04}" + (f"-{steps:06}" if steps else "")
     written = folder / f"{name}.pt"
     write_atomic(written, content(state, tried))
     every = newest_first(folder)
-    place = every.index(written)
-    for path in [*every[:place], *every[place + KEPT :]]:  # later ones were passed over
+    usable = every[every.index(written) :]
+    kept = [*usable[:KEPT], *[path for path in usable if _place(path)[1] == 0][:1]]
+    for path in set(every) - set(kept):
         path.unlink(missing_ok=True)
 
 

@@ -27,9 +27,7 @@ def restore(state: dict[str, Any], setup: Setup, ranks: int) -> None:
     if type(setup.optimizer) in _OURS:
         _assert_alike(state["optimizer"], setup.optimizer.state_dict(), "optimizer")
         stored = state["optimizer"]["param_groups"]
-        for group in (*fresh, *stored):
-            group.pop("lr", None)  # set in every step; a tensor where a CUDA graph reads it
-        _assert_alike(fresh, stored, "optimizer.param_groups")
+        _assert_alike(_without_rate(fresh), _without_rate(stored), "optimizer.param_groups")
         _check_momenta(setup.optimizer)
     setup.scheme.load_state_dict(state["scheme"])
     after = setup.scheme.state_dict()
@@ -61,6 +59,11 @@ def _check_momenta(optimizer: Optimizer) -> None:
         for name, value in kept.items():
             if not isinstance(value, Tensor) or (value.dim() and value.shape != parameter.shape):
                 raise ValueError(f"optimizer.state: {name} does not have the shape of its parameter")
+
+
+def _without_rate(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups without the learning rate: each step sets it, as a tensor where a CUDA graph reads it."""
+    return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
 
 
 def _assert_alike(one: Any, other: Any, name: str) -> None:

@@ -251,6 +251,12 @@ def test_a_collapsed_trial_stays_in_the_mean(experiment: Make, tmp_path: Path) -
     assert "1 of 2 repr trials collapsed" in result.answer
 
 
+def test_the_mean_of_equal_accuracies_is_their_value(experiment: Make, tmp_path: Path) -> None:
+    """That of three times 0.1 in floating point is larger: error bars of a picture would be negative."""
+    found = compare(store.gather([experiment({"standard": [0.1] * 3})], tmp_path)).table.iloc[0]
+    assert [found[f"test_accuracy_{part}"] for part in ("mean", "low", "high")] == [0.1] * 3
+
+
 def test_equal_differences_need_enough_seeds_too(experiment: Make, tmp_path: Path) -> None:
     base = [0.70, 0.71, 0.72]
     row = comparison(tmp_path, experiment({"standard": base, "repr": [v + 0.01 for v in base]})).table.iloc[1]

@@ -60,8 +60,7 @@ def _line(grid: Grid, measure: str, what: str) -> Figure:
             np.array([100 * row[f"{name}_{part}"] for _, row in cells]) for part in ("mean", "low", "high")
         )
         joined = "-" if numbers else ""
-        ends = np.abs([mean - low, high - mean])  # of equal values the mean may be rounded beyond an end
-        axis.errorbar(x, mean, ends, color=BLUE, marker="o", capsize=3, linestyle=joined)
+        axis.errorbar(x, mean, [mean - low, high - mean], color=BLUE, marker="o", capsize=3, linestyle=joined)
         if name == "difference":
             axis.axhline(0, color="black", linewidth=0.9)
         if logarithmic:
