@@ -14,7 +14,7 @@ from repr_ray.progress import Progress, bar, say
 from repr_ray.storage.folder import Folder, light, redact
 from repr_ray.study.config import Experiment, Looks
 from repr_ray.study.data import Data
-from repr_ray.study.plan import Trial, distinct, plan
+from repr_ray.study.plan import Trial, plan
 from repr_ray.training.folder import TrialFolder
 
 Runner = Callable[..., None]
@@ -59,9 +59,9 @@ class Rounds:
         """
         self.merged = merged
         if self.pending or self.moved:
-            every = plan(merged)
-            self.digests = _load(self.console, {trial.data for trial in [*every, *self.trials]})
-            refuse_other_data(self.storage.path, distinct([*every, *self.trials]), self.digests)
+            every = {trial.name: trial for trial in [*plan(merged), *self.trials]}.values()
+            self.digests = _load(self.console, {trial.data for trial in every})
+            refuse_other_data(self.storage.path, every, self.digests)
         refuse_other_sources(self.storage.path, self.trials)
 
     def runner(self, name: str, stack: ExitStack) -> Runner | None:
